@@ -1,0 +1,117 @@
+"""Matrix sensing and completion: linear observations y_i = ⟨A_i, W*⟩ of a target matrix W*."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from common.cli import flag_error
+from common.files import load_dictionary
+
+
+@dataclass(frozen=True)
+class MatrixSensing:
+    """Sensing matrices (n, rows, cols), observations (n,) and target matrix (rows, cols)."""
+
+    sensing_matrices: Tensor
+    observations: Tensor
+    target_matrix: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return tuple(self.target_matrix.shape)
+
+    def first(self, num_samples: int) -> "MatrixSensing":
+        """The problem of the first `num_samples` observations."""
+        return MatrixSensing(self.sensing_matrices[:num_samples], self.observations[:num_samples], self.target_matrix)
+
+    @cached_property
+    def observed_entries(self) -> Tensor | None:
+        """Flat (row-major) indices (n,) of the observed entries, where this is matrix completion: every sensing
+        matrix a standard-basis matrix, no two alike. Otherwise None.
+        """
+        flat = self.sensing_matrices.flatten(1)
+        entries = flat.argmax(dim=1)
+        is_basis = (flat.count_nonzero(dim=1) == 1).all() and (flat.amax(dim=1) == 1).all()
+        if not is_basis or entries.unique().numel() < entries.numel():
+            return None
+        return entries
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """As it is kept in a file."""
+        return {"A": self.sensing_matrices, "y": self.observations, "target_matrix": self.target_matrix}
+
+
+def load_matrix_sensing(path: str, num_samples: int) -> MatrixSensing:
+    """The first `num_samples` observations of a dataset file. Raises UserError naming -dataset_path or -num_samples."""
+    content = load_dictionary(path, "dataset_path")
+
+    def invalid(problem: str):
+        return flag_error("dataset_path", path, f"{problem}; give a file made by dmf_data_generator.py")
+
+    for key in ("A", "y", "target_matrix"):
+        if not isinstance(content.get(key), Tensor) or not content[key].is_floating_point():
+            raise invalid(f"holds no tensor of floating-point numbers {key!r}")
+        if not content[key].isfinite().all():
+            raise invalid(f"{key!r} holds NaN or infinity")
+    matrices, observations, target = content["A"], content["y"], content["target_matrix"]
+    if target.dim() != 2 or 0 in target.shape:
+        raise invalid(f"'target_matrix' has shape {tuple(target.shape)} where (rows, cols) is wanted")
+    if observations.dim() != 1 or matrices.shape != (len(observations), *target.shape):
+        raise invalid(
+            f"'A' has shape {tuple(matrices.shape)}, 'y' {tuple(observations.shape)} and 'target_matrix' "
+            f"{tuple(target.shape)} where (n, rows, cols), (n,) and (rows, cols) are wanted"
+        )
+    if num_samples > len(observations):
+        raise flag_error(
+            "num_samples", num_samples, f"{path} has only {len(observations)} samples; give at most {len(observations)}"
+        )
+    return MatrixSensing(matrices, observations, target).first(num_samples)
+
+
+def sense(sensing_matrices: Tensor, target_matrix: Tensor) -> MatrixSensing:
+    """The problem of observing `target_matrix` (rows, cols) through `sensing_matrices` (n, rows, cols)."""
+    observations = sensing_matrices.flatten(1).double() @ target_matrix.flatten().double()
+    return MatrixSensing(sensing_matrices, observations.to(target_matrix.dtype), target_matrix)
+
+
+def random_target(rows: int, cols: int, rank: int, symmetric: bool, generator: torch.Generator) -> Tensor:
+    """U Vᵀ (V = U where `symmetric`) of the given rank with Gaussian factors, scaled to Frobenius norm `rows`."""
+    left = torch.randn(rows, rank, generator=generator, dtype=torch.float64)
+    right = left if symmetric else torch.randn(cols, rank, generator=generator, dtype=torch.float64)
+    target = left @ right.T
+    return (target * (rows / torch.linalg.norm(target))).float()
+
+
+def infinite_norm_target(rows: int, cols: int) -> Tensor:
+    """The paper's target (Razin & Cohen 2020): ones at (0,1), (1,0) and (i,i) for i ≥ 2, zeros elsewhere. From all
+    entries but (0,0), its norms can be driven to infinity.
+    """
+    target = torch.eye(rows, cols)
+    target[:2, :2] = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    return target
+
+
+def gaussian_sensing(num_samples: int, rows: int, cols: int, std: float, generator: torch.Generator) -> Tensor:
+    """`num_samples` matrices (n, rows, cols) of independent Gaussian entries with standard deviation `std`."""
+    return torch.randn(num_samples, rows, cols, generator=generator) * std
+
+
+def entry_sensing(entries: Tensor, rows: int, cols: int) -> Tensor:
+    """Standard-basis matrices (n, rows, cols) of the flat (row-major) `entries` (n,)."""
+    matrices = torch.zeros(len(entries), rows * cols)
+    matrices[torch.arange(len(entries)), entries] = 1
+    return matrices.view(-1, rows, cols)
+
+
+def random_entries(num_samples: int, rows: int, cols: int, generator: torch.Generator) -> Tensor:
+    """`num_samples` distinct flat entries, drawn uniformly."""
+    return torch.randperm(rows * cols, generator=generator)[:num_samples]
+
+
+def all_entries_but(unobserved: Sequence[tuple[int, int]], rows: int, cols: int) -> Tensor:
+    """The flat (row-major) entries, in order, without the `unobserved` (row, column) pairs."""
+    left_out = {row * cols + col for row, col in unobserved}
+    return torch.tensor([entry for entry in range(rows * cols) if entry not in left_out], dtype=torch.int64)

@@ -1,0 +1,206 @@
+"""Deep matrix factorization experiments: what is particular to them; the way they are run is in sweep.py."""
+
+import re
+from collections.abc import Callable
+from functools import lru_cache, partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.cli import Parameters, UserError, drawn_seed, exclusive, flag_error
+from common.datasets.matrix_sensing import MatrixSensing, load_matrix_sensing
+from common.experiments.checkpoint import Checkpoint, load_checkpoint
+from common.experiments.experiment import Experiment
+from common.files import save_json, save_tensors
+from common.metrics import matrix as matrix_metrics
+from common.models.deep_matrix_factorization import DeepMatrixFactorization, factor_shapes, initial_factors
+from common.training.engines import TorchEngine
+from common.training.history import History, Series
+from common.training.objectives import SensingObjective, entry_objective
+from common.training.optimizers import GradientDescent
+
+# The zero-loss rule: the loss was below the tolerance at more than this many validations in a row.
+MAX_ZERO_LOSS_VALIDATIONS = 10
+# What the console shows of an experiment that ended.
+HEADLINE = re.compile(r"sse_loss_div_2|e2e_effective_rank|fro_e2e_norm|e2e_\d+_\d+_value")
+
+_load = lru_cache(maxsize=64)(load_matrix_sensing)
+
+
+def prepare(parameters: Parameters) -> Experiment:
+    """Checks the parameters against each other and the files they name, and draws or loads the initial factors.
+
+    Raises UserError. Writes nothing.
+    """
+    values = dict(parameters.values)
+    exclusive(parameters, "enforce_pos_det", "enforce_neg_det")
+    dataset = _load(values["dataset_path"], values["num_samples"])
+    rows, cols = dataset.shape
+    for row, col in values["tracked_e2e_value_of"]:
+        if row >= rows or col >= cols:
+            raise flag_error(
+                "tracked_e2e_value_of",
+                [row, col],
+                f"the matrix is {rows}x{cols}; give a row below {rows}, a column below {cols}",
+            )
+    values["random_seed"] = drawn_seed(values["random_seed"])
+
+    if values["trainer_checkpoint"]:
+        checkpoint = _continued_checkpoint(parameters, dataset)
+        values["dtype"] = str(checkpoint.factors[0].dtype).removeprefix("torch.")
+        if "lr" not in parameters.given:
+            values["lr"] = checkpoint.optimizer["param_groups"][0]["lr"]
+        factors, progress = checkpoint.factors, checkpoint.progress(values["validate_every"])
+    else:
+        factors, progress = _initial_factors(values, dataset), {}
+
+    dtype = getattr(torch, values["dtype"])
+    tracked = [tuple(entry) for entry in values["tracked_e2e_value_of"]]
+    measure = partial(
+        _measure,
+        num_samples=values["num_samples"],
+        tracked=tracked,
+        with_singular_values=values["track_singular_values"],
+        dtype=dtype,
+    )
+    sensing = () if dataset.observed_entries is not None else (values["dataset_path"], values["num_samples"])
+    return Experiment(
+        parameters=values,
+        factors=factors,
+        dataset=dataset,
+        batch_key=(values["depth"], rows, cols, *sensing),
+        num_epochs=values["epochs"],
+        zero_loss_tol=values["stop_on_zero_loss_tol"],
+        measure=measure,
+        **progress,
+    )
+
+
+def _continued_checkpoint(parameters: Parameters, dataset: MatrixSensing) -> Checkpoint:
+    given_dtype = parameters["dtype"] if "dtype" in parameters.given else None
+    checkpoint = load_checkpoint(parameters["trainer_checkpoint"], DeepMatrixFactorization.factors_name, given_dtype)
+    depth, (rows, cols) = len(checkpoint.factors), dataset.shape
+    if depth != parameters["depth"]:
+        raise checkpoint.error(f"has depth {depth}, not {parameters['depth']}; give -depth {depth}")
+    shapes = [tuple(factor.shape) for factor in checkpoint.factors]
+    if shapes != factor_shapes(rows, cols, depth):
+        raise checkpoint.error(
+            f"has factors of shapes {shapes}, which do not fit the dataset's {rows}x{cols}; give its own -dataset_path"
+        )
+    try:
+        (group,) = checkpoint.optimizer["param_groups"]
+        if float(group["lr"]) <= 0 or group.get("momentum") or "beta" in group or checkpoint.optimizer["state"]:
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise checkpoint.error("was not written by plain gradient descent; give one that was") from None
+    return checkpoint
+
+
+def _initial_factors(values: dict, dataset: MatrixSensing) -> list[Tensor]:
+    det_sign = values["enforce_pos_det"] - values["enforce_neg_det"]
+    det_flag = "enforce_pos_det" if det_sign > 0 else "enforce_neg_det"
+    rows, cols = dataset.shape
+    alpha = values["init_alpha"]
+    if det_sign and rows != cols:
+        raise flag_error(det_flag, True, f"the product is {rows}x{cols}; only square ones have a determinant")
+    if alpha < 0 and values["weight_init_type"] == "normal":
+        raise flag_error("init_alpha", alpha, "is a standard deviation; must be at least 0 with normal initialization")
+    try:
+        return initial_factors(
+            dataset.shape,
+            values["depth"],
+            values["weight_init_type"],
+            alpha,
+            values["use_balanced_init"],
+            torch.Generator().manual_seed(values["random_seed"]),
+            getattr(torch, values["dtype"]),
+            det_sign,
+        )
+    except ValueError:
+        raise UserError(
+            f"-{det_flag}: cannot be reached from -weight_init_type {values['weight_init_type']} "
+            f"-init_alpha {alpha:g}; leave it out or change the initialization"
+        ) from None
+
+
+def stack(experiments: list[Experiment], device: torch.device) -> TorchEngine:
+    """The engine of a batch of experiments with equal `batch_key`."""
+    dtype = experiments[0].factors[0].dtype
+    model = DeepMatrixFactorization(
+        [torch.stack(factors).to(device) for factors in zip(*(each.factors for each in experiments), strict=True)]
+    )
+    datasets = [each.dataset for each in experiments]
+    entries = [dataset.observed_entries for dataset in datasets]
+    if entries[0] is None:
+        observations = torch.stack([dataset.observations for dataset in datasets])
+        matrices = datasets[0].sensing_matrices
+        objective = SensingObjective(matrices.to(device, dtype), observations.to(device, dtype))
+    else:
+        targets = torch.zeros(len(datasets), *datasets[0].shape, dtype=dtype)
+        for target, dataset, observed in zip(targets.flatten(1), datasets, entries, strict=True):
+            target[observed] = dataset.observations.to(dtype)
+        objective = entry_objective(entries, targets, weight=1).to(device)
+    optimizer = GradientDescent([each.parameters["lr"] for each in experiments], model)
+    return TorchEngine(model, objective, optimizer)
+
+
+def multiplications_per_step(experiment: Experiment) -> int:
+    """How many multiplications a gradient step takes, about."""
+    rows, cols = experiment.dataset.shape
+    products = 3 * experiment.parameters["depth"] * rows * cols * min(rows, cols)
+    dense = experiment.dataset.observed_entries is None
+    return products + dense * 2 * rows * cols * experiment.parameters["num_samples"]
+
+
+def _measure(
+    losses: Tensor,
+    products: Tensor,
+    num_samples: int,
+    tracked: list[tuple[int, int]],
+    with_singular_values: bool,
+    dtype: torch.dtype,
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Train and validation metrics (n,), of `dtype`, of losses (n,) and product matrices (n, rows, cols)."""
+    products = products.double()
+    singular_values = matrix_metrics.singular_values(products)
+    train = {"mse_loss": 2 * losses.double() / num_samples, "sse_loss_div_2": losses}
+    validation = {
+        "fro_e2e_norm": matrix_metrics.frobenius_norm(singular_values),
+        "nuc_e2e_norm": matrix_metrics.nuclear_norm(singular_values),
+        "e2e_effective_rank": matrix_metrics.effective_rank(singular_values),
+        "e2e_rank": matrix_metrics.rank(singular_values, tuple(products.shape[1:]), dtype),
+    }
+    for row, col in tracked:
+        validation[f"e2e_{row}_{col}_value"] = products[:, row, col]
+    if with_singular_values:
+        for index in range(singular_values.shape[1]):
+            validation[f"singular_value_{index}"] = singular_values[:, index]
+
+    def as_arrays(metrics: dict[str, Tensor]) -> dict[str, np.ndarray]:
+        return {name: values.to(dtype, copy=True).numpy() for name, values in metrics.items()}
+
+    return as_arrays(train), as_arrays(validation)
+
+
+def pictures(history: History) -> dict[str, dict[str, Series]]:
+    """What is drawn: file name without ending → name of each line → its values."""
+    lines = {f"train_{name}": series for name, series in history.train.items()}
+    lines |= {f"validation_{name}": series for name, series in history.validation.items()}
+
+    def those(condition: Callable[[str], bool]) -> dict[str, Series]:
+        return {name: series for name, series in lines.items() if condition(name)}
+
+    single = ("mse_loss", "sse_loss_div_2", "fro_e2e_norm", "nuc_e2e_norm", "e2e_effective_rank", "e2e_rank")
+    found = {metric: those(lambda name, metric=metric: name.endswith(f"_{metric}")) for metric in single}
+    found["e2e_matrix_values"] = those(lambda name: name.startswith("validation_e2e_") and name.endswith("_value"))
+    found["e2e_singular_values"] = those(lambda name: name.startswith("validation_singular_value_"))
+    return {file: drawn for file, drawn in found.items() if drawn}
+
+
+def write_results(experiment: Experiment, product: Tensor) -> None:
+    """Writes what -save_results asks for, at the end: the product matrix (rows, cols) and the last metrics."""
+    if experiment.parameters["save_results"]:
+        save_tensors(product, experiment.folder.path / "final_e2e_matrix.pt")
+        results = {**experiment.history.last_values(), "fit_epochs": experiment.epoch + 1}
+        save_json(results, experiment.folder.path / "final_metrics_values.json")

@@ -1,0 +1,33 @@
+"""An experiment: its parameters, what is fitted, where it starts, how it is trained, and its folder."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from common.experiments.folder import ExperimentFolder
+from common.training.lockstep import Run
+
+
+@dataclass(kw_only=True, eq=False)
+class Experiment(Run):
+    """One experiment, checked and ready to be trained.
+
+    Attributes
+    ----------
+    parameters : value of every flag, as recorded in run_params.json.
+    factors : the factors it starts from, on the CPU, in the run's precision.
+    dataset : what is fitted.
+    batch_key : experiments can be stacked where these agree (and the parameters that sweep.py looks at).
+    number : its place in the sweep, from 1.
+    folder : its folder, from when its training begins.
+    saved_at : the epoch of the last output of each kind along the way.
+    """
+
+    parameters: dict[str, Any]
+    factors: list[Tensor]
+    dataset: Any
+    batch_key: tuple
+    number: int = 1
+    folder: ExperimentFolder | None = None
+    saved_at: dict[str, int] = field(default_factory=dict)

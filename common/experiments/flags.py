@@ -1,0 +1,98 @@
+"""Flags that the experiment runners for matrices and tensors share, and how a list of experiments is checked."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from common.cli import (
+    Flag,
+    Parameters,
+    UserError,
+    check_parameters,
+    choice,
+    existing_file,
+    integer,
+    name_part,
+    optional,
+    real,
+    seed_flag,
+    writable_dir,
+)
+
+
+def runner_flags(
+    experiment_name: str,
+    dataset_path: str,
+    num_samples: int,
+    output_dir: str,
+    epochs: int,
+    stop_on_zero_loss_tol: float,
+    validate_every: int,
+    lr: float,
+) -> list[Flag]:
+    """The shared flags, with the given defaults."""
+    return [
+        Flag("experiment_name", experiment_name, "first part of the name of the experiment's folder", name_part),
+        Flag("dataset_path", dataset_path, "dataset file", existing_file, metavar="FILE"),
+        Flag("num_samples", num_samples, "observe the first N samples of the dataset", integer(1)),
+        seed_flag(),
+        Flag("output_dir", output_dir, "where the experiment's folder is made", writable_dir, metavar="DIR"),
+        Flag("file_log", False, "log to a file in the experiment's folder instead of the console", switch=True),
+        Flag("store_checkpoints", False, "keep the newest checkpoint", switch=True),
+        Flag("plot_metrics", False, "draw the metrics into the experiment's folder", switch=True),
+        Flag("disable_gpu", False, "do not use a GPU", switch=True),
+        Flag("gpu_id", 0, "which GPU to use, where there are several", integer(0)),
+        Flag(
+            "dtype",
+            "float32",
+            "floating-point type: float32 or float64; a checkpoint's where one is continued",
+            choice("float32", "float64"),
+            metavar="TYPE",
+        ),
+        Flag("epochs", epochs, "gradient steps to take at most", integer(1, 2**62)),
+        Flag(
+            "stop_on_zero_loss_tol",
+            stop_on_zero_loss_tol,
+            "stop once the loss was below this at several validations in a row",
+            real(0),
+        ),
+        Flag("validate_every", validate_every, "epochs between validations", integer(1, 2**62)),
+        Flag("save_every_num_val", 5, "validations between checkpoints and metric plots", integer(1, 2**62)),
+        Flag("lr", lr, "learning rate; a checkpoint's where one is continued", real(0, above=True)),
+        Flag(
+            "trainer_checkpoint",
+            "",
+            "continue from this checkpoint for -epochs more epochs",
+            optional(existing_file),
+            metavar="FILE",
+        ),
+    ]
+
+
+def overrides(flags: Iterable[Flag]) -> list[Flag]:
+    """The same flags for a script with a list of experiments: where one is given, it holds for all of them."""
+    return [
+        Flag(**{**vars(flag), "default": None, "help": f"{flag.help}; for every experiment of the list"})
+        for flag in flags
+    ]
+
+
+def listed_experiments(
+    flags: Sequence[Flag], experiments: Sequence[Mapping[str, Any]], given: Parameters, repetitions: int = 1
+) -> list[Parameters]:
+    """The checked parameters of every experiment in a list of dictionaries, overridden by what was `given` on the
+    command line. Repetition k of an experiment with a fixed seed N has the seed N + k.
+
+    Raises UserError that says which experiment it is about.
+    """
+    overriding = {flag.name: given[flag.name] for flag in flags if flag.name in given.given}
+    checked = []
+    for number, experiment in enumerate(experiments, start=1):
+        try:
+            parameters = check_parameters(flags, {**experiment, **overriding})
+        except UserError as error:
+            raise UserError(f"experiment {number} of the list: {error}") from None
+        for repetition in range(repetitions):
+            seed = parameters["random_seed"]
+            seed += repetition if seed >= 0 else 0
+            checked.append(Parameters({**parameters.values, "random_seed": seed}, parameters.given))
+    return checked

@@ -1,0 +1,265 @@
+"""Runs a list of experiments: stacks those that agree, trains each batch in lockstep, and keeps their folders.
+
+The `problem` is the module with what is particular to the kind of experiment, common/experiments/dmf.py for example:
+`prepare`, `stack`, `multiplications_per_step`, `pictures`, `write_results`, `MAX_ZERO_LOSS_VALIDATIONS`, `HEADLINE`.
+"""
+
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import ModuleType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from common.cli import Interrupted, Parameters, UserError, flag_error
+from common.experiments.checkpoint import checkpoint_state
+from common.experiments.experiment import Experiment
+from common.experiments.folder import ExperimentFolder, provenance
+from common.files import utc_time
+from common.training.lockstep import DIVERGED, EPOCHS, INTERRUPTED, STALLED, ZERO_LOSS, LockstepTrainer
+
+# Multiplications in one step of a batch from which on a GPU is faster: launching a step's dozen kernels takes it as
+# long as two CPU cores take for about this many.
+_GPU_PAYS_FROM = 10**7
+
+_REASONS = {
+    ZERO_LOSS: "zero loss",
+    DIVERGED: "diverged",
+    STALLED: "stalled: a step changes no parameter any more",
+    EPOCHS: "all epochs done",
+    INTERRUPTED: "interrupted",
+}
+
+
+def run_sweep(problem: ModuleType, experiments: Sequence[Parameters]) -> None:
+    """Trains every experiment and writes its folder.
+
+    Raises UserError before anything is written, and Interrupted after everything was saved, where a signal came.
+    """
+    start_time = utc_time()
+    prepared: list[Experiment] = []
+    for number, parameters in enumerate(experiments, start=1):
+        try:
+            prepared.append(problem.prepare(parameters))
+        except UserError as error:
+            raise error if len(experiments) == 1 else UserError(f"experiment {number} of the list: {error}") from None
+        prepared[-1].number = number
+    grouped: dict[tuple, list[Experiment]] = {}
+    for experiment in prepared:
+        grouped.setdefault(_batch_key(experiment), []).append(experiment)
+    devices = [_device(problem, batch) for batch in grouped.values()]
+
+    print(f"{len(prepared)} experiment{'s' if len(prepared) != 1 else ''}", flush=True)
+    sweep = {"start_time": start_time, "experiments": len(prepared)}
+    with _signals_noted() as stop:
+        for batch, device in zip(grouped.values(), devices, strict=True):
+            _Batch(problem, batch, device, sweep).train(stop)
+            if stop.is_set():
+                raise Interrupted
+
+
+def _batch_key(experiment: Experiment) -> tuple:
+    parameters = experiment.parameters
+    same = ("dtype", "validate_every", "disable_gpu", "gpu_id")
+    return (*experiment.batch_key, experiment.epoch, *(parameters[name] for name in same))
+
+
+def _device(problem: ModuleType, experiments: Sequence[Experiment]) -> torch.device:
+    """A GPU where there is one, it may be used, and the batch's steps are large enough for it to pay."""
+    parameters = experiments[0].parameters
+    if parameters["disable_gpu"] or not torch.cuda.is_available():
+        return torch.device("cpu")
+    if parameters["gpu_id"] >= torch.cuda.device_count():
+        remedy = f"there are {torch.cuda.device_count()} GPUs, counted from 0; give one of them or -disable_gpu"
+        raise flag_error("gpu_id", parameters["gpu_id"], remedy)
+    pays = sum(map(problem.multiplications_per_step, experiments)) >= _GPU_PAYS_FROM
+    return torch.device("cuda", parameters["gpu_id"]) if pays else torch.device("cpu")
+
+
+@contextmanager
+def _signals_noted() -> Iterator[threading.Event]:
+    """Notes the first SIGINT or SIGTERM in the event, so that what is running can be saved; the second one kills."""
+    stop = threading.Event()
+    previous = {}
+
+    def note(number: int, _frame: Any) -> None:
+        stop.set()
+        signal.signal(number, previous[number])
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, note)
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Budget:
+    """Bounds what outputs along the way cost to a share of the time since the start."""
+
+    def __init__(self, share: float = 0.05):
+        self._share, self._start, self._spent = share, time.monotonic(), 0.0
+        self._last_cost = 0.0
+
+    def affords(self, least: float) -> bool:
+        """Whether another output may be written, if it costs as much as the last one and at least `least` seconds."""
+        return self._spent + max(self._last_cost, least) <= self._share * (time.monotonic() - self._start)
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        begin = time.monotonic()
+        yield
+        self._last_cost = time.monotonic() - begin
+        self._spent += self._last_cost
+
+
+class _Batch:
+    """A batch of experiments in training, with their folders. `sweep` says which sweep it is part of."""
+
+    def __init__(
+        self, problem: ModuleType, experiments: Sequence[Experiment], device: torch.device, sweep: dict[str, Any]
+    ):
+        self._problem, self._device, self._sweep = problem, device, sweep
+        parameters = experiments[0].parameters
+        self._validate_every = parameters["validate_every"]
+        self._trainer = LockstepTrainer(
+            problem.stack(experiments, device), experiments, self._validate_every, problem.MAX_ZERO_LOSS_VALIDATIONS
+        )
+        # The console has room for the progress of one experiment.
+        self._log_to_console = sweep["experiments"] == 1 and not parameters["file_log"]
+        self._checkpoint_budget, self._picture_budget, self._log_budget = _Budget(0.03), _Budget(0.04), _Budget(0.01)
+        self._start = time.monotonic()
+        self._next_report = 1.0
+
+    def train(self, stop: threading.Event) -> None:
+        """Trains until every experiment has ended, or `stop` is set."""
+        trainer = self._trainer
+        total = max(experiment.num_epochs for experiment in trainer.running)
+        done = trainer.epoch
+        try:
+            for experiment in trainer.running:
+                self._begin(experiment)
+            with tqdm(total=total, unit="epoch", unit_scale=True, disable=None) as bar:
+                while trainer.running:
+                    ended = trainer.interrupt() if stop.is_set() else trainer.advance()
+                    for position, experiment in ended:
+                        self._finish(position, experiment)
+                    trainer.drop_ended()
+                    self._save_along_the_way()
+                    self._report_along_the_way()
+                    if trainer.epoch - done >= total / 1000 or not trainer.running:
+                        bar.set_postfix(running=len(trainer.running), refresh=False)
+                        bar.update(trainer.epoch - done)
+                        done = trainer.epoch
+        except BaseException as error:
+            for experiment in trainer.running:
+                self._fail(experiment, error)
+            raise
+
+    def _begin(self, experiment: Experiment) -> None:
+        sweep = {**self._sweep, "experiment": experiment.number}
+        about = provenance(self._device, self._trainer.engine.name, sweep)
+        experiment.folder = ExperimentFolder(experiment.parameters, about)
+        experiment.folder.write_parameters(finished=False, stop_reason=None, last_epoch=experiment.epoch)
+        for name, value in experiment.parameters.items():
+            self._log(experiment, f"{name}: {value}")
+        num_parameters = sum(factor.numel() for factor in experiment.factors)
+        self._log(experiment, f"model parameters: {num_parameters}, device: {self._device}")
+
+    def _finish(self, position: int, experiment: Experiment) -> None:
+        """Writes everything there is of an experiment that ended, at a position of the trainer's batch."""
+        if experiment.parameters["store_checkpoints"]:
+            self._save_checkpoint(position, experiment)
+        if experiment.parameters["plot_metrics"]:
+            self._draw(position, experiment)
+        output = self._trainer.engine.model.forward()[position]
+        self._problem.write_results(experiment, output.detach().cpu().clone())
+        interrupted = experiment.stop_reason == INTERRUPTED
+        experiment.folder.write_parameters(not interrupted, experiment.stop_reason, experiment.epoch)
+
+        last_values = experiment.history.last_values()
+        end = f"{_REASONS[experiment.stop_reason]}, epoch {experiment.epoch:,}"
+        seconds = time.monotonic() - self._start
+        if experiment.parameters["file_log"]:
+            experiment.folder.log(f"{end}, after {seconds:.1f} s: {_numbers(last_values)}")
+        headline = {name: last_values[name] for name in last_values if self._problem.HEADLINE.fullmatch(name)}
+        place = f"{experiment.number}/{self._sweep['experiments']} {experiment.folder.path}"
+        tqdm.write(f"{place}: {end}: {_numbers(headline)}", file=sys.stdout)
+        sys.stdout.flush()
+
+    def _fail(self, experiment: Experiment, error: BaseException) -> None:
+        """Records a failure in the folder of an experiment that was running, as far as that still works."""
+        if experiment.folder is None:
+            return
+        with suppress(OSError):
+            experiment.folder.write_parameters(False, "failed", experiment.epoch)
+            if experiment.parameters["file_log"]:
+                experiment.folder.log("failed: " + "".join(traceback.format_exception(error)))
+
+    def _save_along_the_way(self) -> None:
+        """Where it is time for checkpoints and pictures: of as many experiments as the budgets allow, first of those
+        that have waited longest.
+        """
+        validations, rest = divmod(self._trainer.epoch + 1, self._validate_every)
+        if rest:
+            return
+        for name, budget, least, save in (
+            ("store_checkpoints", self._checkpoint_budget, 0.01, self._save_checkpoint),
+            ("plot_metrics", self._picture_budget, 0.5, self._draw),
+        ):
+            if not budget.affords(least):
+                continue
+            due = [
+                (position, experiment)
+                for position, experiment in enumerate(self._trainer.running)
+                if experiment.parameters[name] and validations % experiment.parameters["save_every_num_val"] == 0
+            ]
+            for position, experiment in sorted(due, key=lambda each: each[1].saved_at.get(name, -1)):
+                with budget.spending():
+                    save(position, experiment)
+                experiment.saved_at[name] = self._trainer.epoch
+                if not budget.affords(least):
+                    break
+
+    def _save_checkpoint(self, position: int, experiment: Experiment) -> None:
+        experiment.folder.write_checkpoint(checkpoint_state(self._trainer, position))
+
+    def _draw(self, position: int, experiment: Experiment) -> None:
+        # Matplotlib is imported by the first to draw.
+        from common.plotting.metrics import draw_metrics
+
+        self._trainer.sync(position)
+        draw_metrics(self._problem.pictures(experiment.history), experiment.folder.plots)
+
+    def _report_along_the_way(self) -> None:
+        """Logs the metrics at a human pace: ever more rarely, as the run gets longer."""
+        elapsed = time.monotonic() - self._start
+        if elapsed < self._next_report or not self._log_budget.affords(1e-3):
+            return
+        self._next_report = elapsed + max(1.0, elapsed / 10)
+        with self._log_budget.spending():
+            for position, experiment in enumerate(self._trainer.running):
+                if experiment.parameters["file_log"] or self._log_to_console:
+                    self._trainer.sync(position)
+                    if experiment.history.train:
+                        self._log(
+                            experiment, f"epoch {experiment.epoch:,}: {_numbers(experiment.history.last_values())}"
+                        )
+
+    def _log(self, experiment: Experiment, line: str) -> None:
+        if experiment.parameters["file_log"]:
+            experiment.folder.log(line)
+        elif self._log_to_console:
+            tqdm.write(line, file=sys.stdout)
+
+
+def _numbers(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())

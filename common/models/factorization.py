@@ -1,0 +1,93 @@
+"""What the models share: a batch of experiments' parameters, stacked in one flat buffer.
+
+A matrix product gives an experiment the same bits whatever runs beside it. On the CPU that takes care: BLAS may
+choose another summation order for another batch size, or for a matrix that starts at another byte offset.
+"""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+# Below this many multiplications torch.bmm uses its own triple loop on the CPU, which treats every matrix of a batch
+# alike (aten/src/ATen/native/LinearAlgebra.cpp, `contraction_size * res_rows * res_cols < 400`).
+_OWN_LOOP_BELOW = 400
+_ALIGNMENT = 64
+
+
+def batched_matmul(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """Products (B, m, n) of `left` (B, m, k) and `right` (B, k, n), into `out`."""
+    if left.is_cuda or left.shape[1] * left.shape[2] * right.shape[2] < _OWN_LOOP_BELOW:
+        return torch.bmm(left, right, out=out)
+    for one_left, one_right, one_out in zip(left.unbind(), right.unbind(), out.unbind(), strict=True):
+        torch.mm(one_left, one_right, out=one_out)
+    return out
+
+
+def batch_of_zeros(batch_size: int, shapes: Sequence[Sequence[int]], like: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """One flat buffer of zeros, with the dtype and device of `like`, and its `batch_views`."""
+    buffer = torch.zeros(batch_size * sum(_strides(shapes, like)), dtype=like.dtype, device=like.device)
+    return buffer, batch_views(buffer, batch_size, shapes)
+
+
+def batch_views(buffer: Tensor, batch_size: int, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """Views (batch_size, *shape) of a buffer made by `batch_of_zeros`, one for each of `shapes`."""
+    strides = _strides(shapes, buffer)
+    blocks = buffer.split([batch_size * stride for stride in strides])
+    return [
+        block.view(batch_size, stride)[:, : prod(shape)].unflatten(1, tuple(shape))
+        for block, stride, shape in zip(blocks, strides, shapes, strict=True)
+    ]
+
+
+def _strides(shapes: Sequence[Sequence[int]], like: Tensor) -> list[int]:
+    """Numbers from one item to the next. On the CPU every item starts at a multiple of 64 bytes (see above), unless
+    the matrices are so small that no product of them, m·k·n ≤ (largest numel)^1.5 multiplications, goes through BLAS.
+    """
+    numels = [prod(shape) for shape in shapes]
+    if like.is_cuda or max(numels) ** 1.5 < _OWN_LOOP_BELOW:
+        return numels
+    unit = _ALIGNMENT // like.element_size()
+    return [-(-numel // unit) * unit for numel in numels]
+
+
+class BatchedFactorization(nn.Module):
+    """A batch of factorizations, one for each experiment, whose factors are views (B, *shape) of one flat buffer.
+
+    Attributes: `factors`, the views; `values`, the buffer; `gradients`, a buffer like it, and `factor_gradients`, its
+    views. A subclass names its parameters (`factors_name`) and computes `forward()` and `backpropagate()`.
+    """
+
+    factors_name: str
+
+    def __init__(self, factors: Sequence[Tensor]):
+        super().__init__()
+        self.shapes = [factor.shape[1:] for factor in factors]
+        self.batch_size = factors[0].shape[0]
+        self.values, views = batch_of_zeros(self.batch_size, self.shapes, like=factors[0])
+        self.gradients, self.factor_gradients = batch_of_zeros(self.batch_size, self.shapes, like=factors[0])
+        for view, factor in zip(views, factors, strict=True):
+            view.copy_(factor)
+        self.factors = nn.ParameterList(nn.Parameter(view, requires_grad=False) for view in views)
+        # nn.ParameterList looks each one up by name; the training loop indexes a plain list.
+        self.views = views
+
+    def forward(self) -> Tensor:
+        """The end-to-end matrices or tensors (B, *shape), in a buffer that the next call overwrites."""
+        raise NotImplementedError
+
+    def backpropagate(self, output_gradient: Tensor) -> None:
+        """Fills `gradients` from the loss's gradient with respect to the last `forward()`, of the same shape."""
+        raise NotImplementedError
+
+    def select(self, kept: Tensor) -> "BatchedFactorization":
+        """A new batch of the experiments at the positions `kept`."""
+        return type(self)([view[kept] for view in self.views])
+
+    def experiment_state(self, position: int) -> dict[str, Tensor]:
+        """Name → parameter of one experiment, detached, on the CPU."""
+        return {
+            f"{self.factors_name}.{index}": view[position].detach().cpu().clone()
+            for index, view in enumerate(self.views)
+        }

@@ -1,0 +1,39 @@
+"""Showing and saving the figures that the plotters draw."""
+
+from pathlib import Path
+
+import matplotlib
+from matplotlib import pyplot as plt
+from matplotlib.backends import BackendFilter, backend_registry
+from matplotlib.figure import Figure
+
+from common.cli import UserError
+
+MARKERS = "ov^Ds1^h"
+
+
+def has_screen() -> bool:
+    """Whether pyplot can open windows here."""
+    # Asking for the backend makes matplotlib choose: the first that works, which without a screen is Agg.
+    backend = matplotlib.get_backend().lower()
+    return backend in {name.lower() for name in backend_registry.list_builtin(BackendFilter.INTERACTIVE)}
+
+
+def require_screen_or_file(save_plot_to: str) -> None:
+    """Raises UserError where there is nowhere to put a figure."""
+    if not save_plot_to and not has_screen():
+        raise UserError(
+            "-save_plot_to: is needed, for there is no screen to show the figure on; give a .png, .pdf or .svg file"
+        )
+
+
+def save_and_show(figure: Figure, save_plot_to: str) -> None:
+    """Saves the figure, 250 dpi and tight, where a path is given, and opens a window where there is a screen."""
+    if save_plot_to:
+        path = Path(save_plot_to)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=250, bbox_inches="tight")
+        print(f"saved {path}")
+    if has_screen():
+        plt.show()
+    plt.close(figure)
