@@ -12,7 +12,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ class Flag:
             if self.num_values is None:
                 return self.check(value)
             if self.repeatable:
-                return [self._checked_list(each) for each in _as_list(value)]
+                return [replace(self, repeatable=False).checked(each) for each in _as_list(value)]
             return self._checked_list(value)
         except ValueError as error:
             raise flag_error(self.name, value, str(error)) from None

@@ -154,15 +154,15 @@ def multiplications_per_step(experiment: Experiment) -> int:
 
 
 def _measure(
-    losses: Tensor,
-    products: Tensor,
+    losses: np.ndarray,
+    products: np.ndarray,
     num_samples: int,
     tracked: list[tuple[int, int]],
     with_singular_values: bool,
     dtype: torch.dtype,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Train and validation metrics (n,), of `dtype`, of losses (n,) and product matrices (n, rows, cols)."""
-    products = products.double()
+    losses, products = torch.from_numpy(losses), torch.from_numpy(products).double()
     singular_values = matrix_metrics.singular_values(products)
     train = {"mse_loss": 2 * losses.double() / num_samples, "sse_loss_div_2": losses}
     validation = {

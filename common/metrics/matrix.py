@@ -14,8 +14,10 @@ def singular_values(matrices: Tensor) -> Tensor:
 
 
 def frobenius_norm(singular_values: Tensor) -> Tensor:
-    """‖W‖_F = (Σ σ_i²)^½ (...) from `singular_values` (..., k)."""
-    return torch.linalg.vector_norm(singular_values, dim=-1)
+    """‖W‖_F = (Σ σ_i²)^½ (...) from `singular_values` (..., k), descending; no square of theirs overflows."""
+    largest = singular_values[..., :1]
+    shares = singular_values / largest.where(largest != 0, torch.ones_like(largest))
+    return largest[..., 0] * torch.linalg.vector_norm(shares, dim=-1)
 
 
 def nuclear_norm(singular_values: Tensor) -> Tensor:

@@ -17,30 +17,41 @@ class DeepMatrixFactorization(BatchedFactorization):
 
     def __init__(self, factors: Sequence[Tensor]):
         super().__init__(factors)
-        rows, depth = factors[0].shape[1], len(factors)
+        like, rows = factors[0], factors[0].shape[1]
         shapes = [(rows, factor.shape[2]) for factor in factors]
-        _, products = batch_of_zeros(self.batch_size, shapes, like=factors[0])
+        _, products = batch_of_zeros(self.batch_size, shapes, like)
+        self._output = products[-1]
         # W_1 ⋯ W_l for l = 1 … L, the first of them W_1 itself.
-        self._products = [self.views[0], *products[1:]]
-        # G (W_{l+1} ⋯ W_L)ᵀ for l = L-1 … 1, the last of them the gradient of W_1 itself.
-        _, self._back = batch_of_zeros(self.batch_size, [(rows, cols) for _, cols in shapes], like=factors[0])
-        self._back[0] = self.factor_gradients[0]
-        self._products_t = [product.mT for product in self._products]
-        self._factors_t = [view.mT for view in self.views]
-        self.depth = depth
+        products[0] = self.views[0]
+        # G (W_{l+1} ⋯ W_L)ᵀ for l = 1 … L-1, the first of them the gradient of W_1 itself.
+        _, back = batch_of_zeros(self.batch_size, shapes, like)
+        back[0] = self.factor_gradients[0]
+
+        self._forward_products = []
+        self._backward_products = []
+        for layer in range(1, len(factors)):
+            width, cols = factors[layer].shape[1:]
+            left, factor, gradient = products[layer - 1], self.views[layer], self.factor_gradients[layer]
+            forward = (batched_matmul(rows, width, cols, like), left, factor, products[layer])
+            of_factor = (batched_matmul(width, rows, cols, like), left.mT, gradient)
+            further_back = (batched_matmul(rows, cols, width, like), factor.mT, back[layer - 1])
+            self._forward_products.append(forward)
+            self._backward_products.insert(0, (*of_factor, *further_back))
 
     def forward(self) -> Tensor:
-        for layer in range(1, self.depth):
-            batched_matmul(self._products[layer - 1], self.views[layer], out=self._products[layer])
-        return self._products[-1]
+        for matmul, left, factor, out in self._forward_products:
+            matmul(left, factor, out=out)
+        if not self._forward_products:
+            self._output.copy_(self.views[0])
+        return self._output
 
     def backpropagate(self, output_gradient: Tensor) -> None:
         """∂ℓ/∂W_l = (W_1 ⋯ W_{l-1})ᵀ G (W_{l+1} ⋯ W_L)ᵀ for G = ∂ℓ/∂W."""
         back = output_gradient
-        for layer in range(self.depth - 1, 0, -1):
-            batched_matmul(self._products_t[layer - 1], back, out=self.factor_gradients[layer])
-            back = batched_matmul(back, self._factors_t[layer], out=self._back[layer - 1])
-        if self.depth == 1:
+        for matmul, left_t, gradient, matmul_back, factor_t, out in self._backward_products:
+            matmul(left_t, back, out=gradient)
+            back = matmul_back(back, factor_t, out=out)
+        if not self._backward_products:
             self.factor_gradients[0].copy_(output_gradient)
 
 

@@ -4,7 +4,7 @@ A matrix product gives an experiment the same bits whatever runs beside it. On t
 choose another summation order for another batch size, or for a matrix that starts at another byte offset.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
@@ -16,10 +16,14 @@ _OWN_LOOP_BELOW = 400
 _ALIGNMENT = 64
 
 
-def batched_matmul(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-    """Products (B, m, n) of `left` (B, m, k) and `right` (B, k, n), into `out`."""
-    if left.is_cuda or left.shape[1] * left.shape[2] * right.shape[2] < _OWN_LOOP_BELOW:
-        return torch.bmm(left, right, out=out)
+def batched_matmul(m: int, k: int, n: int, like: Tensor) -> Callable[..., Tensor]:
+    """The function, called as `f(left, right, out=out)`, that multiplies `left` (B, m, k) and `right` (B, k, n) into
+    `out` (B, m, n) on the device of `like`. It is chosen once, for looking at shapes takes as long as a small product.
+    """
+    return torch.bmm if like.is_cuda or m * k * n < _OWN_LOOP_BELOW else _matmul_one_by_one
+
+
+def _matmul_one_by_one(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
     for one_left, one_right, one_out in zip(left.unbind(), right.unbind(), out.unbind(), strict=True):
         torch.mm(one_left, one_right, out=one_out)
     return out

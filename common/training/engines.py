@@ -16,7 +16,7 @@ class TorchEngine:
     def __init__(self, model: BatchedFactorization, objective: Objective, optimizer: GradientDescent):
         self.model, self.objective, self.optimizer = model, objective, optimizer
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def advance(self, num_steps: int) -> Tensor:
         """Takes `num_steps` ≥ 1 steps; the losses (B,) of the last one, of its prediction before it moved."""
         model, objective, optimizer = self.model, self.objective, self.optimizer

@@ -49,7 +49,7 @@ class Run:
 
     num_epochs: int
     zero_loss_tol: float
-    measure: Callable[[Tensor, Tensor], tuple[Metrics, Metrics]]
+    measure: Callable[[np.ndarray, np.ndarray], tuple[Metrics, Metrics]]
     history: History = field(default_factory=History)
     epoch: int = -1
     zero_loss_validations: int = 0
@@ -76,12 +76,12 @@ class LockstepTrainer:
         # A stretch that begins between validations is not a whole interval: what moved in its first part counts.
         self._moved = np.array([run.moved_since_validation for run in runs])
 
-        outputs = engine.model.forward()
-        self._last_values, self._last_outputs = engine.model.values.clone(), outputs.clone()
-        rows = max(1, min(_BUFFER_ROWS, _BUFFER_BYTES // (outputs.numel() * outputs.element_size())))
+        outputs = _on_host(engine.model.forward())
+        self._last_values, self._last_outputs = engine.model.values.clone(), outputs.copy()
+        rows = max(1, min(_BUFFER_ROWS, _BUFFER_BYTES // outputs.nbytes))
         self._epoch_rows = np.zeros(rows, dtype=np.int64)
-        self._loss_rows = outputs.new_zeros(rows, outputs.shape[0])
-        self._output_rows = outputs.new_zeros(rows, *outputs.shape)
+        self._loss_rows = np.zeros((rows, len(runs)), outputs.dtype)
+        self._output_rows = np.zeros((rows, *outputs.shape), outputs.dtype)
         self._num_rows = 0
         self._num_measured = np.zeros(len(runs), dtype=np.int64)
 
@@ -93,8 +93,8 @@ class LockstepTrainer:
         done = self.epoch + 1
         target = min((done // self._validate_every + 1) * self._validate_every, int(self._last_epochs.min()) + 1)
         is_validation = target % self._validate_every == 0
-        losses = self.engine.advance(target - done)
-        outputs = self.engine.model.forward()
+        losses = _on_host(self.engine.advance(target - done))
+        outputs = _on_host(self.engine.model.forward())
         self.epoch = target - 1
 
         at_end = self._last_epochs == self.epoch
@@ -104,7 +104,7 @@ class LockstepTrainer:
         if is_validation:
             stalled = ~self._moved & self.engine.optimizer.stops_where_nothing_moves
             self._moved[:] = False
-            self._zero_losses = (self._zero_losses + 1) * (losses.cpu().numpy() < self._tolerances)
+            self._zero_losses = (self._zero_losses + 1) * (losses < self._tolerances)
         else:
             stalled = np.zeros_like(at_end)
         zero_loss = is_validation & (self._zero_losses > self._max_zero_loss_validations)
@@ -147,9 +147,7 @@ class LockstepTrainer:
         run.zero_loss_validations = int(self._zero_losses[position])
         rows = slice(self._num_measured[position], self._num_rows)
         if rows.start < rows.stop:
-            train, validation = run.measure(
-                self._loss_rows[rows, position].cpu(), self._output_rows[rows, position].cpu()
-            )
+            train, validation = run.measure(self._loss_rows[rows, position], self._output_rows[rows, position])
             run.history.extend(self._epoch_rows[rows].copy(), train, validation)
             self._num_measured[position] = self._num_rows
         return run
@@ -157,22 +155,22 @@ class LockstepTrainer:
     def _synced(self, positions: Sequence[int]) -> list[tuple[int, Run]]:
         return [(int(position), self.sync(position)) for position in positions]
 
-    def _moved_in_stretch(self, outputs: Tensor) -> np.ndarray:
+    def _moved_in_stretch(self, outputs: np.ndarray) -> np.ndarray:
         """Whether any parameter changed since the last call (B,). Where the output changed, one did; only where it
         did not are the parameters compared.
         """
-        moved = (outputs != self._last_outputs).flatten(1).any(1).cpu().numpy()
-        self._last_outputs.copy_(outputs)
+        moved = (outputs != self._last_outputs).reshape(len(outputs), -1).any(axis=1)
+        self._last_outputs[:] = outputs
         model = self.engine.model
         if not moved.all():
             for now, then in zip(
                 model.views, batch_views(self._last_values, model.batch_size, model.shapes), strict=True
             ):
-                moved |= (now != then).flatten(1).any(1).cpu().numpy()
+                moved |= _on_host((now != then).flatten(1).any(1))
         self._last_values.copy_(model.values)
         return moved
 
-    def _record(self, losses: Tensor, outputs: Tensor, observed: np.ndarray) -> None:
+    def _record(self, losses: np.ndarray, outputs: np.ndarray, observed: np.ndarray) -> None:
         """Appends a row to the buffer. Where only some of the runs are observed, the others must have been measured
         before, and skip the row.
         """
@@ -187,6 +185,14 @@ class LockstepTrainer:
         self._num_measured[skipping] = self._num_rows
 
 
-def _all_finite(losses: Tensor, outputs: Tensor) -> np.ndarray:
-    """Whether the loss, twice the loss (a sum of squares) and the output are finite, for each experiment (B,)."""
-    return ((2 * losses).isfinite() & outputs.isfinite().flatten(1).all(1)).cpu().numpy()
+def _on_host(values: Tensor) -> np.ndarray:
+    """An array of the values; a view of them where they are on the CPU."""
+    return values.cpu().numpy()
+
+
+def _all_finite(losses: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """Whether all metrics of each experiment are finite (B,): none is larger than twice the loss (the sum of squares)
+    or the sum of the output's absolute values, which no norm of it exceeds.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.isfinite(2 * losses + np.abs(outputs).reshape(len(outputs), -1).sum(axis=1))

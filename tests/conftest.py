@@ -1,0 +1,63 @@
+"""Helpers that many tests share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from common.cli import check_parameters
+from common.experiments import dmf
+from common.training.lockstep import LockstepTrainer
+from dmf_experiment_runner import FLAGS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+settings.register_profile("project", deadline=None, derandomize=True, max_examples=25)
+settings.load_profile("project")
+
+
+def prepared(**parameters):
+    """A dmf experiment, with the flags' defaults where `parameters` says nothing."""
+    parameters = {"dataset_path": str(ROOT / "data/dmf/completion_2x2_w_1_1_0.pt"), "random_seed": 0, **parameters}
+    return dmf.prepare(check_parameters(FLAGS, parameters))
+
+
+def trainer_of(experiments):
+    """A trainer of dmf experiments with equal batch keys."""
+    engine = dmf.stack(experiments, torch.device("cpu"))
+    validate_every = experiments[0].parameters["validate_every"]
+    return LockstepTrainer(engine, experiments, validate_every, dmf.MAX_ZERO_LOSS_VALIDATIONS)
+
+
+def train(experiments):
+    """Trains dmf experiments side by side, all to their end. Their factors, a list for each experiment."""
+    trainer = trainer_of(experiments)
+    factors = {}
+    while trainer.running:
+        for position, experiment in trainer.advance():
+            factors[id(experiment)] = list(trainer.engine.model.experiment_state(position).values())
+        trainer.drop_ended()
+    return [factors[id(experiment)] for experiment in experiments]
+
+
+@pytest.fixture
+def run_script(tmp_path):
+    """Runs a script of the project as a user does, in an empty folder and without a screen."""
+
+    def run(script, *arguments, cwd=tmp_path):
+        environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+        environment |= {"PYTHONPATH": str(ROOT), "MPLBACKEND": "", "COLUMNS": "100"}
+        command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+        return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """The path of the paper's dataset."""
+    return ROOT / "data/dmf/completion_2x2_w_1_1_0.pt"

@@ -1,0 +1,114 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from common.cli import UserError, check_parameters
+from common.experiments import dmf
+from common.experiments.flags import listed_experiments
+from common.experiments.folder import ExperimentFolder
+from common.experiments.sweep import run_sweep
+from dmf_experiment_runner import FLAGS
+from tests.conftest import ROOT
+
+BASE = {
+    "dataset_path": str(ROOT / "data/dmf/completion_2x2_w_1_1_0.pt"),
+    "random_seed": 0,
+    "epochs": 100,
+    "save_results": True,
+}
+
+
+def sweep(tmp_path, *experiments):
+    """Runs the experiments; the run_params.json of each, in their order, and their folders."""
+    run_sweep(dmf, [check_parameters(FLAGS, {**BASE, "output_dir": str(tmp_path), **each}) for each in experiments])
+    recorded = {}
+    for folder in tmp_path.iterdir():
+        parameters = json.loads((folder / "run_params.json").read_text())
+        recorded[parameters["provenance"]["sweep"]["experiment"]] = (parameters, folder)
+    return [recorded[number + 1] for number in range(len(experiments))]
+
+
+def test_experiments_of_different_depth_and_precision_run_in_one_sweep(tmp_path):
+    different = [{"depth": 2}, {"depth": 3}, {"depth": 2, "lr": 1e-2}, {"dtype": "float64"}, {"validate_every": 30}]
+    for (parameters, folder), given in zip(sweep(tmp_path, *different), different, strict=True):
+        assert all(parameters[name] == value for name, value in given.items())
+        assert parameters["status"] == {"finished": True, "stop_reason": "epochs", "last_epoch": 99}
+        product = torch.load(folder / "final_e2e_matrix.pt", weights_only=True)
+        results = json.loads((folder / "final_metrics_values.json").read_text())
+        assert np.isclose(results["fro_e2e_norm"], product.norm().item())
+        assert results["fit_epochs"] == 100
+        assert str(product.dtype) == "torch." + parameters["dtype"]
+
+
+def test_experiments_that_start_at_once_have_folders_of_their_own(tmp_path):
+    parameters = {"output_dir": str(tmp_path), "experiment_name": "same"}
+    paths = [ExperimentFolder(parameters, {}).path for _ in range(5)]
+    assert len(set(paths)) == 5
+    assert all(path.is_dir() for path in paths)
+
+
+def test_a_seed_is_drawn_and_recorded_and_repeats_the_run(tmp_path):
+    ((first, folder),) = sweep(tmp_path / "a", {"random_seed": -1})
+    assert first["random_seed"] >= 0
+    ((_, again),) = sweep(tmp_path / "b", {"random_seed": first["random_seed"]})
+    ((second, _),) = sweep(tmp_path / "c", {"random_seed": -1})
+    assert second["random_seed"] != first["random_seed"]
+    matrices = [torch.load(path / "final_e2e_matrix.pt", weights_only=True) for path in (folder, again)]
+    assert torch.equal(*matrices)
+
+
+def test_json_has_null_for_what_is_not_finite(tmp_path):
+    ((parameters, folder),) = sweep(tmp_path, {"lr": 100.0, "init_alpha": 1.0})
+    assert parameters["status"]["stop_reason"] == "diverged"
+    text = (folder / "final_metrics_values.json").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert json.loads(text)["mse_loss"] is None
+
+
+def test_a_failure_keeps_what_was_written_and_is_recorded(tmp_path, monkeypatch):
+    def failing(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(dmf, "write_results", failing)
+    with pytest.raises(OSError, match="no space left"):
+        sweep(tmp_path, {"file_log": True}, {})
+    folders = sorted(tmp_path.iterdir())
+    assert len(folders) == 2
+    for folder in folders:
+        assert json.loads((folder / "run_params.json").read_text())["status"]["stop_reason"] == "failed"
+
+
+def test_general_sensing_recovers_a_low_rank_target(tmp_path):
+    """Depth 3 from small initialization, on Gaussian sensing matrices, fewer than the target has entries."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(12, 2, generator=generator) @ torch.randn(2, 12, generator=generator)
+    matrices = torch.randn(110, 12, 12, generator=generator)
+    observations = (matrices * target).sum((1, 2))
+    torch.save({"A": matrices, "y": observations, "target_matrix": target}, tmp_path / "sensing.pt")
+    ((_, folder),) = sweep(
+        tmp_path / "out",
+        {
+            "dataset_path": str(tmp_path / "sensing.pt"),
+            "num_samples": 110,
+            "init_alpha": 1e-2,
+            "lr": 3e-5,
+            "epochs": 20_000,
+        },
+    )
+    product = torch.load(folder / "final_e2e_matrix.pt", weights_only=True)
+    assert (product - target).norm() < 1e-2 * target.norm()
+
+
+def test_repetitions_count_their_seeds_up_from_the_base():
+    given = check_parameters(FLAGS, {"lr": 0.5})
+    checked = listed_experiments(FLAGS, [BASE, {**BASE, "random_seed": -1}], given, repetitions=3)
+    assert [each["random_seed"] for each in checked] == [0, 1, 2, -1, -1, -1]
+    assert all(each["lr"] == 0.5 for each in checked)
+
+
+def test_an_unknown_key_of_the_list_is_refused_with_a_hint():
+    with pytest.raises(UserError, match=r"experiment 2 of the list: unknown parameter 'intit_alpha'.*'init_alpha'"):
+        listed_experiments(FLAGS, [BASE, {**BASE, "intit_alpha": 1}], check_parameters(FLAGS, {}))

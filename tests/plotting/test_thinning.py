@@ -1,0 +1,33 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.plotting.thinning import visible_points
+
+
+def columns_of(x, columns):
+    return np.floor((x - x.min()) / np.ptp(x) * columns)
+
+
+@given(seed=st.integers(0, 1000), length=st.integers(1, 30_000))
+def test_extremes_and_ends_of_every_column_are_kept_and_the_rest_is_thinned(seed, length):
+    generator = np.random.default_rng(seed)
+    x, y = np.sort(generator.random(length)), generator.standard_normal(length)
+    kept = visible_points(x, y, columns=100)
+    assert len(kept) <= max(400, 4 * 101)
+    assert (np.diff(kept) > 0).all()
+    assert {0, length - 1, int(y.argmin()), int(y.argmax())} <= set(kept.tolist())
+    if length > 400:
+        column = columns_of(x, 100)
+        for number in np.unique(column):
+            inside = np.flatnonzero(column == number)
+            extremes = {inside[0], inside[-1], inside[y[inside].argmin()], inside[y[inside].argmax()]}
+            assert extremes <= set(kept.tolist())
+
+
+def test_a_line_that_turns_back_keeps_both_ways():
+    x = np.concatenate([np.linspace(0, 1, 5000), np.linspace(1, 0, 5000)])
+    y = np.linspace(0, 1, 10_000)
+    kept = visible_points(x, y, columns=100)
+    assert np.isclose(np.interp(y, y[kept], x[kept]), x, atol=0.02).all()
+    assert len(kept) < 1000

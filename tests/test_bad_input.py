@@ -1,0 +1,166 @@
+"""Every mistake costs exit status 2 and one line that names the flag, its value and the remedy; nothing is written."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import ROOT
+
+RUNNER, LIST = "dmf_experiment_runner.py", "dmf_multiple_experiments_runner.py"
+GENERATOR, PLOTTER = "dmf_data_generator.py", "dmf_results_plotter.py"
+GOOD = str(ROOT / "data/dmf/completion_2x2_w_1_1_0.pt")
+DATA = f"-dataset_path {GOOD}"
+
+# Script, command line, and what the line on standard error must contain beside the flag.
+WITHOUT_TORCH = [
+    *[
+        (script, line, expected)
+        for script in (RUNNER, LIST)
+        for line, expected in [
+            (f"{DATA} -depth 0", "-depth 0: must be an integer of at least 1"),
+            (f"{DATA} -depth 2.5", "-depth 2.5: must be an integer"),
+            (f"{DATA} --depth three", "-depth three: must be an integer"),
+            (f"{DATA} -epochs 0", "-epochs 0: must be an integer of at least 1"),
+            (f"{DATA} -epochs inf", "-epochs inf: must be an integer"),
+            (f"{DATA} -validate_every -1", "-validate_every -1: must be"),
+            (f"{DATA} -save_every_num_val 0", "-save_every_num_val 0: must be"),
+            (f"{DATA} -lr -1e-3", "-lr -1e-3: must be a finite number greater than 0"),
+            (f"{DATA} -lr 0", "-lr 0: must be a finite number greater than 0"),
+            (f"{DATA} -lr nan", "-lr nan: must be a finite number"),
+            (f"{DATA} -init_alpha inf", "-init_alpha inf: must be a finite number"),
+            (f"{DATA} -stop_on_zero_loss_tol -1", "-stop_on_zero_loss_tol -1: must be a finite number of at least 0"),
+            (f"{DATA} -num_samples 0", "-num_samples 0: must be an integer of at least 1"),
+            (f"{DATA} -random_seed -2", "-random_seed -2: must be an integer of at least -1"),
+            (f"{DATA} -gpu_id -1", "-gpu_id -1: must be an integer of at least 0"),
+            (f"{DATA} -dtype float16", "-dtype float16: must be one of float32, float64"),
+            (f"{DATA} -weight_init_type uniform", "-weight_init_type uniform: must be one of normal, identity"),
+            (f"{DATA} -experiment_name a/b", "-experiment_name a/b: must be part of a file's name"),
+            (f"{DATA} -output_dir {GOOD}/x", f"-output_dir {GOOD}/x: {GOOD} is not a folder"),
+            ("-dataset_path none.pt", "-dataset_path none.pt: no such file"),
+            (f"-dataset_path {ROOT}", f"-dataset_path {ROOT}: is not a file"),
+            (f"{DATA} -trainer_checkpoint none.pt", "-trainer_checkpoint none.pt: no such file"),
+            (f"{DATA} -tracked_e2e_value_of 0 -1", "-tracked_e2e_value_of 0 -1: must be an integer of at least 0"),
+            (f"{DATA} -tracked_e2e_value_of 0", "-tracked_e2e_value_of: expected 2 arguments"),
+            (f"{DATA} -lr", "-lr: expected one argument"),
+            (f"{DATA} -epoch 5", "-epoch 5: unknown flag; did you mean -epochs?"),
+            (f"{DATA} -plot_metrics yes", "yes: belongs to no flag"),
+        ]
+    ],
+    (LIST, "-repetitions 0", "-repetitions 0: must be an integer of at least 1"),
+    (GENERATOR, "-num_samples 0", "-num_samples 0: must be"),
+    (GENERATOR, "-num_rows 0", "-num_rows 0: must be"),
+    (GENERATOR, "-num_cols x", "-num_cols x: must be"),
+    (GENERATOR, "-rank 0", "-rank 0: must be an integer of at least 1"),
+    (GENERATOR, "-rank 51", "-rank 51: a 50x50 target has rank 50 at most"),
+    (GENERATOR, "-sensing_std 0", "-sensing_std 0: must be a finite number greater than 0"),
+    (GENERATOR, "-task_type denoising", "-task_type denoising: must be one of sensing, completion"),
+    (GENERATOR, "-random_seed 1.5", "-random_seed 1.5: must be an integer"),
+    (GENERATOR, "-custom_file_name a/b", "-custom_file_name a/b: must be part of a file's name"),
+    (GENERATOR, "-file_name x", "-file_name x: must end in .pt"),
+    (GENERATOR, "-file_name x.pt -custom_file_name y", "-file_name: contradicts -custom_file_name"),
+    (GENERATOR, f"-output_dir {GOOD}", f"-output_dir {GOOD}: {GOOD} is not a folder"),
+    (GENERATOR, "-num_cols 49 -use_symmetric_target", "-use_symmetric_target: the target is 50x49"),
+    (GENERATOR, "-use_custom_target -use_symmetric_target", "-use_symmetric_target: contradicts -use_custom_target"),
+    (GENERATOR, "-use_custom_target -num_rows 1", "-use_custom_target: the target is 1x50"),
+    (GENERATOR, "-target_entries 1 2 3", "-target_entries 1.0 2.0 3.0: there are 3; a 50x50 target has 2500"),
+    (GENERATOR, "-num_rows 1 -num_cols 2 -target_entries 1 nan", "-target_entries 1 nan: must be a finite number"),
+    (GENERATOR, "-target_entries 1 -use_custom_target", "-target_entries: contradicts -use_custom_target"),
+    (GENERATOR, "-unobserved_entry 0 1", "-unobserved_entry 0 1: needs -use_custom_sensing_matrices"),
+    (GENERATOR, "-use_custom_sensing_matrices -unobserved_entry 0 50", "-unobserved_entry 0 50: the target is 50x50"),
+    (GENERATOR, "-rank 1 -num_rows 1 -num_cols 1 -use_custom_sensing_matrices", "no entry of the 1x1 target is left"),
+    (GENERATOR, "-task_type completion -num_samples 2501", "-num_samples 2501: a 50x50 target has 2500 entries"),
+    (PLOTTER, "-experiments_names a", "required: -experiments_checkpoint_paths"),
+    (PLOTTER, f"-experiments_checkpoint_paths {GOOD}", "required: -experiments_names"),
+    (PLOTTER, f"-experiments_checkpoint_paths {GOOD} -experiments_names a b", "-experiments_names a b: there are 1"),
+    (PLOTTER, "-experiments_checkpoint_paths none.pt -experiments_names a", "none.pt: no such file"),
+    *[
+        (PLOTTER, f"-experiments_checkpoint_paths {GOOD} -experiments_names a {line}", expected)
+        for line, expected in [
+            ("-min_loss 0", "-min_loss 0: must be a finite number greater than 0"),
+            ("-save_plot_to x.jpg", "-save_plot_to x.jpg: must end in .png, .pdf or .svg"),
+            (f"-save_plot_to {GOOD}/x.png", f"-save_plot_to {GOOD}/x.png: {GOOD} is not a folder"),
+        ]
+    ],
+]
+
+WITH_TORCH = [
+    (RUNNER, f"{DATA} -num_samples 4", "-num_samples 4: ", "has only 3 samples"),
+    (RUNNER, f"{DATA} -enforce_pos_det -enforce_neg_det", "-enforce_neg_det: contradicts -enforce_pos_det"),
+    (RUNNER, f"{DATA} -tracked_e2e_value_of 0 2", "-tracked_e2e_value_of 0 2: the matrix is 2x2"),
+    (RUNNER, f"{DATA} -init_alpha -1", "-init_alpha -1.0: is a standard deviation"),
+    (RUNNER, f"{DATA} -enforce_pos_det -init_alpha 0", "-enforce_pos_det: cannot be reached", "-init_alpha 0"),
+    (RUNNER, f"{DATA} -enforce_neg_det -weight_init_type identity", "-enforce_neg_det: cannot be reached", "identity"),
+    (RUNNER, f"{DATA} -trainer_checkpoint {GOOD}", f"-trainer_checkpoint {GOOD}: is no checkpoint"),
+    (RUNNER, "-dataset_path bad/text.pt", "-dataset_path bad/text.pt: cannot be read"),
+    (RUNNER, "-dataset_path bad/code.pt", "-dataset_path bad/code.pt: cannot be read"),
+    (RUNNER, "-dataset_path bad/list.pt", "-dataset_path bad/list.pt: holds a list"),
+    (RUNNER, "-dataset_path bad/without_y.pt", "holds no tensor of floating-point numbers 'y'"),
+    (RUNNER, "-dataset_path bad/shape.pt", "'A' has shape (3, 2, 3)"),
+    (RUNNER, "-dataset_path bad/nan.pt", "'y' holds NaN or infinity"),
+    (RUNNER, "-dataset_path bad/rectangle.pt -enforce_pos_det", "-enforce_pos_det: the product is 2x3"),
+    (LIST, f"{DATA} -num_samples 4", "-num_samples 4: ", "has only 3 samples"),
+    (GENERATOR, "-file_name text.pt -output_dir bad", "-file_name text.pt: bad/text.pt exists and is not overwritten"),
+    (PLOTTER, f"-experiments_checkpoint_paths {GOOD} -experiments_names a", "-save_plot_to: is needed"),
+    (PLOTTER, f"-experiments_checkpoint_paths {GOOD} -experiments_names a -save_plot_to x.png", "is no checkpoint"),
+    (
+        PLOTTER,
+        "-experiments_checkpoint_paths bad/untracked.pt -experiments_names a -save_plot_to x.png",
+        "-tracked_e2e_value_of 0 0",
+    ),
+]
+
+
+class Code:
+    """What pickle would execute: a file that holds this must be refused."""
+
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+@pytest.fixture
+def bad_files(tmp_path):
+    """Files that are no datasets, in the folder `bad`."""
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    good = torch.load(GOOD, weights_only=True)
+    tracker = {"name": "x", "epoch_values": torch.ones(1), "epochs_with_values": torch.ones(1, dtype=torch.int64)}
+    contents = {
+        "code": {**good, "extra": Code()},
+        "list": [1, 2],
+        "without_y": {"A": good["A"], "target_matrix": good["target_matrix"]},
+        "shape": {**good, "A": torch.zeros(3, 2, 3)},
+        "nan": {**good, "y": torch.tensor([1, np.nan, 0])},
+        "rectangle": {"A": torch.ones(3, 2, 3), "y": torch.ones(3), "target_matrix": torch.ones(2, 3)},
+        "untracked": {"train_evaluator": {"sse_loss_div_2": tracker}, "val_evaluator": {}},
+    }
+    for name, content in contents.items():
+        torch.save(content, folder / f"{name}.pt")
+    (folder / "text.pt").write_text("no dataset")
+    return folder
+
+
+def refused(run_script, script, line, *expected):
+    result = run_script(script, *line.split())
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith(f"{script}: ")
+    for each in expected:
+        assert each in result.stderr
+
+
+def everything(folder):
+    return sorted(str(path) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("script, line, expected", WITHOUT_TORCH)
+def test_flags(script, line, expected, run_script, tmp_path):
+    refused(run_script, script, line, expected)
+    assert everything(tmp_path) == []
+
+
+@pytest.mark.parametrize("script, line, expected", [(script, line, each) for script, line, *each in WITH_TORCH])
+def test_files_and_what_contradicts_them(script, line, expected, run_script, tmp_path, bad_files):
+    before = everything(tmp_path)
+    refused(run_script, script, line, *expected)
+    assert everything(tmp_path) == before

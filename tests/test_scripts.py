@@ -1,0 +1,207 @@
+"""The scripts, run through the shell as a user runs them."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+
+SCRIPTS = [
+    "dmf_data_generator.py",
+    "dmf_experiment_runner.py",
+    "dmf_multiple_experiments_runner.py",
+    "dmf_results_plotter.py",
+]
+PLOTS = {
+    "mse_loss",
+    "sse_loss_div_2",
+    "fro_e2e_norm",
+    "nuc_e2e_norm",
+    "e2e_effective_rank",
+    "e2e_rank",
+    "e2e_matrix_values",
+    "e2e_singular_values",
+}
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def succeeded(result):
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    return result
+
+
+def only(paths):
+    (path,) = paths
+    return path
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_names_every_flag_and_imports_nothing_heavy(script, run_script):
+    result = succeeded(run_script(script, "-h"))
+    namespace = {"__name__": "script"}
+    exec(compile((ROOT / script).read_text(), script, "exec"), namespace)
+    for flag in namespace["FLAGS"]:
+        assert re.search(rf"-{flag.name}\b", result.stdout)
+    code = (
+        f"import sys, runpy\nsys.argv = ['x', '-h']\ntry: runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"
+    )
+    code += "\nexcept SystemExit: pass\nassert not {'torch', 'numpy', 'matplotlib'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def test_one_experiment_with_everything_on_and_its_figure(run_script, tmp_path, dataset):
+    result = succeeded(
+        run_script(
+            "dmf_experiment_runner.py",
+            *("-dataset_path", dataset, "-random_seed", 1, "-output_dir", "out", "-experiment_name", "one"),
+            *("-depth", 2, "-init_alpha", "1e-3", "-use_balanced_init", "--enforce_pos_det", "-lr", "6e-3"),
+            *("-epochs", "20000", "-tracked_e2e_value_of", 0, 0, "-tracked_e2e_value_of", 1, 1),
+            *("-file_log", "-store_checkpoints", "-plot_metrics", "-save_results", "-track_singular_values"),
+        )
+    )
+    folder = only((tmp_path / "out").iterdir())
+    assert re.fullmatch(r"one_\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d", folder.name)
+    assert result.stdout.startswith("1 experiment\n1/1 out/one_")
+    assert "zero loss" in result.stdout
+
+    parameters = json.loads((folder / "run_params.json").read_text())
+    assert parameters["tracked_e2e_value_of"] == [[0, 0], [1, 1]]
+    assert parameters["status"]["stop_reason"] == "zero_loss"
+    assert parameters["provenance"]["torch"] == torch.__version__
+    assert {path.stem for path in (folder / "plots").iterdir()} == PLOTS
+    assert all(path.read_bytes().startswith(PNG) for path in (folder / "plots").iterdir())
+    log = (folder / f"{folder.name}.log").read_text()
+    for expected in ("depth: 2", "model parameters: 8", "zero loss, epoch", "sse_loss_div_2"):
+        assert expected in log
+
+    last_epoch = parameters["status"]["last_epoch"]
+    checkpoint_path = only((folder / "checkpoints").iterdir())
+    assert checkpoint_path.name.endswith(f"_epoch_{last_epoch}.pt")
+    checkpoint = torch.load(checkpoint_path, weights_only=True)
+    product = torch.load(folder / "final_e2e_matrix.pt", weights_only=True)
+    results = json.loads((folder / "final_metrics_values.json").read_text())
+    torch.testing.assert_close(checkpoint["model"]["layers.0"] @ checkpoint["model"]["layers.1"], product)
+    assert results["e2e_0_0_value"] == pytest.approx(product[0, 0].item())
+    assert results["fit_epochs"] == last_epoch + 1 == checkpoint["epoch"] + 1
+    tracker = checkpoint["val_evaluator"]["singular_value_1"]
+    assert tracker["name"] == "singular_value_1"
+    assert tracker["epochs_with_values"].tolist() == list(range(49, last_epoch + 1, 50))
+
+    figures = [tmp_path / "figure.png", tmp_path / "new" / "figure.pdf", tmp_path / "figure.svg"]
+    for figure in figures:
+        paths = ["-experiments_checkpoint_paths", checkpoint_path, checkpoint_path]
+        names = ["-experiments_names", "first", "second"]
+        succeeded(run_script("dmf_results_plotter.py", *paths, *names, "-save_plot_to", figure))
+    assert [figure.read_bytes()[:4] for figure in figures] == [PNG[:4], b"%PDF", b"<?xm"]
+
+
+def test_the_list_of_experiments_as_it_stands_and_edited(run_script, tmp_path, dataset):
+    quick = ["-epochs", 200, "-dataset_path", dataset, "-output_dir", "out"]
+    succeeded(run_script("dmf_multiple_experiments_runner.py", *quick))
+    folder = only((tmp_path / "out").iterdir())
+    assert folder.name.startswith("completion_2x2_c_1_1_0_exp_")
+    parameters = json.loads((folder / "run_params.json").read_text())
+    expected = {"enforce_pos_det": True, "save_every_num_val": 100, "init_alpha": 8e-3, "lr": 3e-3, "depth": 3}
+    assert {name: parameters[name] for name in expected} == expected
+    assert parameters["random_seed"] >= 0
+    assert {path.stem for path in (folder / "plots").iterdir()} == PLOTS
+
+    edited = (ROOT / "dmf_multiple_experiments_runner.py").read_text()
+    edited = edited.replace("REPETITIONS = 1", "REPETITIONS = 3").replace(
+        '"plot_metrics": True', '"plot_metrics": False'
+    )
+    (tmp_path / "edited.py").write_text(edited)
+    result = succeeded(run_script(tmp_path / "edited.py", *quick[:-1], "edited"))
+    assert result.stdout.startswith("3 experiments\n")
+    recorded = [json.loads((each / "run_params.json").read_text()) for each in (tmp_path / "edited").iterdir()]
+    seed = parameters["random_seed"]
+    assert sorted(each["random_seed"] for each in recorded) == [seed, seed + 1, seed + 2]
+
+
+def test_datasets_are_generated_as_asked(run_script, tmp_path):
+    def generate(*flags):
+        before = set(tmp_path.glob("data/dmf/*"))
+        succeeded(run_script("dmf_data_generator.py", "-random_seed", 5, *flags))
+        path = only(set(tmp_path.glob("data/dmf/*")) - before)
+        return path.name, torch.load(path, weights_only=True)
+
+    name, content = generate()
+    assert re.fullmatch(r"sensing_rank_5_50x50_\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d\.pt", name)
+    assert content["A"].shape == (2500, 50, 50)
+    assert content["random_seed"] == 5
+    target = content["target_matrix"]
+    assert torch.linalg.matrix_rank(target) == 5
+    assert target.norm().item() == pytest.approx(50, rel=1e-5)
+    torch.testing.assert_close(content["y"], torch.einsum("nij,ij->n", content["A"], target), atol=1e-3, rtol=1e-4)
+    assert content["A"].std().item() == pytest.approx(1, abs=1e-2)
+
+    shape = ["-num_rows", 6, "-num_cols", 4, "-rank", 2]
+    name, content = generate(*shape, "-task_type", "completion", "-num_samples", 20, "-custom_file_name", "mine")
+    assert re.fullmatch(r"mine_.*\.pt", name)
+    observed = content["A"].nonzero()
+    assert len({(row, col) for _, row, col in observed.tolist()}) == 20
+    assert torch.equal(content["y"], content["target_matrix"][observed[:, 1], observed[:, 2]])
+
+    name, content = generate("-num_rows", 4, "-num_cols", 4, "-rank", 2, "-use_symmetric_target", "-num_samples", 7)
+    assert name.startswith("sensing_rank_2_4x4_sym_")
+    torch.testing.assert_close(content["target_matrix"], content["target_matrix"].T)
+
+    size = ["-num_rows", 3, "-num_cols", 3]
+    _, content = generate(*size, "-use_custom_target", "-use_custom_sensing_matrices", "-file_name", "three.pt")
+    assert content["target_matrix"].tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 1]]
+    assert content["y"].tolist() == [1, 0, 1, 0, 0, 0, 0, 1]
+
+
+def test_repositioned_observations(run_script, tmp_path):
+    flags = ["-num_rows", 2, "-num_cols", 2, "-target_entries", 1, "-2e-1", 0, 1, "-use_custom_sensing_matrices"]
+    succeeded(run_script("dmf_data_generator.py", *flags, "-unobserved_entry", 0, 1, "-file_name", "x.pt"))
+    content = torch.load(tmp_path / "data/dmf/x.pt", weights_only=True)
+    assert content["y"].tolist() == [1, 0, 1]
+    assert content["A"].flatten(1).argmax(1).tolist() == [0, 2, 3]
+    torch.testing.assert_close(content["target_matrix"], torch.tensor([[1.0, -0.2], [0.0, 1.0]]))
+
+
+@pytest.mark.parametrize(
+    "name, observed",
+    [("w_1_1_0", [1, 1, 0])]
+    + [(f"perturbed_w_-2_05_{z}", [-2, 0.5, float(f"0.{z[1:]}0")]) for z in ("0", "001", "005", "01", "05")],
+)
+def test_shipped_datasets(name, observed):
+    content = torch.load(ROOT / f"data/dmf/completion_2x2_{name}.pt", weights_only=True)
+    assert content.keys() == {"A", "y", "target_matrix", "random_seed"}
+    torch.testing.assert_close(content["y"], torch.tensor(observed, dtype=torch.float32))
+    assert content["A"].flatten(1).argmax(1).tolist() == [1, 2, 3]
+    assert content["A"].sum() == 3
+    assert content["target_matrix"].flatten()[1:].tolist() == content["y"].tolist()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_saved_and_can_be_continued(number, run_script, tmp_path, dataset):
+    common = ["-dataset_path", str(dataset), "-random_seed", "0", "-store_checkpoints", "-save_results", "-file_log"]
+    command = [sys.executable, str(ROOT / "dmf_experiment_runner.py"), *common, "-output_dir", "out"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("out/*/checkpoints/*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "dmf_experiment_runner.py: interrupted; what was written so far is kept\n"
+    assert "interrupted, epoch" in output
+    folder = only((tmp_path / "out").iterdir())
+    status = json.loads((folder / "run_params.json").read_text())["status"]
+    assert (status["finished"], status["stop_reason"]) == (False, "interrupted")
+
+    checkpoint = only((folder / "checkpoints").iterdir())
+    assert checkpoint.name.endswith(f"_epoch_{status['last_epoch']}.pt")
+    more = ["-trainer_checkpoint", checkpoint, "-epochs", 1000, "-output_dir", "more"]
+    succeeded(run_script("dmf_experiment_runner.py", *common, *more))
+    continued = json.loads((only((tmp_path / "more").iterdir()) / "final_metrics_values.json").read_text())
+    assert continued["fit_epochs"] == status["last_epoch"] + 1001

@@ -1,0 +1,34 @@
+import numpy as np
+import torch
+
+from common.training.history import History, evaluator_state, series_of_evaluator
+
+
+def example():
+    history = History()
+    for start in (0, 10):
+        epochs = np.arange(start, start + 10)
+        history.extend(epochs, {"a": epochs.astype(np.float32), "b": -epochs.astype(np.float32)}, {})
+    return history
+
+
+def test_what_a_checkpoint_keeps_is_read_back_alike():
+    state = evaluator_state(example().train)
+    assert state["b"]["name"] == "b"
+    assert (state["b"]["current_value"], state["b"]["epoch_last_updated"]) == (-19.0, 19)
+    assert state["b"]["epoch_values"].dtype == torch.float32
+    assert state["b"]["epochs_with_values"].dtype == torch.int64
+    back = series_of_evaluator(state, np.dtype(np.float32))
+    assert back["b"].epochs.tolist() == list(range(20))
+    assert back["b"].values.tolist() == [-float(n) for n in range(20)]
+
+
+def test_epochs_that_metrics_share_are_stored_once():
+    state = evaluator_state(example().train)
+    assert state["a"]["epochs_with_values"] is state["b"]["epochs_with_values"]
+
+
+def test_the_lists_of_the_original_code_are_read():
+    state = {"loss": {"name": "loss", "epoch_values": [0.5, 0.25], "epochs_with_values": [0, 1]}}
+    series = series_of_evaluator(state, np.dtype(np.float32))["loss"]
+    assert (series.epochs.tolist(), series.values.tolist(), series.last) == ([0, 1], [0.5, 0.25], (1, 0.25))

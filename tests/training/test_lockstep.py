@@ -1,0 +1,186 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import ROOT, prepared, train, trainer_of
+
+PERTURBED = str(ROOT / "data/dmf/completion_2x2_perturbed_w_-2_05_01.pt")
+FAST = {"init_alpha": 0.3, "lr": 1e-2, "enforce_pos_det": True}
+
+
+def test_validations_fall_on_multiples_and_on_the_last_epoch():
+    experiment = prepared(epochs=130, validate_every=50)
+    train([experiment])
+    for series in (*experiment.history.train.values(), *experiment.history.validation.values()):
+        assert series.epochs.tolist() == [49, 99, 129]
+    assert experiment.stop_reason == "epochs"
+    assert experiment.epoch == 129
+
+
+def test_train_metrics_come_before_the_step_and_validation_metrics_after_it():
+    experiment = prepared(
+        epochs=3, validate_every=1, dtype="float64", tracked_e2e_value_of=[[0, 1], [1, 1]], init_alpha=0.5
+    )
+    products = []
+    for _ in range(4):
+        start = prepared(epochs=max(1, len(products)), dtype="float64", init_alpha=0.5)
+        factors = train([start])[0] if products else start.factors
+        products.append(torch.linalg.multi_dot(factors))
+    target, mask = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+    losses = [0.5 * (mask * (product - target).square()).sum().item() for product in products]
+    train([experiment])
+    history = experiment.history
+    np.testing.assert_allclose(history.train["sse_loss_div_2"].values, losses[:3])
+    np.testing.assert_allclose(history.train["mse_loss"].values, np.array(losses[:3]) * 2 / 3)
+    np.testing.assert_allclose(history.validation["e2e_0_1_value"].values, [p[0, 1].item() for p in products[1:]])
+    np.testing.assert_allclose(history.validation["fro_e2e_norm"].values, [p.norm().item() for p in products[1:]])
+
+
+def test_zero_loss_stops_at_the_eleventh_validation_in_a_row():
+    experiment = prepared(epochs=10**6, stop_on_zero_loss_tol=1e-2, **FAST)
+    train([experiment])
+    losses = experiment.history.train["sse_loss_div_2"].values
+    assert experiment.stop_reason == "zero_loss"
+    assert (losses[-11:] < 1e-2).all()
+    assert losses[-12] >= 1e-2
+
+
+def test_a_run_that_changes_nothing_any_more_is_stalled():
+    # The step underflows in float32: lr · gradient is far below half a unit in the last place.
+    experiment = prepared(epochs=10**6, lr=1e-12, init_alpha=0.5, stop_on_zero_loss_tol=0)
+    (factors,) = train([experiment])
+    assert experiment.stop_reason == "stalled"
+    assert experiment.epoch == 49
+    for before, after in zip(experiment.factors, factors, strict=True):
+        assert torch.equal(before, after)
+
+
+def test_a_run_stalls_only_after_a_whole_interval():
+    """The first change of the last interval may be its first step."""
+    experiment = prepared(epochs=10**7, lr=0.3, init_alpha=0.5, depth=2, stop_on_zero_loss_tol=0)
+    train([experiment])
+    assert experiment.stop_reason == "stalled"
+    values = experiment.history.validation["fro_e2e_norm"].values
+    assert values[-1] == values[-2]
+    (again,) = train([prepared(epochs=experiment.epoch + 1 - 50, lr=0.3, init_alpha=0.5, depth=2)])
+    (end,) = train([prepared(epochs=experiment.epoch + 1, lr=0.3, init_alpha=0.5, depth=2, stop_on_zero_loss_tol=0)])
+    for left, right in zip(again, end, strict=True):
+        assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_run_that_diverges_ends_alone_and_keeps_its_history(dtype):
+    calm, wild = (prepared(epochs=500, lr=lr, init_alpha=1.0, validate_every=1, dtype=dtype) for lr in (1e-3, 10.0))
+    train([calm, wild])
+    assert (calm.stop_reason, wild.stop_reason) == ("epochs", "diverged")
+    assert wild.epoch < 100
+    metrics = wild.history.train | wild.history.validation
+    values = np.array([series.values for series in metrics.values()])
+    assert np.isfinite(values[:, :-1]).all()
+    assert not np.isfinite(values[:, -1]).all()
+
+
+def test_runs_leave_the_batch_one_by_one_and_their_histories_are_their_own():
+    experiments = [prepared(random_seed=s, epochs=120 + 90 * s, lr=1e-3, init_alpha=0.3) for s in range(4)]
+    together = train(experiments)
+    for seed, (experiment, factors) in enumerate(zip(experiments, together, strict=True)):
+        alone = prepared(random_seed=seed, epochs=120 + 90 * seed, lr=1e-3, init_alpha=0.3)
+        (alone_factors,) = train([alone])
+        assert all(torch.equal(a, b) for a, b in zip(factors, alone_factors, strict=True))
+        for name, series in (alone.history.train | alone.history.validation).items():
+            recorded = (experiment.history.train | experiment.history.validation)[name]
+            assert recorded.epochs.tolist() == series.epochs.tolist()
+            assert recorded.values.tobytes() == series.values.tobytes()
+
+
+def test_a_long_history_survives_a_full_buffer(monkeypatch):
+    monkeypatch.setattr("common.training.lockstep._BUFFER_ROWS", 7)
+    small = prepared(epochs=1000, validate_every=10, lr=1e-3, init_alpha=0.3)
+    train([small])
+    monkeypatch.undo()
+    large = prepared(epochs=1000, validate_every=10, lr=1e-3, init_alpha=0.3)
+    train([large])
+    assert small.history.train["mse_loss"].epochs.tolist() == list(range(9, 1000, 10))
+    for name, series in large.history.validation.items():
+        assert series.values.tobytes() == small.history.validation[name].values.tobytes()
+
+
+def test_an_interruption_keeps_what_was_reached():
+    experiment = prepared(epochs=1000, lr=1e-3)
+    trainer = trainer_of([experiment])
+    trainer.advance()
+    assert [run for _, run in trainer.interrupt()] == [experiment]
+    assert (experiment.stop_reason, experiment.epoch) == ("interrupted", 49)
+    assert experiment.history.train["mse_loss"].epochs.tolist() == [49]
+
+
+def determinants(factors):
+    """Sign of the determinant of the product, factor by factor, in float64."""
+    return math.prod(torch.linalg.slogdet(factor.double()).sign.item() for factor in factors)
+
+
+def bounded(experiments, bound):
+    """Trains side by side, and checks |W_00| > bound(ℓ) where the premises hold. How often they did."""
+    trainer, checked = trainer_of(experiments), 0
+    mask, target = trainer.engine.objective.weights[0].double(), trainer.engine.objective.targets[0].double()
+    sign = determinants(experiments[0].factors)
+    while trainer.running:
+        trainer.advance()
+        products = trainer.engine.model.forward().double()
+        losses = 0.5 * (mask * (products - target).square()).sum((1, 2))
+        for position, (product, loss) in enumerate(zip(products, losses.tolist(), strict=True)):
+            factors = [view[position] for view in trainer.engine.model.views]
+            if determinants(factors) == sign and bound(loss) is not None:
+                assert product[0, 0].abs() > bound(loss)
+                checked += 1
+        trainer.drop_ended()
+    return checked
+
+
+def test_the_bound_for_positive_determinants_holds_on_balanced_runs():
+    """|W_00| > (1 − s)² / s with s = √(2ℓ), where ℓ < ½ and det W > 0: the paper's setting, depth 3, balanced."""
+
+    def bound(loss):
+        return (1 - math.sqrt(2 * loss)) ** 2 / math.sqrt(2 * loss) if loss < 0.5 else None
+
+    experiments = [
+        prepared(
+            random_seed=seed,
+            use_balanced_init=True,
+            enforce_pos_det=True,
+            init_alpha=1e-2,
+            lr=6e-3,
+            stop_on_zero_loss_tol=1e-3,
+            epochs=200_000,
+        )
+        for seed in range(6)
+    ]
+    assert bounded(experiments, bound) > 1000
+    for experiment in experiments:
+        assert experiment.stop_reason == "zero_loss"
+        assert abs(experiment.history.validation["fro_e2e_norm"].last[1]) > 20
+
+
+def test_the_bound_for_perturbed_observations_holds_on_balanced_runs():
+    """|W_00| > (2 − s)(½ − s) / (|z| + s) where s < ½ and det W < 0, for the observed (1,1) = z = 0.1."""
+
+    def bound(loss):
+        s = math.sqrt(2 * loss)
+        return (2 - s) * (0.5 - s) / (0.1 + s) if s < 0.5 else None
+
+    experiments = [
+        prepared(
+            dataset_path=PERTURBED,
+            random_seed=seed,
+            use_balanced_init=True,
+            enforce_neg_det=True,
+            init_alpha=1e-2,
+            lr=6e-3,
+            stop_on_zero_loss_tol=1e-4,
+            epochs=60_000,
+        )
+        for seed in range(6)
+    ]
+    assert bounded(experiments, bound) > 1000
