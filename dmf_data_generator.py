@@ -4,25 +4,18 @@ from common.cli import (
     Flag,
     Parameters,
     choice,
-    dataset_file_name,
     drawn_seed,
     exclusive,
     flag_error,
     integer,
-    name_part,
-    optional,
     parse_flags,
     real,
     run_script,
-    seed_flag,
-    writable_dir,
 )
+from common.datasets.flags import generator_flags
 
 FLAGS = [
-    Flag("custom_file_name", "", "name the file {TEXT}_{time}.pt", optional(name_part)),
-    Flag("file_name", "", "name the file exactly so; it must not exist", optional(dataset_file_name), metavar="X.pt"),
-    seed_flag(),
-    Flag("output_dir", "data/dmf", "where the file is written; made if missing", writable_dir, metavar="DIR"),
+    *generator_flags("data/dmf"),
     Flag("num_samples", 2500, "sensing matrices to draw", integer(1)),
     Flag("num_rows", 50, "rows of the target matrix", integer(1)),
     Flag("num_cols", 50, "columns of the target matrix", integer(1)),
@@ -136,11 +129,17 @@ def main() -> None:
         std = parameters["sensing_std"]
         sensing = matrix_sensing.gaussian_sensing(parameters["num_samples"], rows, cols, std, generator)
 
+    problem = matrix_sensing.sense(sensing, target)
+    if not all(tensor.isfinite().all() for tensor in problem.state_dict().values()):
+        flag = "target_entries" if parameters["target_entries"] else "sensing_std"
+        raise flag_error(flag, parameters[flag], "makes numbers that float32 cannot hold; give smaller ones")
     task_type = "completion" if parameters["use_custom_sensing_matrices"] else parameters["task_type"]
-    target_rank = int(rank(singular_values(target.double()), (rows, cols), target.dtype))
+    target_rank = parameters["rank"]
+    if parameters["target_entries"] or parameters["use_custom_target"]:
+        target_rank = int(rank(singular_values(target.double()), (rows, cols), target.dtype))
     symmetric = "_sym" if parameters["use_symmetric_target"] else ""
     path = files.save_dataset(
-        {**matrix_sensing.sense(sensing, target).state_dict(), "random_seed": seed},
+        {**problem.state_dict(), "random_seed": seed},
         parameters,
         default_name=f"{task_type}_rank_{target_rank}_{rows}x{cols}{symmetric}",
     )

@@ -4,9 +4,9 @@ Experiments of the same depth and shape are trained side by side, at hardly more
 command line holds for all of them.
 """
 
-from common.cli import Flag, integer, parse_flags, run_script
-from common.experiments.flags import listed_experiments, overrides
-from dmf_experiment_runner import FLAGS
+from common.cli import parse_flags, run_script
+from common.experiments.flags import list_flags, listed_experiments
+from dmf_experiment_runner import FLAGS as EXPERIMENT_FLAGS
 
 # Each dictionary is one experiment. Its keys are the flags of dmf_experiment_runner.py (see its -h); what is left out
 # keeps that script's default.
@@ -42,12 +42,12 @@ EXPERIMENTS = [
 REPETITIONS = 1
 
 
+FLAGS = list_flags(EXPERIMENT_FLAGS, REPETITIONS)
+
+
 def main() -> None:
-    repetitions = Flag(
-        "repetitions", REPETITIONS, "how often each experiment is run, with seeds N, N + 1, …", integer(1)
-    )
-    given = parse_flags([*overrides(FLAGS), repetitions], __doc__)
-    experiments = listed_experiments(FLAGS, EXPERIMENTS, given, given["repetitions"])
+    given = parse_flags(FLAGS, __doc__)
+    experiments = listed_experiments(EXPERIMENT_FLAGS, EXPERIMENTS, given)
 
     # Imported once the parameters are known to be right: torch takes a while.
     from common.experiments import dmf

@@ -66,7 +66,8 @@ class Flag:
                 return [replace(self, repeatable=False).checked(each) for each in _as_list(value)]
             return self._checked_list(value)
         except ValueError as error:
-            raise flag_error(self.name, value, str(error)) from None
+            shown = str(value) if isinstance(value, bool) else value
+            raise flag_error(self.name, shown, str(error)) from None
 
     def _checked_list(self, values: Any) -> list:
         values = _as_list(values)
@@ -148,8 +149,15 @@ def text(value: Any) -> str:
 def name_part(value: Any) -> str:
     """A check for a string that can be part of the name of a file or folder."""
     value = text(value)
-    if not value or "/" in value or "\\" in value or "\0" in value or value.startswith(".") or len(value) > 150:
-        raise ValueError("must be part of a file's name: 1 to 150 characters, no slashes, no dot in front")
+    if (
+        not value
+        or "/" in value
+        or "\\" in value
+        or "\0" in value
+        or value.startswith(".")
+        or len(os.fsencode(value)) > 150
+    ):
+        raise ValueError("must be part of a file's name: 1 to 150 bytes, no slashes, no dot in front")
     return value
 
 
@@ -175,6 +183,16 @@ def existing_file(value: Any) -> str:
         raise ValueError("is not a file; give the path of a file")
     if not os.access(value, os.R_OK):
         raise ValueError("cannot be read; give the path of a readable file")
+    return value
+
+
+def existing_dir(value: Any) -> str:
+    """A check for the path of a readable folder."""
+    value = text(value)
+    if not os.path.isdir(value):
+        raise ValueError("no such folder; give the path of an existing one")
+    if not os.access(value, os.R_OK | os.X_OK):
+        raise ValueError("cannot be read; give the path of a readable folder")
     return value
 
 
@@ -205,7 +223,8 @@ def picture_file(value: Any) -> str:
 
 
 def seed_flag() -> Flag:
-    return Flag("random_seed", -1, "seed; -1 draws a fresh one, which is recorded", integer(-1, 2**63 - 1))
+    # torch's generator on the CPU has seeds of 32 bits: larger ones would repeat the draws of others.
+    return Flag("random_seed", -1, "seed; -1 draws a fresh one, which is recorded", integer(-1, 2**32 - 1))
 
 
 def drawn_seed(seed: int) -> int:
@@ -311,7 +330,11 @@ def check_parameters(flags: Iterable[Flag], given: Mapping[str, Any]) -> Paramet
             close = difflib.get_close_matches(str(name), flags, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(flags)}"
             raise UserError(f"unknown parameter {name!r} (value {given[name]!r}): {hint}")
-    values = {name: flag.checked(given[name]) if name in given else flag.default for name, flag in flags.items()}
+    values = {name: flags[name].checked(value) for name, value in given.items()}
+    for name, flag in flags.items():
+        if name not in given:
+            # A default may have been edited, or name a file that is not here.
+            values[name] = flag.default if flag.default is None else flag.checked(flag.default)
     return Parameters(values, frozenset(given))
 
 
@@ -324,6 +347,9 @@ def exclusive(parameters: Parameters, first: str, second: str) -> None:
 def run_script(main: Callable[[], None]) -> None:
     """Runs a script's main function: one line on standard error and a status for what goes wrong."""
     script = Path(sys.argv[0]).name
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
     try:
         main()
         sys.stdout.flush()

@@ -35,10 +35,9 @@ def write_atomically(path: Path, write: Callable[[Path], None], overwrite: bool 
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
-        if overwrite:
-            os.replace(temporary, path)
-        else:
-            os.link(temporary, path)
+        if not overwrite:
+            path.touch(exist_ok=False)
+        os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -55,16 +54,25 @@ def load_dictionary(path: str | Path, flag: str) -> dict:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0][:200]
-        raise flag_error(
-            flag,
-            str(path),
-            f"cannot be read as a torch.save file of plain data ({reason}); give one written by this code",
-        ) from None
+    except OSError as error:
+        raise flag_error(flag, str(path), f"cannot be read: {error.strerror}; give a readable file") from None
+    except Exception:
+        # What torch says of such a file is long, and includes how to execute it.
+        remedy = "is no torch.save file, or holds more than plain data (tensors, numbers, strings, lists, dictionaries)"
+        raise flag_error(flag, str(path), f"{remedy}; give one written by this project") from None
     if not isinstance(content, dict):
         raise flag_error(flag, str(path), f"holds a {type(content).__name__}; give a file that holds a dictionary")
     return content
+
+
+def is_plain_tensor(value: Any) -> bool:
+    """Whether it is a dense tensor of floating-point numbers, with its data here."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.is_floating_point()
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+    )
 
 
 def save_json(content: dict, path: Path) -> None:

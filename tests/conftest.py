@@ -10,9 +10,10 @@ import torch
 from hypothesis import settings
 
 from common.cli import check_parameters
-from common.experiments import dmf
+from common.experiments import dmf, tc
 from common.training.lockstep import LockstepTrainer
 from dmf_experiment_runner import FLAGS
+from tc_experiment_runner import FLAGS as TC_FLAGS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -26,16 +27,23 @@ def prepared(**parameters):
     return dmf.prepare(check_parameters(FLAGS, parameters))
 
 
-def trainer_of(experiments):
-    """A trainer of dmf experiments with equal batch keys."""
-    engine = dmf.stack(experiments, torch.device("cpu"))
+def prepared_tc(**parameters):
+    """A tc experiment, with the flags' defaults where `parameters` says nothing."""
+    path = ROOT / "data/tc/tensor_rank_1_fro_1_order_3_dim_8.pt"
+    parameters = {"dataset_path": str(path), "random_seed": 0, **parameters}
+    return tc.prepare(check_parameters(TC_FLAGS, parameters))
+
+
+def trainer_of(experiments, problem=dmf):
+    """A trainer of experiments with equal batch keys."""
+    engine = problem.stack(experiments, torch.device("cpu"))
     validate_every = experiments[0].parameters["validate_every"]
-    return LockstepTrainer(engine, experiments, validate_every, dmf.MAX_ZERO_LOSS_VALIDATIONS)
+    return LockstepTrainer(engine, experiments, validate_every, problem.MAX_ZERO_LOSS_VALIDATIONS)
 
 
-def train(experiments):
-    """Trains dmf experiments side by side, all to their end. Their factors, a list for each experiment."""
-    trainer = trainer_of(experiments)
+def train(experiments, problem=dmf):
+    """Trains experiments side by side, all to their end. Their factors, a list for each experiment."""
+    trainer = trainer_of(experiments, problem)
     factors = {}
     while trainer.running:
         for position, experiment in trainer.advance():

@@ -8,6 +8,9 @@ from tests.conftest import ROOT
 
 RUNNER, LIST = "dmf_experiment_runner.py", "dmf_multiple_experiments_runner.py"
 GENERATOR, PLOTTER = "dmf_data_generator.py", "dmf_results_plotter.py"
+TC_RUNNER, TC_LIST = "tc_experiment_runner.py", "tc_multiple_experiments_runner.py"
+TC_GENERATOR, TC_PLOTTER = "tc_data_generator.py", "tc_results_plotter.py"
+TENSOR = f"-dataset_path {ROOT / 'data/tc/tensor_rank_1_fro_1_order_3_dim_8.pt'}"
 GOOD = str(ROOT / "data/dmf/completion_2x2_w_1_1_0.pt")
 DATA = f"-dataset_path {GOOD}"
 
@@ -46,6 +49,9 @@ WITHOUT_TORCH = [
             (f"{DATA} -plot_metrics yes", "yes: belongs to no flag"),
         ]
     ],
+    (RUNNER, "", "-dataset_path data/dmf/completion_2x2_w_1_1_0.pt: no such file"),
+    (RUNNER, f"{DATA} -experiment_name {'é' * 80}", "1 to 150 bytes"),
+    (RUNNER, f"{DATA} -random_seed {2**32}", f"-random_seed {2**32}: must be an integer of at least -1 and at most"),
     (LIST, "-repetitions 0", "-repetitions 0: must be an integer of at least 1"),
     (GENERATOR, "-num_samples 0", "-num_samples 0: must be"),
     (GENERATOR, "-num_rows 0", "-num_rows 0: must be"),
@@ -83,6 +89,30 @@ WITHOUT_TORCH = [
     ],
 ]
 
+WITHOUT_TORCH += [
+    *[
+        (script, line, expected)
+        for script in (TC_RUNNER, TC_LIST)
+        for line, expected in [
+            (f"{TENSOR} -init_std -1", "-init_std -1: must be a finite number of at least 0"),
+            (f"{TENSOR} -tensor_rank_tol 0", "-tensor_rank_tol 0: must be a finite number greater than 0"),
+            (f"{TENSOR} -lr 0", "-lr 0: must be a finite number greater than 0"),
+            (f"{TENSOR} -init 1", "-init 1: unknown flag; did you mean -init_std?"),
+            ("-dataset_path none.pt", "-dataset_path none.pt: no such file"),
+        ]
+    ],
+    (TC_GENERATOR, "-target_tensor_cp_rank 0", "-target_tensor_cp_rank 0: must be at least 1, or -1"),
+    (TC_GENERATOR, "-target_tensor_cp_rank -2", "-target_tensor_cp_rank -2: must be an integer of at least -1"),
+    (TC_GENERATOR, "-target_fro_norm 0", "-target_fro_norm 0: must be a finite number greater than 0"),
+    (TC_GENERATOR, "-mode_dim_size 0", "-mode_dim_size 0: must be an integer of at least 1"),
+    (TC_GENERATOR, "-mode_dim_size 100 -order 5", "-mode_dim_size 100: of order 5 makes 1.0e+10 entries"),
+    (TC_GENERATOR, "-order 1", "-order 1: must be an integer of at least 2"),
+    (TC_GENERATOR, "-file_name x", "-file_name x: must end in .pt"),
+    (TC_PLOTTER, "", "required: -experiments_dir"),
+    (TC_PLOTTER, "-experiments_dir none", "-experiments_dir none: no such folder"),
+    (TC_PLOTTER, "-experiments_dir . -save_plot_to x.gif", "-save_plot_to x.gif: must end in .png, .pdf or .svg"),
+]
+
 WITH_TORCH = [
     (RUNNER, f"{DATA} -num_samples 4", "-num_samples 4: ", "has only 3 samples"),
     (RUNNER, f"{DATA} -enforce_pos_det -enforce_neg_det", "-enforce_neg_det: contradicts -enforce_pos_det"),
@@ -91,13 +121,31 @@ WITH_TORCH = [
     (RUNNER, f"{DATA} -enforce_pos_det -init_alpha 0", "-enforce_pos_det: cannot be reached", "-init_alpha 0"),
     (RUNNER, f"{DATA} -enforce_neg_det -weight_init_type identity", "-enforce_neg_det: cannot be reached", "identity"),
     (RUNNER, f"{DATA} -trainer_checkpoint {GOOD}", f"-trainer_checkpoint {GOOD}: is no checkpoint"),
-    (RUNNER, "-dataset_path bad/text.pt", "-dataset_path bad/text.pt: cannot be read"),
-    (RUNNER, "-dataset_path bad/code.pt", "-dataset_path bad/code.pt: cannot be read"),
+    (RUNNER, "-dataset_path bad/text.pt", "-dataset_path bad/text.pt: is no torch.save file"),
+    (
+        RUNNER,
+        "-dataset_path bad/code.pt",
+        "-dataset_path bad/code.pt: is no torch.save file, or holds more than plain data",
+    ),
     (RUNNER, "-dataset_path bad/list.pt", "-dataset_path bad/list.pt: holds a list"),
     (RUNNER, "-dataset_path bad/without_y.pt", "holds no tensor of floating-point numbers 'y'"),
     (RUNNER, "-dataset_path bad/shape.pt", "'A' has shape (3, 2, 3)"),
     (RUNNER, "-dataset_path bad/nan.pt", "'y' holds NaN or infinity"),
     (RUNNER, "-dataset_path bad/rectangle.pt -enforce_pos_det", "-enforce_pos_det: the product is 2x3"),
+    (RUNNER, "-dataset_path bad/sparse.pt", "holds no tensor of floating-point numbers 'A'"),
+    (RUNNER, "-dataset_path bad/empty.pt", "-dataset_path bad/empty.pt: is no torch.save file"),
+    (GENERATOR, "-num_rows 2 -num_cols 2 -rank 1 -sensing_std 1e39", "-sensing_std 1e+39: makes numbers that float32"),
+    (GENERATOR, "-num_rows 1 -num_cols 2 -target_entries 0 1e39", "-target_entries 0.0 1e+39: makes numbers"),
+    (TC_GENERATOR, "-target_fro_norm 1e39", "-target_fro_norm 1e+39: makes entries"),
+    (TC_RUNNER, f"{TENSOR} -num_samples 513", "-num_samples 513: ", "has only 512 entries"),
+    (TC_RUNNER, f"-dataset_path {GOOD}", "holds no 'target_tensor'"),
+    (TC_RUNNER, "-dataset_path bad/tensor_order.pt", "'train_indices_order' is no permutation of the 8 flat entries"),
+    (TC_RUNNER, "-dataset_path bad/tensor_zero.pt", "nothing but zeros"),
+    (TC_RUNNER, f"{TENSOR} -trainer_checkpoint {GOOD}", f"-trainer_checkpoint {GOOD}: is no checkpoint"),
+    (TC_LIST, f"{TENSOR} -num_samples 513", "-num_samples 513: ", "has only 512 entries"),
+    (TC_GENERATOR, "-file_name text.pt -output_dir bad", "-file_name text.pt: bad/text.pt exists"),
+    (TC_PLOTTER, "-experiments_dir bad", "-save_plot_to: is needed"),
+    (TC_PLOTTER, "-experiments_dir bad -save_plot_to x.png", "-experiments_dir bad: holds no finished experiment"),
     (LIST, f"{DATA} -num_samples 4", "-num_samples 4: ", "has only 3 samples"),
     (GENERATOR, "-file_name text.pt -output_dir bad", "-file_name text.pt: bad/text.pt exists and is not overwritten"),
     (PLOTTER, f"-experiments_checkpoint_paths {GOOD} -experiments_names a", "-save_plot_to: is needed"),
@@ -131,11 +179,15 @@ def bad_files(tmp_path):
         "shape": {**good, "A": torch.zeros(3, 2, 3)},
         "nan": {**good, "y": torch.tensor([1, np.nan, 0])},
         "rectangle": {"A": torch.ones(3, 2, 3), "y": torch.ones(3), "target_matrix": torch.ones(2, 3)},
+        "sparse": {**good, "A": good["A"].to_sparse()},
         "untracked": {"train_evaluator": {"sse_loss_div_2": tracker}, "val_evaluator": {}},
     }
+    contents["tensor_order"] = {"target_tensor": torch.ones(2, 2, 2), "train_indices_order": [0, 0, *range(2, 8)]}
+    contents["tensor_zero"] = {"target_tensor": torch.zeros(2, 2, 2), "train_indices_order": list(range(8))}
     for name, content in contents.items():
         torch.save(content, folder / f"{name}.pt")
     (folder / "text.pt").write_text("no dataset")
+    (folder / "empty.pt").touch()
     return folder
 
 

@@ -17,6 +17,10 @@ SCRIPTS = [
     "dmf_experiment_runner.py",
     "dmf_multiple_experiments_runner.py",
     "dmf_results_plotter.py",
+    "tc_data_generator.py",
+    "tc_experiment_runner.py",
+    "tc_multiple_experiments_runner.py",
+    "tc_results_plotter.py",
 ]
 PLOTS = {
     "mse_loss",
@@ -205,3 +209,60 @@ def test_an_interrupted_run_is_saved_and_can_be_continued(number, run_script, tm
     succeeded(run_script("dmf_experiment_runner.py", *common, *more))
     continued = json.loads((only((tmp_path / "more").iterdir()) / "final_metrics_values.json").read_text())
     assert continued["fit_epochs"] == status["last_epoch"] + 1001
+
+
+def test_a_sweep_of_tensor_completion_and_its_figure(run_script, tmp_path):
+    generate = ["-mode_dim_size", 4, "-random_seed", 3, "-target_fro_norm", 2.5, "-custom_file_name", "small"]
+    succeeded(run_script("tc_data_generator.py", *generate))
+    dataset = only((tmp_path / "data/tc").iterdir())
+    assert re.fullmatch(r"small_\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d\.pt", dataset.name)
+    content = torch.load(dataset, weights_only=True)
+    assert content["target_tensor"].norm().item() == pytest.approx(2.5, rel=1e-6)
+    assert sorted(content["train_indices_order"]) == list(range(64))
+
+    edited = (ROOT / "tc_multiple_experiments_runner.py").read_text()
+    edited = re.sub(r'"num_samples": \[.*\]', '"num_samples": [40, 63]', edited).replace(
+        "REPETITIONS = 5", "REPETITIONS = 2"
+    )
+    (tmp_path / "edited.py").write_text(edited)
+    result = succeeded(run_script(tmp_path / "edited.py", "-dataset_path", dataset, "-output_dir", "out"))
+    assert result.stdout.startswith("8 experiments\n")
+    folders = sorted((tmp_path / "out").iterdir())
+    assert len(folders) == 8
+    names = {f"c_{dataset.stem}_samples_{n}_init_{std}" for n in (40, 63) for std in ("1e-2", "1e-3")}
+    assert {json.loads((folder / "run_params.json").read_text())["experiment_name"] for folder in folders} == names
+    for folder in folders:
+        files = {path.name for path in folder.iterdir()}
+        tensors = {"model_tensor.pt", "memorizer_tensor.pt", "targets_tensor.pt"}
+        kept = {"run_params.json", "checkpoints", "plots", "tensor_rank_and_reconstruction_metrics.json"}
+        logs = {name for name in files if name.endswith(".log")}
+        assert files == tensors | kept | logs
+        assert len(logs) == 1
+        assert {path.name for path in (folder / "plots").iterdir()} == {"mse_loss.png", "reconstruction_error.png"}
+
+    plot = ["-experiments_dir", "out", "-plot_title", "small", "-save_plot_to", "figure.png"]
+    result = succeeded(run_script("tc_results_plotter.py", *plot))
+    assert result.stdout.startswith("8 finished experiments, 0 folders passed over\n")
+    lines = [line.split() for line in result.stdout.splitlines() if line.strip().startswith(("40 ", "63 "))]
+    assert [(line[0], line[1], line[-1]) for line in lines] == [
+        (n, method, repetitions)
+        for n in ("40", "63")
+        for method, repetitions in (("linear", "4"), ("tf,", "2"), ("tf,", "2"))
+    ]
+    assert (tmp_path / "figure.png").read_bytes().startswith(PNG)
+
+
+def test_the_list_of_tensor_completion_experiments_is_the_papers():
+    namespace = {"__name__": "script"}
+    exec((ROOT / "tc_multiple_experiments_runner.py").read_text(), namespace)
+    given = namespace["parse_flags"](namespace["FLAGS"], "", ["-dataset_path", str(ROOT / "README.md")])
+    combined = namespace["combinations"](namespace["BASE"], namespace["OPTIONS"])
+    listed = namespace["listed_experiments"](namespace["EXPERIMENT_FLAGS"], combined, given, namespace["name"])
+    assert len(listed) == 100
+    assert {each["random_seed"] for each in listed} == {0, 1, 2, 3, 4}
+    assert {each["num_samples"] for each in listed} == {*range(50, 500, 50), 511}
+    assert listed[0]["experiment_name"] == "c_README_samples_50_init_1e-2"
+    assert listed[-1]["experiment_name"] == "c_README_samples_511_init_1e-3"
+    expected = {"lr": 0.01, "use_adaptive_lr": True, "epochs": 10**6, "validate_every": 100, "save_every_num_val": 5}
+    expected |= {"stop_on_zero_loss_tol": 1e-6, "tensor_rank_tol": 1e-6, "compute_final_tensor_ranks": True}
+    assert all(each[name] == value for each in listed for name, value in expected.items())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.cli import flag_error
-from common.files import load_dictionary
+from common.files import is_plain_tensor, load_dictionary
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ def load_matrix_sensing(path: str, num_samples: int) -> MatrixSensing:
         return flag_error("dataset_path", path, f"{problem}; give a file made by dmf_data_generator.py")
 
     for key in ("A", "y", "target_matrix"):
-        if not isinstance(content.get(key), Tensor) or not content[key].is_floating_point():
+        if not is_plain_tensor(content.get(key)):
             raise invalid(f"holds no tensor of floating-point numbers {key!r}")
         if not content[key].isfinite().all():
             raise invalid(f"{key!r} holds NaN or infinity")
-    matrices, observations, target = content["A"], content["y"], content["target_matrix"]
+    matrices, observations, target = (content[key].detach() for key in ("A", "y", "target_matrix"))
     if target.dim() != 2 or 0 in target.shape:
         raise invalid(f"'target_matrix' has shape {tuple(target.shape)} where (rows, cols) is wanted")
     if observations.dim() != 1 or matrices.shape != (len(observations), *target.shape):

@@ -1,5 +1,6 @@
 """Checkpoints: everything an exact continuation needs. Those of the original code can be continued too."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,25 +8,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.cli import UserError, flag_error
-from common.files import load_dictionary
+from common.cli import Parameters, UserError, flag_error
+from common.files import is_plain_tensor, load_dictionary
 from common.training.history import History, evaluator_state, series_of_evaluator
 from common.training.lockstep import LockstepTrainer
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds: one experiment's factors, optimizer state (as it was written), history, last
-    epoch, count of zero-loss validations, and whether it moved since its last validation.
+    """What a checkpoint file holds: one experiment's factors and their precision, optimizer state (as it was written),
+    history, last epoch, count of zero-loss validations, and whether it moved since its last validation.
     """
 
     path: str
     factors: list[Tensor]
+    dtype: str
     optimizer: dict[str, Any]
     history: History
     epoch: int
     zero_loss_validations: int
     moved_since_validation: bool
+
+    def adopted(self, parameters: Parameters) -> dict[str, Any]:
+        """The parameters that are the checkpoint's: precision, and learning rate unless one was given."""
+        lr = parameters["lr"] if "lr" in parameters.given else float(self.optimizer["param_groups"][0]["lr"])
+        return {"dtype": self.dtype, "lr": lr}
 
     def progress(self, validate_every: int) -> dict[str, Any]:
         """What a Run that continues it starts from, as keyword arguments."""
@@ -59,37 +66,61 @@ def checkpoint_state(trainer: LockstepTrainer, position: int) -> dict[str, Any]:
     }
 
 
-def load_checkpoint(path: str, factors_name: str, dtype: str | None) -> Checkpoint:
-    """Reads a checkpoint of a model whose parameters are `factors_name`.0, `factors_name`.1, …, in its own precision
-    or, where `dtype` is given, in this.
+def load_checkpoint(parameters: Parameters, factors_name: str, adaptive: bool = False) -> Checkpoint:
+    """The checkpoint to continue: of a model whose parameters are `factors_name`.0, `factors_name`.1, …, trained by
+    GroupRMSprop where `adaptive`, else by plain gradient descent. In its own precision, unless -dtype was given.
 
-    Raises UserError, naming -trainer_checkpoint, where the file is none.
+    Raises UserError, naming -trainer_checkpoint, where the file is something else.
     """
+    path = parameters["trainer_checkpoint"]
     content = load_dictionary(path, "trainer_checkpoint")
     try:
         model = content["model"]
         factors = [model[f"{factors_name}.{index}"] for index in range(len(model))]
-        if not factors or not all(isinstance(factor, Tensor) and factor.dim() == 2 for factor in factors):
+        if not factors or not all(is_plain_tensor(factor) and factor.dim() == 2 for factor in factors):
             raise ValueError("its parameters are no matrices")
-        if any(factor.dtype not in (torch.float32, torch.float64) for factor in factors):
+        own_dtype = str(factors[0].dtype).removeprefix("torch.")
+        if own_dtype not in ("float32", "float64"):
             raise ValueError("its parameters are neither float32 nor float64")
-        dtype = dtype or str(factors[0].dtype).removeprefix("torch.")
-        factors = [factor.to(getattr(torch, dtype)) for factor in factors]
+        dtype = parameters["dtype"] if "dtype" in parameters.given else own_dtype
         history = History()
         history.train = series_of_evaluator(content["train_evaluator"], np.dtype(dtype))
         history.validation = series_of_evaluator(content["val_evaluator"], np.dtype(dtype))
         trainer = content.get("trainer", {})
-        return Checkpoint(
+        checkpoint = Checkpoint(
             path,
-            factors,
+            [factor.detach().to(getattr(torch, dtype)) for factor in factors],
+            dtype,
             content["optimizer"],
             history,
             int(content["epoch"]),
             int(trainer.get("zero_loss_validations", 0)),
             bool(trainer.get("moved_since_validation", True)),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        recorded = [series.last[0] for series in (history.train | history.validation).values()]
+        if checkpoint.epoch < max(recorded, default=-1):
+            raise ValueError(f"its epoch, {checkpoint.epoch}, is before its last record")
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise flag_error(
             "trainer_checkpoint", path, f"is no checkpoint of such a model ({reason}); give one written by this runner"
         ) from None
+    if not _is_of_optimizer(checkpoint.optimizer, adaptive):
+        name = "GroupRMSprop (-use_adaptive_lr)" if adaptive else "plain gradient descent"
+        raise checkpoint.error(f"was not written by {name}; give one that was")
+    return checkpoint
+
+
+def _is_of_optimizer(state: Any, adaptive: bool) -> bool:
+    try:
+        (group,) = state["param_groups"]
+        if not 0 < float(group["lr"]) < math.inf:
+            return False
+        # Momentum, weight decay and Adam's betas would be terms of the step that are not taken here.
+        if any(group.get(term) for term in ("momentum", "weight_decay", "nesterov", "betas")):
+            return False
+        if not adaptive:
+            return not state["state"] and "beta" not in group
+        return int(state["state"]["step"]) >= 0 and float(state["state"]["square_avg"]) >= 0
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False

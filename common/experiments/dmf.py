@@ -1,7 +1,6 @@
 """Deep matrix factorization experiments: what is particular to them; the way they are run is in sweep.py."""
 
 import re
-from collections.abc import Callable
 from functools import lru_cache, partial
 
 import numpy as np
@@ -16,7 +15,6 @@ from common.files import save_json, save_tensors
 from common.metrics import matrix as matrix_metrics
 from common.models.deep_matrix_factorization import DeepMatrixFactorization, factor_shapes, initial_factors
 from common.training.engines import TorchEngine
-from common.training.history import History, Series
 from common.training.objectives import SensingObjective, entry_objective
 from common.training.optimizers import GradientDescent
 
@@ -24,6 +22,9 @@ from common.training.optimizers import GradientDescent
 MAX_ZERO_LOSS_VALIDATIONS = 10
 # What the console shows of an experiment that ended.
 HEADLINE = re.compile(r"sse_loss_div_2|e2e_effective_rank|fro_e2e_norm|e2e_\d+_\d+_value")
+
+# File name → the metrics that are drawn into it together.
+PICTURES = {"e2e_matrix_values": r"e2e_\d+_\d+_value", "e2e_singular_values": r"singular_value_\d+"}
 
 _load = lru_cache(maxsize=64)(load_matrix_sensing)
 
@@ -48,9 +49,7 @@ def prepare(parameters: Parameters) -> Experiment:
 
     if values["trainer_checkpoint"]:
         checkpoint = _continued_checkpoint(parameters, dataset)
-        values["dtype"] = str(checkpoint.factors[0].dtype).removeprefix("torch.")
-        if "lr" not in parameters.given:
-            values["lr"] = checkpoint.optimizer["param_groups"][0]["lr"]
+        values.update(checkpoint.adopted(parameters))
         factors, progress = checkpoint.factors, checkpoint.progress(values["validate_every"])
     else:
         factors, progress = _initial_factors(values, dataset), {}
@@ -78,8 +77,7 @@ def prepare(parameters: Parameters) -> Experiment:
 
 
 def _continued_checkpoint(parameters: Parameters, dataset: MatrixSensing) -> Checkpoint:
-    given_dtype = parameters["dtype"] if "dtype" in parameters.given else None
-    checkpoint = load_checkpoint(parameters["trainer_checkpoint"], DeepMatrixFactorization.factors_name, given_dtype)
+    checkpoint = load_checkpoint(parameters, DeepMatrixFactorization.factors_name)
     depth, (rows, cols) = len(checkpoint.factors), dataset.shape
     if depth != parameters["depth"]:
         raise checkpoint.error(f"has depth {depth}, not {parameters['depth']}; give -depth {depth}")
@@ -88,12 +86,6 @@ def _continued_checkpoint(parameters: Parameters, dataset: MatrixSensing) -> Che
         raise checkpoint.error(
             f"has factors of shapes {shapes}, which do not fit the dataset's {rows}x{cols}; give its own -dataset_path"
         )
-    try:
-        (group,) = checkpoint.optimizer["param_groups"]
-        if float(group["lr"]) <= 0 or group.get("momentum") or "beta" in group or checkpoint.optimizer["state"]:
-            raise ValueError
-    except (KeyError, TypeError, ValueError):
-        raise checkpoint.error("was not written by plain gradient descent; give one that was") from None
     return checkpoint
 
 
@@ -140,7 +132,7 @@ def stack(experiments: list[Experiment], device: torch.device) -> TorchEngine:
         targets = torch.zeros(len(datasets), *datasets[0].shape, dtype=dtype)
         for target, dataset, observed in zip(targets.flatten(1), datasets, entries, strict=True):
             target[observed] = dataset.observations.to(dtype)
-        objective = entry_objective(entries, targets, weight=1).to(device)
+        objective = entry_objective(entries, targets, [1.0] * len(entries)).to(device)
     optimizer = GradientDescent([each.parameters["lr"] for each in experiments], model)
     return TorchEngine(model, objective, optimizer)
 
@@ -183,24 +175,12 @@ def _measure(
     return as_arrays(train), as_arrays(validation)
 
 
-def pictures(history: History) -> dict[str, dict[str, Series]]:
-    """What is drawn: file name without ending → name of each line → its values."""
-    lines = {f"train_{name}": series for name, series in history.train.items()}
-    lines |= {f"validation_{name}": series for name, series in history.validation.items()}
-
-    def those(condition: Callable[[str], bool]) -> dict[str, Series]:
-        return {name: series for name, series in lines.items() if condition(name)}
-
-    single = ("mse_loss", "sse_loss_div_2", "fro_e2e_norm", "nuc_e2e_norm", "e2e_effective_rank", "e2e_rank")
-    found = {metric: those(lambda name, metric=metric: name.endswith(f"_{metric}")) for metric in single}
-    found["e2e_matrix_values"] = those(lambda name: name.startswith("validation_e2e_") and name.endswith("_value"))
-    found["e2e_singular_values"] = those(lambda name: name.startswith("validation_singular_value_"))
-    return {file: drawn for file, drawn in found.items() if drawn}
-
-
-def write_results(experiment: Experiment, product: Tensor) -> None:
-    """Writes what -save_results asks for, at the end: the product matrix (rows, cols) and the last metrics."""
+def write_results(experiment: Experiment, product: Tensor) -> dict[str, float]:
+    """Writes what -save_results asks for, at the end: the product matrix (rows, cols) and the last metrics. Returns
+    what there is to say of them beside the metrics: nothing.
+    """
     if experiment.parameters["save_results"]:
         save_tensors(product, experiment.folder.path / "final_e2e_matrix.pt")
         results = {**experiment.history.last_values(), "fit_epochs": experiment.epoch + 1}
         save_json(results, experiment.folder.path / "final_metrics_values.json")
+    return {}

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from common.experiments.folder import ExperimentFolder
+from common.training.history import History
 from common.training.lockstep import Run
 
 
@@ -17,10 +18,11 @@ class Experiment(Run):
     ----------
     parameters : value of every flag, as recorded in run_params.json.
     factors : the factors it starts from, on the CPU, in the run's precision.
+    optimizer_state : the optimizer's state where it starts, as a checkpoint has it; None where there is none.
     dataset : what is fitted.
     batch_key : experiments can be stacked where these agree (and the parameters that sweep.py looks at).
     number : its place in the sweep, from 1.
-    folder : its folder, from when its training begins.
+    folder : its folder, while it is in training.
     saved_at : the epoch of the last output of each kind along the way.
     """
 
@@ -28,6 +30,11 @@ class Experiment(Run):
     factors: list[Tensor]
     dataset: Any
     batch_key: tuple
+    optimizer_state: dict[str, Any] | None = None
     number: int = 1
     folder: ExperimentFolder | None = None
     saved_at: dict[str, int] = field(default_factory=dict)
+
+    def release(self) -> None:
+        """Lets go of what takes memory, once everything is written."""
+        self.history, self.factors, self.folder = History(), [], None

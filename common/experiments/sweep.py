@@ -1,7 +1,7 @@
 """Runs a list of experiments: stacks those that agree, trains each batch in lockstep, and keeps their folders.
 
 The `problem` is the module with what is particular to the kind of experiment, common/experiments/dmf.py for example:
-`prepare`, `stack`, `multiplications_per_step`, `pictures`, `write_results`, `MAX_ZERO_LOSS_VALIDATIONS`, `HEADLINE`.
+`prepare`, `stack`, `multiplications_per_step`, `write_results`, `MAX_ZERO_LOSS_VALIDATIONS`, `HEADLINE`, `PICTURES`.
 """
 
 import signal
@@ -90,7 +90,8 @@ def _signals_noted() -> Iterator[threading.Event]:
 
     def note(number: int, _frame: Any) -> None:
         stop.set()
-        signal.signal(number, previous[number])
+        for each, handler in previous.items():
+            signal.signal(each, handler)
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -180,12 +181,12 @@ class _Batch:
             self._save_checkpoint(position, experiment)
         if experiment.parameters["plot_metrics"]:
             self._draw(position, experiment)
-        output = self._trainer.engine.model.forward()[position]
-        self._problem.write_results(experiment, output.detach().cpu().clone())
         interrupted = experiment.stop_reason == INTERRUPTED
         experiment.folder.write_parameters(not interrupted, experiment.stop_reason, experiment.epoch)
+        output = self._trainer.engine.model.forward()[position].cpu().clone()
+        results = self._problem.write_results(experiment, output)
 
-        last_values = experiment.history.last_values()
+        last_values = experiment.history.last_values() | results
         end = f"{_REASONS[experiment.stop_reason]}, epoch {experiment.epoch:,}"
         seconds = time.monotonic() - self._start
         if experiment.parameters["file_log"]:
@@ -194,10 +195,11 @@ class _Batch:
         place = f"{experiment.number}/{self._sweep['experiments']} {experiment.folder.path}"
         tqdm.write(f"{place}: {end}: {_numbers(headline)}", file=sys.stdout)
         sys.stdout.flush()
+        experiment.release()
 
     def _fail(self, experiment: Experiment, error: BaseException) -> None:
         """Records a failure in the folder of an experiment that was running, as far as that still works."""
-        if experiment.folder is None:
+        if experiment.folder is None:  # not begun yet, or done
             return
         with suppress(OSError):
             experiment.folder.write_parameters(False, "failed", experiment.epoch)
@@ -237,7 +239,7 @@ class _Batch:
         from common.plotting.metrics import draw_metrics
 
         self._trainer.sync(position)
-        draw_metrics(self._problem.pictures(experiment.history), experiment.folder.plots)
+        draw_metrics(experiment.history, self._problem.PICTURES, experiment.folder.plots)
 
     def _report_along_the_way(self) -> None:
         """Logs the metrics at a human pace: ever more rarely, as the run gets longer."""

@@ -46,11 +46,9 @@ def batch_views(buffer: Tensor, batch_size: int, shapes: Sequence[Sequence[int]]
 
 
 def _strides(shapes: Sequence[Sequence[int]], like: Tensor) -> list[int]:
-    """Numbers from one item to the next. On the CPU every item starts at a multiple of 64 bytes (see above), unless
-    the matrices are so small that no product of them, m·k·n ≤ (largest numel)^1.5 multiplications, goes through BLAS.
-    """
+    """Numbers from one item to the next. On the CPU every item starts at a multiple of 64 bytes (see above)."""
     numels = [prod(shape) for shape in shapes]
-    if like.is_cuda or max(numels) ** 1.5 < _OWN_LOOP_BELOW:
+    if like.is_cuda:
         return numels
     unit = _ALIGNMENT // like.element_size()
     return [-(-numel // unit) * unit for numel in numels]
@@ -59,7 +57,7 @@ def _strides(shapes: Sequence[Sequence[int]], like: Tensor) -> list[int]:
 class BatchedFactorization(nn.Module):
     """A batch of factorizations, one for each experiment, whose factors are views (B, *shape) of one flat buffer.
 
-    Attributes: `factors`, the views; `values`, the buffer; `gradients`, a buffer like it, and `factor_gradients`, its
+    Attributes: `views`, the factors; `values`, the buffer; `gradients`, a buffer like it, and `factor_gradients`, its
     views. A subclass names its parameters (`factors_name`) and computes `forward()` and `backpropagate()`.
     """
 
@@ -73,7 +71,7 @@ class BatchedFactorization(nn.Module):
         self.gradients, self.factor_gradients = batch_of_zeros(self.batch_size, self.shapes, like=factors[0])
         for view, factor in zip(views, factors, strict=True):
             view.copy_(factor)
-        self.factors = nn.ParameterList(nn.Parameter(view, requires_grad=False) for view in views)
+        self.register_module(self.factors_name, nn.ParameterList(nn.Parameter(v, requires_grad=False) for v in views))
         # nn.ParameterList looks each one up by name; the training loop indexes a plain list.
         self.views = views
 

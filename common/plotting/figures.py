@@ -8,6 +8,7 @@ from matplotlib.backends import BackendFilter, backend_registry
 from matplotlib.figure import Figure
 
 from common.cli import UserError
+from common.files import write_atomically
 
 MARKERS = "ov^Ds1^h"
 
@@ -29,10 +30,17 @@ def require_screen_or_file(save_plot_to: str) -> None:
 
 def save_and_show(figure: Figure, save_plot_to: str) -> None:
     """Saves the figure, 250 dpi and tight, where a path is given, and opens a window where there is a screen."""
+    try:
+        figure.draw_without_rendering()
+    except ValueError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(
+            f"-plot_title or a name is no valid mathematical text ({reason}); write \\$ for a dollar"
+        ) from None
     if save_plot_to:
         path = Path(save_plot_to)
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=250, bbox_inches="tight")
+        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=250, bbox_inches="tight"))
         print(f"saved {path}")
     if has_screen():
         plt.show()

@@ -73,6 +73,7 @@ def draw_unobserved_entry(curves: Sequence[Curve], title: str, min_loss: float) 
         raise UserError(f"-min_loss {min_loss:g}: no loss is larger than {largest:g}; give a smaller one")
     scale = Normalize(1, max(2, *(curve.iterations[-1] for curve in curves)))
     figure, axes = plt.subplots(figsize=(3.1, 3.4), layout="constrained")
+    handles = []
     greys = plt.get_cmap("Greys")(np.linspace(0.3, 0.85, len(curves)))
     for index, (curve, grey) in enumerate(zip(curves, greys, strict=True)):
         shown = visible_points(np.log10(curve.losses), curve.entries)
@@ -82,7 +83,7 @@ def draw_unobserved_entry(curves: Sequence[Curve], title: str, min_loss: float) 
         lines.set_array(curve.iterations[shown][1:])
         axes.add_collection(lines)
         marked = _marked(curve, min_loss)
-        axes.plot(
+        (markers,) = axes.plot(
             curve.losses[marked],
             curve.entries[marked],
             linestyle="none",
@@ -93,13 +94,17 @@ def draw_unobserved_entry(curves: Sequence[Curve], title: str, min_loss: float) 
             zorder=3,
             clip_on=False,
         )
+        handles.append(markers)
     axes.set_xscale("log")
     axes.set_xlim(largest, min_loss)
     axes.set_ylim(0, 1.05 * max(curve.entries.max() for curve in curves))
     axes.set_xlabel("loss")
     axes.set_ylabel("|unobserved entry|")
     axes.set_title(title)
-    axes.legend(loc="upper left", fontsize="small", handletextpad=0.2, borderpad=0.3)
+    # Given both, matplotlib shows names that begin with an underscore, too.
+    axes.legend(
+        handles, [curve.name for curve in curves], loc="upper left", fontsize="small", handletextpad=0.2, borderpad=0.3
+    )
     bar = figure.colorbar(
         ScalarMappable(scale, _COLOURS), ax=axes, orientation="horizontal", label="iterations", aspect=30
     )

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from common.models.factorization import BatchedFactorization
 from common.training.objectives import Objective
-from common.training.optimizers import GradientDescent
+from common.training.optimizers import Optimizer
 
 
 class TorchEngine:
@@ -13,7 +13,7 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, model: BatchedFactorization, objective: Objective, optimizer: GradientDescent):
+    def __init__(self, model: BatchedFactorization, objective: Objective, optimizer: Optimizer):
         self.model, self.objective, self.optimizer = model, objective, optimizer
 
     @torch.inference_mode()

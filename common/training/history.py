@@ -51,8 +51,10 @@ class History:
                 series.setdefault(name, Series()).extend(epochs, new)
 
     def last_values(self) -> dict[str, float]:
-        """The last value of every metric."""
-        return {name: series.last[1] for name, series in (self.train | self.validation).items()}
+        """The value at the last epoch of every metric that was recorded then."""
+        last = {name: series.last for name, series in (self.train | self.validation).items()}
+        newest = max((epoch for epoch, _ in last.values()), default=-1)
+        return {name: value for name, (epoch, value) in last.items() if epoch == newest}
 
 
 def evaluator_state(metrics: Mapping[str, Series]) -> dict[str, dict]:

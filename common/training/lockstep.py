@@ -14,6 +14,8 @@ from common.training.history import History
 # Why an experiment ended, as `status` in run_params.json has it.
 DIVERGED, ZERO_LOSS, STALLED, EPOCHS, INTERRUPTED = "diverged", "zero_loss", "stalled", "epochs", "interrupted"
 
+# Steps after which the engine hands over at the latest, so that a signal is heeded.
+_LONGEST_STRETCH = 1000
 _BUFFER_BYTES = 8 * 2**20
 _BUFFER_ROWS = 4096
 
@@ -78,6 +80,7 @@ class LockstepTrainer:
 
         outputs = _on_host(engine.model.forward())
         self._last_values, self._last_outputs = engine.model.values.clone(), outputs.copy()
+        self._last_losses: np.ndarray | None = None
         rows = max(1, min(_BUFFER_ROWS, _BUFFER_BYTES // outputs.nbytes))
         self._epoch_rows = np.zeros(rows, dtype=np.int64)
         self._loss_rows = np.zeros((rows, len(runs)), outputs.dtype)
@@ -86,23 +89,24 @@ class LockstepTrainer:
         self._num_measured = np.zeros(len(runs), dtype=np.int64)
 
     def advance(self) -> list[tuple[int, Run]]:
-        """Trains until the next validation, or until the last epoch of a run that has fewer to go.
+        """Trains until the next validation, or to the last epoch of a run that has fewer to go, or for a long stretch.
 
         Returns the runs that ended, each with its position in the engine's batch; `drop_ended()` takes them out.
         """
         done = self.epoch + 1
-        target = min((done // self._validate_every + 1) * self._validate_every, int(self._last_epochs.min()) + 1)
+        next_validation = (done // self._validate_every + 1) * self._validate_every
+        target = min(next_validation, int(self._last_epochs.min()) + 1, done + _LONGEST_STRETCH)
         is_validation = target % self._validate_every == 0
         losses = _on_host(self.engine.advance(target - done))
         outputs = _on_host(self.engine.model.forward())
-        self.epoch = target - 1
+        self.epoch, self._last_losses = target - 1, losses
 
         at_end = self._last_epochs == self.epoch
         observed = at_end | is_validation
         diverged = observed & ~_all_finite(losses, outputs)
         self._moved |= self._moved_in_stretch(outputs)
         if is_validation:
-            stalled = ~self._moved & self.engine.optimizer.stops_where_nothing_moves
+            stalled = self._fixed_points(~self._moved)
             self._moved[:] = False
             self._zero_losses = (self._zero_losses + 1) * (losses < self._tolerances)
         else:
@@ -121,6 +125,9 @@ class LockstepTrainer:
 
     def interrupt(self) -> list[tuple[int, Run]]:
         """Ends all runs where they are, and returns them as `advance()` does."""
+        recorded = self._epoch_rows[self._num_rows - 1] if self._num_rows else -1
+        if self._last_losses is not None and recorded != self.epoch:
+            self._record(self._last_losses, self._last_outputs, np.ones(len(self.running), dtype=bool))
         for run in self.running:
             run.stop_reason = INTERRUPTED
         return self._synced(range(len(self.running)))
@@ -136,7 +143,7 @@ class LockstepTrainer:
         if kept:
             self.engine = self.engine.select(torch.tensor(kept))
             self._last_values = self.engine.model.values.clone()
-            self._last_outputs = self._last_outputs[kept]
+            self._last_losses, self._last_outputs = self._last_losses[kept], self._last_outputs[kept]
             self._loss_rows, self._output_rows = self._loss_rows[:, kept], self._output_rows[:, kept]
 
     def sync(self, position: int) -> Run:
@@ -161,14 +168,23 @@ class LockstepTrainer:
         """
         moved = (outputs != self._last_outputs).reshape(len(outputs), -1).any(axis=1)
         self._last_outputs[:] = outputs
-        model = self.engine.model
         if not moved.all():
-            for now, then in zip(
-                model.views, batch_views(self._last_values, model.batch_size, model.shapes), strict=True
-            ):
-                moved |= _on_host((now != then).flatten(1).any(1))
-        self._last_values.copy_(model.values)
+            moved |= _differ(self.engine.model, self._last_values)
+        self._last_values.copy_(self.engine.model.values)
         return moved
+
+    def _fixed_points(self, candidates: np.ndarray) -> np.ndarray:
+        """Which of the runs that ended an interval where they began it are where no step will move them (B,), rather
+        than in a cycle: a step of a copy tells.
+        """
+        fixed = np.zeros_like(candidates)
+        if candidates.any() and self.engine.optimizer.stops_where_nothing_moves:
+            positions = np.flatnonzero(candidates)
+            copy = self.engine.select(torch.from_numpy(positions))
+            before = copy.model.values.clone()
+            copy.advance(1)
+            fixed[positions] = ~_differ(copy.model, before)
+        return fixed
 
     def _record(self, losses: np.ndarray, outputs: np.ndarray, observed: np.ndarray) -> None:
         """Appends a row to the buffer. Where only some of the runs are observed, the others must have been measured
@@ -183,6 +199,13 @@ class LockstepTrainer:
         self._loss_rows[self._num_rows], self._output_rows[self._num_rows] = losses, outputs
         self._num_rows += 1
         self._num_measured[skipping] = self._num_rows
+
+
+def _differ(model: BatchedFactorization, values: Tensor) -> np.ndarray:
+    """Whether any parameter of each experiment differs from that in `values`, a buffer like the model's (B,)."""
+    then = batch_views(values, model.batch_size, model.shapes)
+    changed = [(now != before).flatten(1).any(1) for now, before in zip(model.views, then, strict=True)]
+    return _on_host(torch.stack(changed).any(0))
 
 
 def _on_host(values: Tensor) -> np.ndarray:

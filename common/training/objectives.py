@@ -71,7 +71,8 @@ class SensingObjective:
     def loss(self, outputs: Tensor) -> Tensor:
         """ℓ (B,)."""
         residuals = self._apply(self._flat, outputs.flatten(1), self._residuals) - self.observations
-        return sum_all((residuals * residuals)[:, None]) / 2
+        # Each by itself: torch sums a single long row on several threads, and so in another order than many rows.
+        return torch.stack([row.sum() for row in residuals * residuals]) / 2
 
     def select(self, kept: Tensor) -> "SensingObjective":
         """The objective of the experiments at the positions `kept`."""
@@ -92,11 +93,12 @@ class SensingObjective:
 Objective = EntryObjective | SensingObjective
 
 
-def entry_objective(entries: Sequence[Tensor], targets: Tensor, weight: float | Tensor) -> EntryObjective:
+def entry_objective(entries: Sequence[Tensor], targets: Tensor, weights: Sequence[float]) -> EntryObjective:
     """The objective in which experiment b observes the flat entries `entries[b]` of `targets[b]` (B, rows, cols), each
-    with weight `weight` (a number, or one for each experiment).
+    with weight `weights[b]`.
     """
-    weights = torch.zeros_like(targets).flatten(1)
-    for position, observed in enumerate(entries):
-        weights[position, observed] = weight if isinstance(weight, (int, float)) else weight[position]
-    return EntryObjective(targets * (weights.view_as(targets) > 0), weights.view_as(targets))
+    per_entry = torch.zeros_like(targets).flatten(1)
+    for position, (observed, weight) in enumerate(zip(entries, weights, strict=True)):
+        per_entry[position, observed] = weight
+    per_entry = per_entry.view_as(targets)
+    return EntryObjective(targets * (per_entry > 0), per_entry)

@@ -6,9 +6,9 @@ import torch
 
 from common.cli import UserError, check_parameters
 from common.experiments import dmf
-from common.experiments.flags import listed_experiments
+from common.experiments.flags import list_flags, listed_experiments
 from common.experiments.folder import ExperimentFolder
-from common.experiments.sweep import run_sweep
+from common.experiments.sweep import _Budget, run_sweep
 from dmf_experiment_runner import FLAGS
 from tests.conftest import ROOT
 
@@ -69,16 +69,65 @@ def test_json_has_null_for_what_is_not_finite(tmp_path):
 
 
 def test_a_failure_keeps_what_was_written_and_is_recorded(tmp_path, monkeypatch):
-    def failing(*_):
-        raise OSError("no space left on device")
+    write_results = dmf.write_results
+
+    def failing(experiment, product):
+        if experiment.number == 2:
+            raise OSError("no space left on device")
+        return write_results(experiment, product)
 
     monkeypatch.setattr(dmf, "write_results", failing)
     with pytest.raises(OSError, match="no space left"):
-        sweep(tmp_path, {"file_log": True}, {})
-    folders = sorted(tmp_path.iterdir())
-    assert len(folders) == 2
-    for folder in folders:
-        assert json.loads((folder / "run_params.json").read_text())["status"]["stop_reason"] == "failed"
+        sweep(tmp_path, {}, {"file_log": True}, {})
+    statuses = {}
+    for folder in tmp_path.iterdir():
+        parameters = json.loads((folder / "run_params.json").read_text())
+        statuses[parameters["provenance"]["sweep"]["experiment"]] = parameters["status"]["stop_reason"]
+    assert statuses == {1: "epochs", 2: "failed", 3: "failed"}
+
+
+def test_outputs_along_the_way_cost_a_share_of_the_time(monkeypatch):
+    """With a clock that only outputs and training move: a second of training for every chance to write."""
+    clock = [0.0]
+    monkeypatch.setattr("common.experiments.sweep.time.monotonic", lambda: clock[0])
+    budget, written = _Budget(0.05), 0
+    for _ in range(10_000):
+        clock[0] += 1
+        if budget.affords(0.5):
+            with budget.spending():
+                clock[0] += 3
+            written += 1
+    assert 0.03 * clock[0] < 3 * written <= 0.05 * clock[0]
+
+
+def test_checkpoints_and_pictures_are_written_along_the_way(tmp_path, monkeypatch):
+    monkeypatch.setattr(_Budget, "affords", lambda self, least: True)
+    saved = []
+    monkeypatch.setattr(ExperimentFolder, "write_checkpoint", lambda self, state: saved.append(state["epoch"]))
+    drawn = []
+    monkeypatch.setattr("common.plotting.metrics.draw_metrics", lambda history, *_: drawn.append(1))
+    sweep(tmp_path, {"epochs": 460, "store_checkpoints": True, "plot_metrics": True, "save_every_num_val": 2})
+    assert saved == [99, 199, 299, 399, 459]
+    assert len(drawn) == 5
+
+
+def test_an_older_checkpoint_goes_only_after_the_newer_is_safely_written(tmp_path, monkeypatch):
+    folder = ExperimentFolder({"output_dir": str(tmp_path), "experiment_name": "x"}, {})
+    folder.write_checkpoint({"epoch": 1})
+    (first,) = (folder.path / "checkpoints").iterdir()
+    content = first.read_bytes()
+
+    def breaking(content, path):
+        path.write_bytes(b"half of it")
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="no space left"):
+        patched.setattr(torch, "save", breaking)
+        folder.write_checkpoint({"epoch": 2})
+    assert [path.read_bytes() for path in (folder.path / "checkpoints").iterdir()] == [content]
+    folder.write_checkpoint({"epoch": 3})
+    (only,) = (folder.path / "checkpoints").iterdir()
+    assert only.name.endswith("_epoch_3.pt")
 
 
 def test_general_sensing_recovers_a_low_rank_target(tmp_path):
@@ -103,12 +152,12 @@ def test_general_sensing_recovers_a_low_rank_target(tmp_path):
 
 
 def test_repetitions_count_their_seeds_up_from_the_base():
-    given = check_parameters(FLAGS, {"lr": 0.5})
-    checked = listed_experiments(FLAGS, [BASE, {**BASE, "random_seed": -1}], given, repetitions=3)
+    given = check_parameters(list_flags(FLAGS, 1), {"lr": 0.5, "repetitions": 3})
+    checked = listed_experiments(FLAGS, [BASE, {**BASE, "random_seed": -1}], given)
     assert [each["random_seed"] for each in checked] == [0, 1, 2, -1, -1, -1]
     assert all(each["lr"] == 0.5 for each in checked)
 
 
 def test_an_unknown_key_of_the_list_is_refused_with_a_hint():
     with pytest.raises(UserError, match=r"experiment 2 of the list: unknown parameter 'intit_alpha'.*'init_alpha'"):
-        listed_experiments(FLAGS, [BASE, {**BASE, "intit_alpha": 1}], check_parameters(FLAGS, {}))
+        listed_experiments(FLAGS, [BASE, {**BASE, "intit_alpha": 1}], check_parameters(list_flags(FLAGS, 1), {}))

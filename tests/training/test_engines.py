@@ -11,6 +11,11 @@ from common.training.optimizers import GradientDescent
 from tests.conftest import prepared, train, trainer_of
 
 
+def completion(entries, targets):
+    """The objective of matrix completion: ½ the sum of squared residuals."""
+    return entry_objective(entries, targets, [1.0] * len(entries))
+
+
 def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
@@ -63,7 +68,7 @@ def test_gradients_of_the_loss_agree_with_automatic_differentiation(shape, depth
     else:
         matrices = [entry_sensing(each, *shape).double() for each in entries]
         observations = [sense(matrices[b], targets[b]).observations for b in range(3)]
-        objective = entry_objective(entries, targets, 1)
+        objective = completion(entries, targets)
     model = DeepMatrixFactorization(factors)
     outputs = model.forward()
     losses = objective.loss(outputs)
@@ -87,9 +92,7 @@ def test_a_run_agrees_with_a_textbook_loop(shape, depth, dense):
     else:
         matrices = [entry_sensing(each, *shape).double() for each in entries]
     observations = [sense(matrices[b], targets[b]).observations for b in range(2)]
-    objective = (
-        SensingObjective(matrices[0], torch.stack(observations)) if dense else entry_objective(entries, targets, 1)
-    )
+    objective = SensingObjective(matrices[0], torch.stack(observations)) if dense else completion(entries, targets)
     model = DeepMatrixFactorization(factors)
     engine = TorchEngine(model, objective, GradientDescent(lrs, model))
     engine.advance(num_steps - 7)
@@ -115,7 +118,7 @@ def test_balancedness_is_conserved_for_small_learning_rates(shape, depth, seed):
         model = DeepMatrixFactorization(factors)
         before = imbalances(model)
         start = model.values.clone()
-        TorchEngine(model, entry_objective(entries, targets, 1), GradientDescent([lr] * 3, model)).advance(num_steps)
+        TorchEngine(model, completion(entries, targets), GradientDescent([lr] * 3, model)).advance(num_steps)
         assert (model.values - start).abs().max() > 1e-3
         return max((after - b).abs().max() for after, b in zip(imbalances(model), before, strict=True))
 
@@ -128,23 +131,23 @@ def bits(factors):
     return [factor.view(torch.int32).tolist() for factor in factors]
 
 
-@pytest.mark.parametrize("shape", [(2, 2), (3, 5), (8, 7), (9, 9), (10, 11), (50, 50)])
-@pytest.mark.parametrize("dense", [False, True])
-def test_an_experiment_has_the_same_bits_alone_and_in_a_batch(shape, dense):
+@pytest.mark.parametrize("shape", [(2, 2), (3, 5), (5, 7), (7, 7), (8, 7), (9, 9), (10, 11), (50, 50)])
+@pytest.mark.parametrize("num_dense", [0, 5, 30])
+def test_an_experiment_has_the_same_bits_alone_and_in_a_batch(shape, num_dense):
     """Also when others leave the batch, and whatever number of steps is asked for at a time."""
-    batch_size, depth = 7, 3
+    batch_size, depth, dense = 7, 3, num_dense > 0
     lrs = [(1e-3 if dense else 1e-2) / (1 + b) for b in range(batch_size)]
     starts = [initial_factors(shape, depth, "normal", 0.3, False, seeded(b), torch.float32) for b in range(batch_size)]
     targets = torch.randn(batch_size, *shape, generator=seeded(99))
     entries = [all_entries_but([(0, b % shape[1])], *shape) for b in range(batch_size)]
-    matrices = gaussian_sensing(30, *shape, 0.1, seeded(98))
+    matrices = gaussian_sensing(max(num_dense, 1), *shape, 0.1, seeded(98))
     observations = torch.stack([sense(matrices, target).observations for target in targets])
 
     def engine_of(members):
         if dense:
             objective = SensingObjective(matrices, observations[members])
         else:
-            objective = entry_objective([entries[b] for b in members], targets[members], 1)
+            objective = completion([entries[b] for b in members], targets[members])
         model = DeepMatrixFactorization([torch.stack(each) for each in zip(*(starts[b] for b in members), strict=True)])
         return TorchEngine(model, objective, GradientDescent([lrs[b] for b in members], model))
 
@@ -178,3 +181,35 @@ def test_the_same_seed_gives_the_same_bits_alone_and_among_others():
 def test_completion_is_detected_and_trained_without_sensing_matrices():
     engine = trainer_of([prepared()]).engine
     assert not isinstance(engine.objective, SensingObjective)
+
+
+def test_the_loss_of_many_samples_has_the_same_bits_alone_and_in_a_batch():
+    """Torch sums one long row on several threads, and many of them on one each."""
+    matrices = gaussian_sensing(40_000, 1, 1, 1.0, seeded(0))
+    observations = torch.randn(7, 40_000, generator=seeded(1))
+    outputs = torch.randn(7, 1, 1, generator=seeded(2))
+    together = SensingObjective(matrices, observations).loss(outputs)
+    for b in range(7):
+        assert SensingObjective(matrices, observations[b : b + 1]).loss(outputs[b : b + 1])[0] == together[b]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dense", [False, True])
+def test_cuda_agrees_with_the_cpu(dense):
+    factors, targets, entries = random_problem((6, 5), 3, seed=3, batch_size=4, alpha=0.3)
+    matrices = gaussian_sensing(20, 6, 5, 0.3, seeded(4)).double()
+    observations = torch.stack([sense(matrices, target).observations for target in targets])
+
+    def run(device):
+        model = DeepMatrixFactorization([factor.to(device) for factor in factors])
+        if dense:
+            objective = SensingObjective(matrices.to(device), observations.to(device))
+        else:
+            objective = completion(entries, targets).to(device)
+        engine = TorchEngine(model, objective, GradientDescent([1e-2] * 4, model))
+        engine.advance(500)
+        engine = engine.select(torch.tensor([0, 2]))
+        return engine.advance(500).cpu(), [view.cpu() for view in engine.model.views]
+
+    for left, right in zip(run("cpu"), run("cuda"), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-8, atol=1e-10)

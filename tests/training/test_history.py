@@ -23,6 +23,14 @@ def test_what_a_checkpoint_keeps_is_read_back_alike():
     assert back["b"].values.tolist() == [-float(n) for n in range(20)]
 
 
+def test_last_values_are_those_of_the_last_epoch():
+    """A metric that is not tracked any more, after a continuation, has none."""
+    history = example()
+    history.extend(np.array([30]), {"a": np.array([7.0], dtype=np.float32)}, {})
+    assert history.last_values() == {"a": 7.0}
+    assert History().last_values() == {}
+
+
 def test_epochs_that_metrics_share_are_stored_once():
     state = evaluator_state(example().train)
     assert state["a"]["epochs_with_values"] is state["b"]["epochs_with_values"]

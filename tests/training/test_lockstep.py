@@ -58,16 +58,39 @@ def test_a_run_that_changes_nothing_any_more_is_stalled():
 
 
 def test_a_run_stalls_only_after_a_whole_interval():
-    """The first change of the last interval may be its first step."""
-    experiment = prepared(epochs=10**7, lr=0.3, init_alpha=0.5, depth=2, stop_on_zero_loss_tol=0)
+    """What moved before an interval was cut in two counts as a move of it."""
+    experiment = prepared(epochs=10**6, lr=1e-12, init_alpha=0.5, stop_on_zero_loss_tol=0)
+    experiment.epoch, experiment.moved_since_validation = 24, True
     train([experiment])
-    assert experiment.stop_reason == "stalled"
-    values = experiment.history.validation["fro_e2e_norm"].values
-    assert values[-1] == values[-2]
-    (again,) = train([prepared(epochs=experiment.epoch + 1 - 50, lr=0.3, init_alpha=0.5, depth=2)])
-    (end,) = train([prepared(epochs=experiment.epoch + 1, lr=0.3, init_alpha=0.5, depth=2, stop_on_zero_loss_tol=0)])
-    for left, right in zip(again, end, strict=True):
-        assert torch.equal(left, right)
+    assert (experiment.stop_reason, experiment.epoch) == ("stalled", 99)
+
+
+def test_a_run_whose_parameters_move_under_an_unmoved_product_goes_on():
+    """Every step moves the factors, as rounding would have it, but the product stays as it is."""
+    experiment = prepared(epochs=200, depth=2, init_alpha=0.0, stop_on_zero_loss_tol=0)
+    trainer = trainer_of([experiment])
+    engine = trainer.engine
+
+    def advance(num_steps):
+        engine.model.views[0].add_(1.0)
+        return engine.objective.loss(engine.model.forward())
+
+    engine.advance = advance
+    while trainer.running:
+        trainer.advance()
+        trainer.drop_ended()
+    assert (experiment.stop_reason, experiment.epoch) == ("epochs", 199)
+
+
+def test_a_cycle_is_not_taken_for_a_fixed_point(tmp_path):
+    """With learning rate 2, gradient descent on ½ (w − 1)² goes to and fro between w and 2 − w."""
+    content = {"A": torch.ones(1, 1, 1), "y": torch.ones(1), "target_matrix": torch.ones(1, 1)}
+    torch.save(content, tmp_path / "one.pt")
+    cycling = {"dataset_path": str(tmp_path / "one.pt"), "num_samples": 1, "depth": 1, "lr": 2.0, "init_alpha": 0.5}
+    experiment = prepared(epochs=1000, weight_init_type="identity", **cycling)
+    train([experiment])
+    assert experiment.stop_reason == "epochs"
+    assert set(experiment.history.train["sse_loss_div_2"].values.tolist()) == {0.125}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -114,6 +137,16 @@ def test_an_interruption_keeps_what_was_reached():
     assert [run for _, run in trainer.interrupt()] == [experiment]
     assert (experiment.stop_reason, experiment.epoch) == ("interrupted", 49)
     assert experiment.history.train["mse_loss"].epochs.tolist() == [49]
+
+
+def test_an_interruption_in_a_long_interval_is_recorded():
+    experiment = prepared(epochs=10**6, validate_every=10**5, lr=1e-3)
+    trainer = trainer_of([experiment])
+    assert trainer.advance() == []
+    trainer.interrupt()
+    assert experiment.epoch < 10**5 - 1
+    assert experiment.history.train["mse_loss"].epochs.tolist() == [experiment.epoch]
+    assert experiment.moved_since_validation
 
 
 def determinants(factors):

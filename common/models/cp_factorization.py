@@ -1,0 +1,94 @@
+"""CP factorization T[a, b, c, …] = Σ_r F_1[a, r] F_2[b, r] F_3[c, r] … (Kolda & Bader 2009)."""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from common.models.factorization import BatchedFactorization, batch_of_zeros, batched_matmul
+
+
+class CPFactorization(BatchedFactorization):
+    """A batch of CP factorizations of order N ≥ 2; factor k has shape (B, d_k, R).
+
+    The modes are split into a first and a second group, and the tensor is the product of the groups' Khatri–Rao
+    products (B, D, R): a matrix (B, D_first, D_second), which read row by row is the tensor.
+    """
+
+    factors_name = "factors"
+
+    def __init__(self, factors: Sequence[Tensor]):
+        super().__init__(factors)
+        like, rank = factors[0], factors[0].shape[2]
+        dims = [factor.shape[1] for factor in factors]
+        split = first_group_size(dims)
+        first, second = _KhatriRao(self, 0, split), _KhatriRao(self, split, len(dims))
+        rows, cols = first.size, second.size
+        _, (self._output,) = batch_of_zeros(self.batch_size, [(rows, cols)], like)
+        self._groups = first, second
+        self._multiply = batched_matmul(rows, rank, cols, like)
+        self._multiply_gradients = (batched_matmul(rows, cols, rank, like), batched_matmul(cols, rows, rank, like))
+
+    def forward(self) -> Tensor:
+        first, second = self._groups
+        return self._multiply(first.product(), second.product().mT, out=self._output)
+
+    def backpropagate(self, output_gradient: Tensor) -> None:
+        """With K_first K_secondᵀ = T and G = ∂ℓ/∂T: ∂ℓ/∂K_first = G K_second and ∂ℓ/∂K_second = Gᵀ K_first."""
+        first, second = self._groups
+        multiply_first, multiply_second = self._multiply_gradients
+        multiply_first(output_gradient, second.last, out=first.gradient)
+        multiply_second(output_gradient.mT, first.last, out=second.gradient)
+        first.backpropagate()
+        second.backpropagate()
+
+
+class _KhatriRao:
+    """The Khatri–Rao product (B, size, R) of the factors `begin` to `end` of a model, and its backpropagation."""
+
+    def __init__(self, model: CPFactorization, begin: int, end: int):
+        self._factors = model.views[begin:end]
+        self._factor_gradients = model.factor_gradients[begin:end]
+        rank = self._factors[0].shape[2]
+        sizes = [prod(factor.shape[1] for factor in self._factors[: k + 1]) for k in range(end - begin)]
+        shapes = [(size, rank) for size in sizes]
+        # Products of the first k factors, and the gradients with respect to them; of one factor, these are its own.
+        _, self._products = batch_of_zeros(model.batch_size, shapes, model.values)
+        _, self._gradients = batch_of_zeros(model.batch_size, shapes, model.values)
+        self._products[0], self._gradients[0] = self._factors[0], self._factor_gradients[0]
+        self.size, self.last, self.gradient = sizes[-1], self._products[-1], self._gradients[-1]
+
+    def product(self) -> Tensor:
+        for k in range(1, len(self._factors)):
+            out = self._products[k].unflatten(1, (-1, self._factors[k].shape[1]))
+            torch.mul(self._products[k - 1].unsqueeze(2), self._factors[k].unsqueeze(1), out=out)
+        return self.last
+
+    def backpropagate(self) -> None:
+        """From `gradient`, with respect to the product, to the gradients with respect to the factors."""
+        for k in range(len(self._factors) - 1, 0, -1):
+            gradient = self._gradients[k].unflatten(1, (-1, self._factors[k].shape[1]))
+            torch.sum(gradient * self._products[k - 1].unsqueeze(2), 1, out=self._factor_gradients[k])
+            torch.sum(gradient * self._factors[k].unsqueeze(1), 2, out=self._gradients[k - 1])
+
+
+def first_group_size(dims: Sequence[int]) -> int:
+    """How many modes the first group has: the groups' products of dimensions are as equal as can be."""
+    return min(range(1, len(dims)), key=lambda split: max(prod(dims[:split]), prod(dims[split:])))
+
+
+def full_rank(dims: Sequence[int]) -> int:
+    """The number of components with which every tensor of these dimensions can be written: the product of all
+    dimensions but the largest.
+    """
+    return prod(dims) // max(dims)
+
+
+def initial_factors(
+    dims: Sequence[int], rank: int, std: float, generator: torch.Generator, dtype: torch.dtype
+) -> list[Tensor]:
+    """Gaussian factors, a list of (d_k, rank), of standard deviation `std`. Drawn on the CPU in float64 and rounded, so
+    that runs of different `dtype` with the same seed start from the same point.
+    """
+    return [(std * torch.randn(dim, rank, generator=generator, dtype=torch.float64)).to(dtype) for dim in dims]

@@ -1,0 +1,49 @@
+"""Generates a dataset for tensor completion: a target tensor, and the order in which its entries are observed."""
+
+from common.cli import Flag, drawn_seed, exclusive, flag_error, integer, parse_flags, real, run_script
+from common.datasets.flags import generator_flags
+
+FLAGS = [
+    *generator_flags("data/tc"),
+    Flag("target_tensor_cp_rank", 1, "CP rank of the random target; -1 for Gaussian entries", integer(-1)),
+    Flag("target_fro_norm", 1.0, "Frobenius norm of the target", real(0, above=True)),
+    Flag("mode_dim_size", 10, "dimension of each mode", integer(1)),
+    Flag("order", 3, "number of modes", integer(2, 25)),
+]
+
+
+def main() -> None:
+    parameters = parse_flags(FLAGS, __doc__)
+    exclusive(parameters, "custom_file_name", "file_name")
+    cp_rank, dim, order = (parameters[name] for name in ("target_tensor_cp_rank", "mode_dim_size", "order"))
+    if cp_rank == 0:
+        raise flag_error("target_tensor_cp_rank", 0, "must be at least 1, or -1 for no constraint")
+    if dim**order > 10**8:
+        raise flag_error(
+            "mode_dim_size", dim, f"of order {order} makes {dim**order:.1e} entries; at most 1e8 are possible"
+        )
+
+    # Imported once the flags are known to be right: torch takes a while.
+    import torch
+
+    from common.datasets.files import save_dataset
+    from common.datasets.tensor_completion import random_tensor
+
+    norm, seed = parameters["target_fro_norm"], drawn_seed(parameters["random_seed"])
+    generator = torch.Generator().manual_seed(seed)
+    target = random_tensor((dim,) * order, cp_rank, norm, generator)
+    if not target.isfinite().all() or not target.any():
+        raise flag_error("target_fro_norm", norm, "makes entries that float32 cannot hold; give another")
+    content = {
+        "target_tensor": target,
+        "target_cp_rank": cp_rank,
+        "train_indices_order": torch.randperm(target.numel(), generator=generator).tolist(),
+        "random_seed": seed,
+    }
+    path = save_dataset(content, parameters, f"tensor_rank_{cp_rank}_fro_{int(norm)}_order_{order}_dim_{dim}")
+    rank = "unconstrained CP rank" if cp_rank == -1 else f"CP rank {cp_rank}"
+    print(f"{path}: {'x'.join(map(str, target.shape))} target of {rank}, norm {norm:g}, random_seed {seed}")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,60 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.datasets.matrix_sensing import (
+    all_entries_but,
+    entry_sensing,
+    gaussian_sensing,
+    infinite_norm_target,
+    random_entries,
+    random_target,
+    sense,
+)
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@given(rows=st.integers(1, 6), cols=st.integers(1, 6), seed=st.integers(0, 100), data=st.data())
+def test_observed_entries_are_found_again(rows, cols, seed, data):
+    num_samples = data.draw(st.integers(1, rows * cols))
+    entries = random_entries(num_samples, rows, cols, seeded(seed))
+    assert len(set(entries.tolist())) == num_samples
+    problem = sense(entry_sensing(entries, rows, cols), torch.randn(rows, cols, generator=seeded(seed)))
+    assert torch.equal(problem.observed_entries, entries)
+    assert torch.equal(problem.observations, problem.target_matrix.flatten()[entries])
+
+
+@pytest.mark.parametrize(
+    "matrices",
+    [
+        gaussian_sensing(3, 2, 2, 1.0, seeded(0)),
+        2 * entry_sensing(torch.tensor([0, 1]), 2, 2),
+        -entry_sensing(torch.tensor([0, 1]), 2, 2),
+        entry_sensing(torch.tensor([1, 1]), 2, 2),
+        torch.zeros(1, 2, 2),
+        torch.ones(1, 2, 2),
+    ],
+)
+def test_what_is_no_completion_is_not_taken_for_one(matrices):
+    assert sense(matrices, torch.ones(2, 2)).observed_entries is None
+
+
+def test_all_entries_but():
+    assert all_entries_but([(0, 1), (1, 0)], 2, 3).tolist() == [0, 2, 4, 5]
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_a_random_target_has_the_rank_and_norm_asked_for(symmetric):
+    target = random_target(7, 7, 3, symmetric, seeded(0))
+    assert torch.linalg.matrix_rank(target) == 3
+    assert target.norm().item() == pytest.approx(7, rel=1e-6)
+    assert torch.equal(target, target.T) == symmetric
+
+
+def test_the_target_of_the_paper():
+    assert infinite_norm_target(2, 2).tolist() == [[0, 1], [1, 0]]
+    assert infinite_norm_target(3, 4).tolist() == [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]]

@@ -1,0 +1,153 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot as plt
+
+from common.cli import UserError
+from common.plotting.tensor_completion import (
+    common_target_rank,
+    draw_tensor_completion,
+    read_results,
+    summarize,
+    table,
+)
+
+METRICS = "tensor_rank_and_reconstruction_metrics.json"
+TARGET = torch.arange(8.0).view(2, 2, 2)
+
+
+def make(directory, name, parameters=None, ranks=(1, 9, 1), errors=(1e-3, 0.5), target=TARGET):
+    """The folder of a finished experiment."""
+    folder = directory / name
+    folder.mkdir(parents=True)
+    metrics = {"model_reconstruction_error": errors[0], "memorizer_reconstruction_error": errors[1]}
+    if ranks:
+        metrics |= {f"{n}_tensor_rank": r for n, r in zip(("model", "memorizer", "targets"), ranks, strict=True)}
+    (folder / METRICS).write_text(json.dumps(metrics))
+    if parameters is not None:
+        (folder / "run_params.json").write_text(json.dumps(parameters))
+    if target is not None:
+        torch.save(target, folder / "targets_tensor.pt")
+    return folder
+
+
+def test_folders_of_this_project_and_of_the_original_code_are_read(tmp_path):
+    ours = {"num_samples": 50, "init_std": 1e-3, "status": {"finished": True, "stop_reason": "zero_loss"}}
+    make(tmp_path, "a", ours)
+    make(tmp_path, "b", {"num_samples": 50, "init_std": 1e-2, "other": None})
+    make(tmp_path, "c_tensor_samples_60_init_2.5e-3_2020_01_01-10_10_10")
+    make(tmp_path, "c_tensor_samples_70_2020_01_01-10_10_10", target=None)
+    results, left_out = read_results(str(tmp_path))
+    assert left_out == []
+    assert [(r.num_samples, r.init_std) for r in results] == [(50, 1e-3), (50, 1e-2), (60, 2.5e-3), (70, None)]
+    assert common_target_rank(results) == 1
+    methods = list(dict.fromkeys(summary.method for summary in summarize(results)))
+    assert methods == ["linear", "tf, init 1e-2", "tf, init 2.5e-3", "tf, init 1e-3", "model"]
+
+
+def test_what_cannot_be_used_is_passed_over_with_a_line_each(tmp_path):
+    parameters = {"num_samples": 50, "init_std": 1e-3}
+    make(tmp_path, "good", parameters)
+    make(tmp_path, "rank_not_found", parameters, ranks=(-1, 9, 1))
+    make(tmp_path, "nan", parameters, errors=(None, 0.5))
+    make(tmp_path, "diverged", {**parameters, "status": {"stop_reason": "diverged"}})
+    make(tmp_path, "nameless")
+    (make(tmp_path, "damaged", parameters) / METRICS).write_text('{"model_')
+    (make(tmp_path, "damaged_too", parameters) / METRICS).write_text("[]")
+    (make(tmp_path, "unreadable_target", parameters) / "targets_tensor.pt").write_text("x")
+    (make(tmp_path, "unfinished", parameters) / METRICS).unlink()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "a_file.txt").write_text("x")
+    results, left_out = read_results(str(tmp_path))
+    assert [result.folder for result in results] == ["good", "rank_not_found"]
+    expected = {
+        "rank_not_found": "rank of the model was not found",
+        "nan": "not a number",
+        "diverged": "diverged",
+        "nameless": "number of samples",
+        "damaged": "cannot be read",
+        "damaged_too": "holds no dictionary",
+        "unreadable_target": "cannot be read",
+        "unfinished": "not finished",
+        "foreign": "no tensor completion experiment",
+    }
+    lines = dict(line.split(": ", 1) for line in left_out)
+    assert lines.keys() == expected.keys()
+    assert all(reason in lines[name] for name, reason in expected.items())
+
+
+def test_different_targets_in_one_folder_are_refused(tmp_path):
+    parameters = {"num_samples": 50, "init_std": 1e-3}
+    make(tmp_path, "a", parameters)
+    make(tmp_path, "b", parameters, target=TARGET + 1)
+    with pytest.raises(UserError, match="a and b have different targets"):
+        read_results(str(tmp_path))
+
+
+def test_a_folder_without_experiments_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no finished experiment"):
+        read_results(str(tmp_path))
+
+
+def repeated(tmp_path, ranks=True):
+    """Five repetitions at two numbers of observations and two stds, with errors 1, 2, … times a power of ten."""
+    for num_samples, std, scale in ((100, 1e-2, 1e-2), (100, 1e-3, 1e-4), (200, 1e-2, 1e-3), (200, 1e-3, 1e-6)):
+        for k in range(5):
+            make(
+                tmp_path,
+                f"{num_samples}_{std}_{k}",
+                {"num_samples": num_samples, "init_std": std},
+                ranks=(1 + k, 9, 1) if ranks else None,
+                errors=((1 + k) * scale, 0.5),
+            )
+    return read_results(str(tmp_path))[0]
+
+
+def test_medians_and_quartiles_over_repetitions(tmp_path):
+    summaries = summarize(repeated(tmp_path))
+    (found,) = (s for s in summaries if (s.method, s.num_samples) == ("tf, init 1e-3", 200))
+    np.testing.assert_allclose(found.error, [2e-6, 3e-6, 4e-6])
+    assert found.rank.tolist() == [2, 3, 4]
+    assert found.repetitions == 5
+    (linear,) = (s for s in summaries if (s.method, s.num_samples) == ("linear", 200))
+    assert (linear.error[1], linear.rank[1], linear.repetitions) == (0.5, 9, 10)
+    lines = table(summaries).splitlines()
+    assert len(lines) == 1 + 6
+    (line,) = (line for line in lines if "200" in line and "1e-3" in line)
+    assert "3.000e-06 [2.000e-06, 4.000e-06]" in line
+    assert "3 [2, 4]" in line
+    assert line.endswith("5")
+
+
+def test_the_figure_is_as_the_paper_describes_it(tmp_path):
+    figure = draw_tensor_completion(summarize(repeated(tmp_path)), 1, "title")
+    errors, ranks = figure.axes
+    assert figure.get_size_inches() == pytest.approx((5.63, 2.95))
+    assert [axes.get_xlabel() for axes in figure.axes] == ["# of observations"] * 2
+    assert (errors.get_ylabel(), ranks.get_ylabel()) == ("reconstruction error", "rank")
+    assert (errors.get_yscale(), ranks.get_yscale(), ranks.get_ylim()[0]) == ("log", "linear", 0)
+    names = ["linear", "tf, init 1e-2", "tf, init 1e-3"]
+    assert [text.get_text() for text in ranks.get_legend().get_texts()] == [*names, "ground truth"]
+    assert errors.get_legend() is None
+    for axes in figure.axes:
+        drawn = [container for container in axes.containers if container.get_label() in names]
+        assert [container.lines[0].get_marker() for container in drawn] == ["o", "v", "^"]
+        assert [container.lines[0].get_linestyle() for container in drawn] == ["--", "-", "-."]
+        assert all(bar.get_alpha() == 0.6 for container in drawn for bar in container.lines[2])
+        assert [container.lines[0].get_color() for container in drawn] == ["#1f77b4", "#ff7f0e", "#2ca02c"]
+    (truth,) = (line for line in ranks.lines if line.get_label() == "ground truth")
+    assert truth.get_color() == "red"
+    assert set(truth.get_ydata()) == {1}
+    assert figure.get_suptitle() == "title"
+    plt.close(figure)
+
+
+def test_without_ranks_the_error_panel_stands_alone(tmp_path):
+    results = repeated(tmp_path, ranks=False)
+    figure = draw_tensor_completion(summarize(results), common_target_rank(results), "")
+    (axes,) = figure.axes
+    assert axes.get_ylabel() == "reconstruction error"
+    assert axes.get_legend() is not None
+    plt.close(figure)
