@@ -136,7 +136,7 @@ WITH_TORCH = [
     (RUNNER, "-dataset_path bad/empty.pt", "-dataset_path bad/empty.pt: is no torch.save file"),
     (GENERATOR, "-num_rows 2 -num_cols 2 -rank 1 -sensing_std 1e39", "-sensing_std 1e+39: makes numbers that float32"),
     (GENERATOR, "-num_rows 1 -num_cols 2 -target_entries 0 1e39", "-target_entries 0.0 1e+39: makes numbers"),
-    (TC_GENERATOR, "-target_fro_norm 1e39", "-target_fro_norm 1e+39: makes entries"),
+    (TC_GENERATOR, "-target_fro_norm 1e42", "-target_fro_norm 1e+42: makes entries"),
     (TC_RUNNER, f"{TENSOR} -num_samples 513", "-num_samples 513: ", "has only 512 entries"),
     (TC_RUNNER, f"-dataset_path {GOOD}", "holds no 'target_tensor'"),
     (TC_RUNNER, "-dataset_path bad/tensor_order.pt", "'train_indices_order' is no permutation of the 8 flat entries"),

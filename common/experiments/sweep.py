@@ -23,10 +23,13 @@ from common.experiments.experiment import Experiment
 from common.experiments.folder import ExperimentFolder, provenance
 from common.files import utc_time
 from common.training.lockstep import DIVERGED, EPOCHS, INTERRUPTED, STALLED, ZERO_LOSS, LockstepTrainer
+from common.training.threads import one_thread
 
 # Multiplications in one step of a batch from which on a GPU is faster: launching a step's dozen kernels takes it as
 # long as two CPU cores take for about this many.
 _GPU_PAYS_FROM = 10**7
+# Multiplications in one step of an experiment from which on several threads are faster than one.
+_THREADS_PAY_FROM = 3 * 10**6
 
 _REASONS = {
     ZERO_LOSS: "zero loss",
@@ -59,7 +62,9 @@ def run_sweep(problem: ModuleType, experiments: Sequence[Parameters]) -> None:
     sweep = {"start_time": start_time, "experiments": len(prepared)}
     with _signals_noted() as stop:
         for batch, device in zip(grouped.values(), devices, strict=True):
-            _Batch(problem, batch, device, sweep).train(stop)
+            # Of one experiment, not of the batch: an experiment's bits may depend on the number of threads.
+            with one_thread(problem.multiplications_per_step(batch[0]) < _THREADS_PAY_FROM):
+                _Batch(problem, batch, device, sweep).train(stop)
             if stop.is_set():
                 raise Interrupted
 

@@ -19,6 +19,7 @@ from common.training.engines import TorchEngine
 from common.training.lockstep import INTERRUPTED
 from common.training.objectives import entry_objective
 from common.training.optimizers import GradientDescent, GroupRMSprop
+from common.training.threads import one_thread
 
 # The zero-loss rule: the loss was below the tolerance at more than this many validations in a row.
 MAX_ZERO_LOSS_VALIDATIONS = 2
@@ -122,7 +123,8 @@ def _rank(tensor: Tensor, tol: float) -> int | None:
     """The estimated CP rank of a tensor (d_1, …, d_N); None where an entry is not finite."""
     if not tensor.isfinite().all():
         return None
-    (rank,) = estimate_cp_rank([tensor], tol, _RANK_SEED)
+    with one_thread():
+        (rank,) = estimate_cp_rank([tensor], tol, _RANK_SEED)
     return rank
 
 
