@@ -31,9 +31,9 @@ INITIAL_DAMPING = 0.1
 MIN_DAMPING = 1e-7
 # Directions more accurate than this save fewer steps than they cost.
 CG_ITERATIONS, CG_TOLERANCE = 30, 0.1
-# Most starts that succeed on hard tensors of order 3 are below exp(13 / t) thresholds at step t, for all t from 10 to 80.
-# Waiting for the last ones (16 instead of 13) takes half as long again, and the answers of different seeds, now and then
-# one smaller, agree less.
+# Most starts that succeed on hard tensors of order 3 are below exp(13 / t) thresholds at step t, from t = 10 to 80.
+# Waiting for the last ones (16 instead of 13) takes half as long again, and the answers of different seeds, now and
+# then one smaller, agree less.
 PATIENCE, CHECK_EVERY = 13.0, 10
 # On tensors of exactly low rank, the errors of starts that will succeed spread over decades at step 10: up to this
 # rank, the first check is skipped.
