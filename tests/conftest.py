@@ -34,22 +34,29 @@ def prepared_tc(**parameters):
     return tc.prepare(check_parameters(TC_FLAGS, parameters))
 
 
-def trainer_of(experiments, problem=dmf):
+def trainer_of(experiments, problem=dmf, native=False):
     """A trainer of experiments with equal batch keys."""
-    engine = problem.stack(experiments, torch.device("cpu"))
+    kernel = problem.native_kernel(experiments[0]) if native else None
+    engine = problem.stack(experiments, torch.device("cpu"), kernel)
     validate_every = experiments[0].parameters["validate_every"]
     return LockstepTrainer(engine, experiments, validate_every, problem.MAX_ZERO_LOSS_VALIDATIONS)
 
 
-def train(experiments, problem=dmf):
+def train(experiments, problem=dmf, native=False):
     """Trains experiments side by side, all to their end. Their factors, a list for each experiment."""
-    trainer = trainer_of(experiments, problem)
+    trainer = trainer_of(experiments, problem, native)
     factors = {}
     while trainer.running:
-        for position, experiment in trainer.advance():
-            factors[id(experiment)] = list(trainer.engine.model.experiment_state(position).values())
+        for ended in trainer.advance():
+            factors[id(ended.run)] = list(ended.engine.model.experiment_state(ended.position).values())
         trainer.drop_ended()
     return [factors[id(experiment)] for experiment in experiments]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Kernels are compiled into a folder of the tests' own."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture
@@ -63,6 +70,12 @@ def run_script(tmp_path):
         return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
     return run
+
+
+@pytest.fixture(params=[False, True], ids=["torch", "native"])
+def native(request):
+    """Whether the native engine takes the steps."""
+    return request.param
 
 
 @pytest.fixture

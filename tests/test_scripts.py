@@ -189,7 +189,8 @@ def test_shipped_datasets(name, observed):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_is_saved_and_can_be_continued(number, run_script, tmp_path, dataset):
     common = ["-dataset_path", str(dataset), "-random_seed", "0", "-store_checkpoints", "-save_results", "-file_log"]
-    command = [sys.executable, str(ROOT / "dmf_experiment_runner.py"), *common, "-output_dir", "out"]
+    endless = ["-lr", "1e-6", "-dtype", "float64", "-epochs", str(10**12), "-validate_every", "1000"]
+    command = [sys.executable, str(ROOT / "dmf_experiment_runner.py"), *common, *endless, "-output_dir", "out"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("out/*/checkpoints/*.pt")) and time.monotonic() < deadline:
@@ -205,7 +206,7 @@ def test_an_interrupted_run_is_saved_and_can_be_continued(number, run_script, tm
 
     checkpoint = only((folder / "checkpoints").iterdir())
     assert checkpoint.name.endswith(f"_epoch_{status['last_epoch']}.pt")
-    more = ["-trainer_checkpoint", checkpoint, "-epochs", 1000, "-output_dir", "more"]
+    more = ["-trainer_checkpoint", checkpoint, "-validate_every", 1000, "-epochs", 1000, "-output_dir", "more"]
     succeeded(run_script("dmf_experiment_runner.py", *common, *more))
     continued = json.loads((only((tmp_path / "more").iterdir()) / "final_metrics_values.json").read_text())
     assert continued["fit_epochs"] == status["last_epoch"] + 1001

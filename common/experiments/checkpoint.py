@@ -10,8 +10,9 @@ from torch import Tensor
 
 from common.cli import Parameters, UserError, flag_error
 from common.files import is_plain_tensor, load_dictionary
+from common.training.engines import Engine
 from common.training.history import History, evaluator_state, series_of_evaluator
-from common.training.lockstep import LockstepTrainer
+from common.training.lockstep import Run
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,11 @@ class Checkpoint:
         return flag_error("trainer_checkpoint", self.path, problem)
 
 
-def checkpoint_state(trainer: LockstepTrainer, position: int) -> dict[str, Any]:
-    """The checkpoint of the run at a position of the trainer's batch."""
-    run = trainer.sync(position)
-    model = trainer.engine.model
+def checkpoint_state(run: Run, engine: Engine, position: int) -> dict[str, Any]:
+    """The checkpoint of a run that is up to date, and whose state is at a position of the engine's batch."""
     return {
-        "model": model.experiment_state(position),
-        "optimizer": trainer.engine.optimizer.experiment_state(position, len(model.views)),
+        "model": engine.model.experiment_state(position),
+        "optimizer": engine.optimizer.experiment_state(position, len(engine.model.views)),
         "train_evaluator": evaluator_state(run.history.train),
         "val_evaluator": evaluator_state(run.history.validation),
         "epoch": run.epoch,

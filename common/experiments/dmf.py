@@ -14,7 +14,7 @@ from common.experiments.experiment import Experiment
 from common.files import save_json, save_tensors
 from common.metrics import matrix as matrix_metrics
 from common.models.deep_matrix_factorization import DeepMatrixFactorization, factor_shapes, initial_factors
-from common.training.engines import TorchEngine
+from common.training.engines import Engine, Kernel, NotNative, engine_of
 from common.training.objectives import SensingObjective, entry_objective
 from common.training.optimizers import GradientDescent
 
@@ -23,6 +23,9 @@ MAX_ZERO_LOSS_VALIDATIONS = 10
 # What the console shows of an experiment that ended.
 HEADLINE = re.compile(r"sse_loss_div_2|e2e_effective_rank|fro_e2e_norm|e2e_\d+_\d+_value")
 
+# Multiplications in one step of an experiment up to which the native engine is faster than torch's, also where it runs
+# alone.
+_NATIVE_PAYS_UP_TO = 10**6
 # File name → the metrics that are drawn into it together.
 PICTURES = {"e2e_matrix_values": r"e2e_\d+_\d+_value", "e2e_singular_values": r"singular_value_\d+"}
 
@@ -69,6 +72,7 @@ def prepare(parameters: Parameters) -> Experiment:
         factors=factors,
         dataset=dataset,
         batch_key=(values["depth"], rows, cols, *sensing),
+        memory=_memory(values, dataset),
         num_epochs=values["epochs"],
         zero_loss_tol=values["stop_on_zero_loss_tol"],
         measure=measure,
@@ -116,8 +120,8 @@ def _initial_factors(values: dict, dataset: MatrixSensing) -> list[Tensor]:
         ) from None
 
 
-def stack(experiments: list[Experiment], device: torch.device) -> TorchEngine:
-    """The engine of a batch of experiments with equal `batch_key`."""
+def stack(experiments: list[Experiment], device: torch.device, kernel: Kernel | None = None) -> Engine:
+    """The engine of a batch of experiments with equal `batch_key`: the native one, with its kernel, or torch's."""
     dtype = experiments[0].factors[0].dtype
     model = DeepMatrixFactorization(
         [torch.stack(factors).to(device) for factors in zip(*(each.factors for each in experiments), strict=True)]
@@ -134,15 +138,36 @@ def stack(experiments: list[Experiment], device: torch.device) -> TorchEngine:
             target[observed] = dataset.observations.to(dtype)
         objective = entry_objective(entries, targets, [1.0] * len(entries)).to(device)
     optimizer = GradientDescent([each.parameters["lr"] for each in experiments], model)
-    return TorchEngine(model, objective, optimizer)
+    return engine_of(model, objective, optimizer, kernel)
 
 
 def multiplications_per_step(experiment: Experiment) -> int:
     """How many multiplications a gradient step takes, about."""
     rows, cols = experiment.dataset.shape
-    products = 3 * experiment.parameters["depth"] * rows * cols * min(rows, cols)
     dense = experiment.dataset.observed_entries is None
+    products = 3 * experiment.parameters["depth"] * rows * cols * min(rows, cols)
     return products + dense * 2 * rows * cols * experiment.parameters["num_samples"]
+
+
+def _memory(values: dict, dataset: MatrixSensing) -> int:
+    """Bytes that an experiment takes in training, about."""
+    rows, cols = dataset.shape
+    metrics = 6 + len(values["tracked_e2e_value_of"]) + values["track_singular_values"] * min(rows, cols)
+    numbers = 8 * values["depth"] * rows * cols + (values["epochs"] // values["validate_every"] + 1) * (metrics + 2)
+    return numbers * getattr(torch, values["dtype"]).itemsize
+
+
+def native_kernel(experiment: Experiment) -> Kernel:
+    """The native kernel for an experiment. Raises NotNative where there is none for its kind, NativeUnavailable."""
+    rows, cols = experiment.dataset.shape
+    if experiment.dataset.observed_entries is None:
+        raise NotNative("has kernels for observed entries only, not for other sensing matrices")
+    if multiplications_per_step(experiment) > _NATIVE_PAYS_UP_TO:
+        raise NotNative(f"does not pay for a product of {experiment.parameters['depth']} matrices of {rows}x{cols}")
+    constants = {"ROWS": rows, "COLS": cols, "DEPTH": experiment.parameters["depth"]}
+    return Kernel(
+        "deep_matrix_factorization.c", constants, experiment.factors[0].dtype, multiplications_per_step(experiment)
+    )
 
 
 def _measure(

@@ -21,15 +21,17 @@ class Experiment(Run):
     optimizer_state : the optimizer's state where it starts, as a checkpoint has it; None where there is none.
     dataset : what is fitted.
     batch_key : experiments can be stacked where these agree (and the parameters that sweep.py looks at).
+    memory : bytes that it takes in training, its history at its longest included, about.
     number : its place in the sweep, from 1.
     folder : its folder, while it is in training.
-    saved_at : the epoch of the last output of each kind along the way.
+    saved_at : the number of validations at the last output of each kind along the way.
     """
 
     parameters: dict[str, Any]
     factors: list[Tensor]
     dataset: Any
     batch_key: tuple
+    memory: int
     optimizer_state: dict[str, Any] | None = None
     number: int = 1
     folder: ExperimentFolder | None = None

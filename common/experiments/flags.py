@@ -44,6 +44,13 @@ def runner_flags(
         Flag("disable_gpu", False, "do not use a GPU", switch=True),
         Flag("gpu_id", 0, "which GPU to use, where there are several", integer(0)),
         Flag(
+            "engine",
+            "auto",
+            "what takes the gradient steps: native (C, compiled at first use), torch, or auto: what is fastest",
+            choice("auto", "native", "torch"),
+            metavar="ENGINE",
+        ),
+        Flag(
             "dtype",
             "float32",
             "floating-point type: float32 or float64; a checkpoint's where one is continued",

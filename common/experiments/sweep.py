@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -22,14 +23,18 @@ from common.experiments.checkpoint import checkpoint_state
 from common.experiments.experiment import Experiment
 from common.experiments.folder import ExperimentFolder, provenance
 from common.files import utc_time
-from common.training.lockstep import DIVERGED, EPOCHS, INTERRUPTED, STALLED, ZERO_LOSS, LockstepTrainer
+from common.training.compilation import NativeUnavailable
+from common.training.engines import Engine, Kernel, NotNative
+from common.training.lockstep import DIVERGED, EPOCHS, INTERRUPTED, STALLED, ZERO_LOSS, Ended, LockstepTrainer
 from common.training.threads import one_thread
 
 # Multiplications in one step of a batch from which on a GPU is faster: launching a step's dozen kernels takes it as
 # long as two CPU cores take for about this many.
 _GPU_PAYS_FROM = 10**7
-# Multiplications in one step of an experiment from which on several threads are faster than one.
+# Multiplications in one step of an experiment from which on several threads are faster than one (torch engine).
 _THREADS_PAY_FROM = 3 * 10**6
+# Bytes that the experiments of one batch may take in training, histories at their longest included.
+_BATCH_MEMORY = 2**30
 
 _REASONS = {
     ZERO_LOSS: "zero loss",
@@ -57,34 +62,68 @@ def run_sweep(problem: ModuleType, experiments: Sequence[Parameters]) -> None:
     for experiment in prepared:
         grouped.setdefault(_batch_key(experiment), []).append(experiment)
     devices = [_device(problem, batch) for batch in grouped.values()]
+    kernels = [_kernel(problem, batch[0], device) for batch, device in zip(grouped.values(), devices, strict=True)]
 
     print(f"{len(prepared)} experiment{'s' if len(prepared) != 1 else ''}", flush=True)
     sweep = {"start_time": start_time, "experiments": len(prepared)}
     with _signals_noted() as stop:
-        for batch, device in zip(grouped.values(), devices, strict=True):
+        for batch, device, kernel in zip(grouped.values(), devices, kernels, strict=True):
             # Of one experiment, not of the batch: an experiment's bits may depend on the number of threads.
             with one_thread(problem.multiplications_per_step(batch[0]) < _THREADS_PAY_FROM):
-                _Batch(problem, batch, device, sweep).train(stop)
-            if stop.is_set():
-                raise Interrupted
+                for part in _parts(batch):
+                    _Batch(problem, part, device, kernel, sweep).train(stop)
+                    if stop.is_set():
+                        raise Interrupted
 
 
 def _batch_key(experiment: Experiment) -> tuple:
     parameters = experiment.parameters
-    same = ("dtype", "validate_every", "disable_gpu", "gpu_id")
+    same = ("dtype", "engine", "validate_every", "disable_gpu", "gpu_id")
     return (*experiment.batch_key, experiment.epoch, *(parameters[name] for name in same))
+
+
+def _parts(experiments: Sequence[Experiment]) -> Iterator[list[Experiment]]:
+    """The experiments in batches that are small enough for the memory."""
+    part, size = [], 0
+    for experiment in experiments:
+        if part and size + experiment.memory > _BATCH_MEMORY:
+            yield part
+            part, size = [], 0
+        part.append(experiment)
+        size += experiment.memory
+    yield part
 
 
 def _device(problem: ModuleType, experiments: Sequence[Experiment]) -> torch.device:
     """A GPU where there is one, it may be used, and the batch's steps are large enough for it to pay."""
     parameters = experiments[0].parameters
-    if parameters["disable_gpu"] or not torch.cuda.is_available():
+    if parameters["disable_gpu"] or parameters["engine"] == "native" or not torch.cuda.is_available():
         return torch.device("cpu")
     if parameters["gpu_id"] >= torch.cuda.device_count():
         remedy = f"there are {torch.cuda.device_count()} GPUs, counted from 0; give one of them or -disable_gpu"
         raise flag_error("gpu_id", parameters["gpu_id"], remedy)
     pays = sum(map(problem.multiplications_per_step, experiments)) >= _GPU_PAYS_FROM
     return torch.device("cuda", parameters["gpu_id"]) if pays else torch.device("cpu")
+
+
+def _kernel(problem: ModuleType, experiment: Experiment, device: torch.device) -> Kernel | None:
+    """The native kernel, for all experiments of its batch; None where the torch engine is to run them."""
+    choice = experiment.parameters["engine"]
+    if choice == "torch" or device.type != "cpu":
+        return None
+    try:
+        return problem.native_kernel(experiment)
+    except (NotNative, NativeUnavailable) as error:
+        if choice == "native":
+            raise flag_error("engine", choice, f"{error}; give auto or torch") from None
+        if isinstance(error, NativeUnavailable):
+            _say_once(f"the native engine {error}; the torch engine takes over")
+        return None
+
+
+@cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -131,14 +170,19 @@ class _Batch:
     """A batch of experiments in training, with their folders. `sweep` says which sweep it is part of."""
 
     def __init__(
-        self, problem: ModuleType, experiments: Sequence[Experiment], device: torch.device, sweep: dict[str, Any]
+        self,
+        problem: ModuleType,
+        experiments: Sequence[Experiment],
+        device: torch.device,
+        kernel: Kernel | None,
+        sweep: dict[str, Any],
     ):
         self._problem, self._device, self._sweep = problem, device, sweep
         parameters = experiments[0].parameters
         self._validate_every = parameters["validate_every"]
-        self._trainer = LockstepTrainer(
-            problem.stack(experiments, device), experiments, self._validate_every, problem.MAX_ZERO_LOSS_VALIDATIONS
-        )
+        engine = problem.stack(experiments, device, kernel)
+        max_zero_losses = problem.MAX_ZERO_LOSS_VALIDATIONS
+        self._trainer = LockstepTrainer(engine, experiments, self._validate_every, max_zero_losses)
         # The console has room for the progress of one experiment.
         self._log_to_console = sweep["experiments"] == 1 and not parameters["file_log"]
         self._checkpoint_budget, self._picture_budget, self._log_budget = _Budget(0.03), _Budget(0.04), _Budget(0.01)
@@ -156,8 +200,8 @@ class _Batch:
             with tqdm(total=total, unit="epoch", unit_scale=True, disable=None) as bar:
                 while trainer.running:
                     ended = trainer.interrupt() if stop.is_set() else trainer.advance()
-                    for position, experiment in ended:
-                        self._finish(position, experiment)
+                    for each in ended:
+                        self._finish(each)
                     trainer.drop_ended()
                     self._save_along_the_way()
                     self._report_along_the_way()
@@ -180,16 +224,16 @@ class _Batch:
         num_parameters = sum(factor.numel() for factor in experiment.factors)
         self._log(experiment, f"model parameters: {num_parameters}, device: {self._device}")
 
-    def _finish(self, position: int, experiment: Experiment) -> None:
-        """Writes everything there is of an experiment that ended, at a position of the trainer's batch."""
+    def _finish(self, ended: Ended) -> None:
+        """Writes everything there is of an experiment that ended."""
+        experiment = ended.run
         if experiment.parameters["store_checkpoints"]:
-            self._save_checkpoint(position, experiment)
+            self._save_checkpoint(experiment, ended.engine, ended.position)
         if experiment.parameters["plot_metrics"]:
-            self._draw(position, experiment)
+            self._draw(experiment)
         interrupted = experiment.stop_reason == INTERRUPTED
         experiment.folder.write_parameters(not interrupted, experiment.stop_reason, experiment.epoch)
-        output = self._trainer.engine.model.forward()[position].cpu().clone()
-        results = self._problem.write_results(experiment, output)
+        results = self._problem.write_results(experiment, torch.from_numpy(ended.output))
 
         last_values = experiment.history.last_values() | results
         end = f"{_REASONS[experiment.stop_reason]}, epoch {experiment.epoch:,}"
@@ -218,32 +262,36 @@ class _Batch:
         validations, rest = divmod(self._trainer.epoch + 1, self._validate_every)
         if rest:
             return
-        for name, budget, least, save in (
-            ("store_checkpoints", self._checkpoint_budget, 0.01, self._save_checkpoint),
-            ("plot_metrics", self._picture_budget, 0.5, self._draw),
+        for name, budget, least in (
+            ("store_checkpoints", self._checkpoint_budget, 0.01),
+            ("plot_metrics", self._picture_budget, 0.5),
         ):
             if not budget.affords(least):
                 continue
             due = [
                 (position, experiment)
                 for position, experiment in enumerate(self._trainer.running)
-                if experiment.parameters[name] and validations % experiment.parameters["save_every_num_val"] == 0
+                if experiment.parameters[name]
+                and validations - experiment.saved_at.get(name, 0) >= experiment.parameters["save_every_num_val"]
             ]
-            for position, experiment in sorted(due, key=lambda each: each[1].saved_at.get(name, -1)):
+            for position, experiment in sorted(due, key=lambda each: each[1].saved_at.get(name, 0)):
                 with budget.spending():
-                    save(position, experiment)
-                experiment.saved_at[name] = self._trainer.epoch
+                    self._trainer.sync(position)
+                    if name == "store_checkpoints":
+                        self._save_checkpoint(experiment, self._trainer.engine, position)
+                    else:
+                        self._draw(experiment)
+                experiment.saved_at[name] = validations
                 if not budget.affords(least):
                     break
 
-    def _save_checkpoint(self, position: int, experiment: Experiment) -> None:
-        experiment.folder.write_checkpoint(checkpoint_state(self._trainer, position))
+    def _save_checkpoint(self, experiment: Experiment, engine: Engine, position: int) -> None:
+        experiment.folder.write_checkpoint(checkpoint_state(experiment, engine, position))
 
-    def _draw(self, position: int, experiment: Experiment) -> None:
+    def _draw(self, experiment: Experiment) -> None:
         # Matplotlib is imported by the first to draw.
         from common.plotting.metrics import draw_metrics
 
-        self._trainer.sync(position)
         draw_metrics(experiment.history, self._problem.PICTURES, experiment.folder.plots)
 
     def _report_along_the_way(self) -> None:

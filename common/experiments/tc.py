@@ -2,6 +2,7 @@
 
 import re
 from functools import lru_cache, partial
+from math import prod
 
 import numpy as np
 import torch
@@ -14,8 +15,14 @@ from common.experiments.experiment import Experiment
 from common.files import save_json, save_tensors
 from common.metrics.cp_rank import estimate_cp_rank, unfolding_rank_bound
 from common.metrics.tensor import reconstruction_error
-from common.models.cp_factorization import CPFactorization, full_rank, initial_factors
-from common.training.engines import TorchEngine
+from common.models.cp_factorization import (
+    CPFactorization,
+    first_group_size,
+    full_rank,
+    initial_factors,
+    kernel_constants,
+)
+from common.training.engines import Engine, Kernel, engine_of
 from common.training.lockstep import INTERRUPTED
 from common.training.objectives import entry_objective
 from common.training.optimizers import GradientDescent, GroupRMSprop
@@ -60,6 +67,7 @@ def prepare(parameters: Parameters) -> Experiment:
         optimizer_state=optimizer_state,
         dataset=dataset,
         batch_key=(dims, factors[0].shape[1], adaptive, num_steps),
+        memory=_memory(values, dims, factors[0].shape[1]),
         num_epochs=values["epochs"],
         zero_loss_tol=values["stop_on_zero_loss_tol"],
         measure=partial(
@@ -83,8 +91,8 @@ def _continued_checkpoint(parameters: Parameters, dims: tuple[int, ...]) -> Chec
     return checkpoint
 
 
-def stack(experiments: list[Experiment], device: torch.device) -> TorchEngine:
-    """The engine of a batch of experiments with equal `batch_key`."""
+def stack(experiments: list[Experiment], device: torch.device, kernel: Kernel | None = None) -> Engine:
+    """The engine of a batch of experiments with equal `batch_key`: the native one, with its kernel, or torch's."""
     factors = zip(*(each.factors for each in experiments), strict=True)
     model = CPFactorization([torch.stack(each).to(device) for each in factors])
     outputs = model.forward()
@@ -95,15 +103,39 @@ def stack(experiments: list[Experiment], device: torch.device) -> TorchEngine:
     objective = entry_objective(entries, targets.to(outputs.dtype), weights).to(device)
     lrs = [each.parameters["lr"] for each in experiments]
     if not experiments[0].parameters["use_adaptive_lr"]:
-        return TorchEngine(model, objective, GradientDescent(lrs, model))
+        return engine_of(model, objective, GradientDescent(lrs, model), kernel)
     states = [each.optimizer_state or {"step": 0, "square_avg": 0.0} for each in experiments]
     square_avgs = [float(state["square_avg"]) for state in states]
-    return TorchEngine(model, objective, GroupRMSprop(lrs, model, int(states[0]["step"]), square_avgs))
+    optimizer = GroupRMSprop(lrs, model, int(states[0]["step"]), square_avgs)
+    return engine_of(model, objective, optimizer, kernel)
 
 
 def multiplications_per_step(experiment: Experiment) -> int:
     """How many multiplications a gradient step takes, about."""
     return 3 * experiment.dataset.target_tensor.numel() * experiment.factors[0].shape[1]
+
+
+def _memory(values: dict, dims: tuple[int, ...], rank: int) -> int:
+    """Bytes that an experiment takes in training, about."""
+    split = first_group_size(dims)
+    products = prod(dims[:split]) + prod(dims[split:])
+    # Factors and Khatri–Rao products with their gradients and copies; outputs and observations; the history.
+    numbers = (
+        6 * (sum(dims) + products) * rank + 8 * prod(dims) + 5 * (values["epochs"] // values["validate_every"] + 1)
+    )
+    return numbers * getattr(torch, values["dtype"]).itemsize
+
+
+def native_kernel(experiment: Experiment) -> Kernel:
+    """The native kernel for an experiment. Raises NotNative where there is none for its kind, NativeUnavailable."""
+    constants = kernel_constants(tuple(experiment.dataset.target_tensor.shape), experiment.factors[0].shape[1])
+    adaptive = {
+        "ADAPTIVE": int(experiment.parameters["use_adaptive_lr"]),
+        "BETA": GroupRMSprop.beta,
+        "EPS": GroupRMSprop.eps,
+    }
+    dtype = experiment.factors[0].dtype
+    return Kernel("cp_factorization.c", constants | adaptive, dtype, multiplications_per_step(experiment))
 
 
 def _measure(

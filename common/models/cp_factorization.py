@@ -85,6 +85,21 @@ def full_rank(dims: Sequence[int]) -> int:
     return prod(dims) // max(dims)
 
 
+def kernel_constants(dims: Sequence[int], rank: int) -> dict[str, int | str]:
+    """What kernels/cp_factorization.c is compiled for."""
+    split = first_group_size(dims)
+    return {
+        "DIMS": ", ".join(map(str, dims)),
+        "ORDER": len(dims),
+        "SPLIT": split,
+        "ALL_DIMS": sum(dims),
+        "LAST_DIM": dims[-1],
+        "ROWS": prod(dims[:split]),
+        "COLS": prod(dims[split:]),
+        "RANK": rank,
+    }
+
+
 def initial_factors(
     dims: Sequence[int], rank: int, std: float, generator: torch.Generator, dtype: torch.dtype
 ) -> list[Tensor]:

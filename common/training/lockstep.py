@@ -2,36 +2,21 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from common.models.factorization import BatchedFactorization, batch_views
+from common.training.engines import Engine, on_host
 from common.training.history import History
 
 # Why an experiment ended, as `status` in run_params.json has it.
 DIVERGED, ZERO_LOSS, STALLED, EPOCHS, INTERRUPTED = "diverged", "zero_loss", "stalled", "epochs", "interrupted"
 
-# Steps after which the engine hands over at the latest, so that a signal is heeded.
-_LONGEST_STRETCH = 1000
 _BUFFER_BYTES = 8 * 2**20
 _BUFFER_ROWS = 4096
 
 Metrics = Mapping[str, np.ndarray]
-
-
-class Engine(Protocol):
-    """Advances a batch of experiments; see common/training/engines.py."""
-
-    name: str
-    model: BatchedFactorization
-    optimizer: object
-
-    def advance(self, num_steps: int) -> Tensor: ...
-
-    def select(self, kept: Tensor) -> "Engine": ...
 
 
 @dataclass
@@ -59,6 +44,15 @@ class Run:
     stop_reason: str | None = None
 
 
+class Ended(NamedTuple):
+    """A run that ended, and where its last state is: the engine, its position there, and its last output."""
+
+    run: Run
+    engine: Engine
+    position: int
+    output: np.ndarray
+
+
 class LockstepTrainer:
     """Trains a batch of runs that are at the same epoch and are validated at the same epochs.
 
@@ -76,11 +70,11 @@ class LockstepTrainer:
         self._tolerances = np.array([run.zero_loss_tol for run in runs])
         self._zero_losses = np.array([run.zero_loss_validations for run in runs])
         # A stretch that begins between validations is not a whole interval: what moved in its first part counts.
-        self._moved = np.array([run.moved_since_validation for run in runs])
+        self._moved = np.array([bool(run.moved_since_validation) for run in runs])
 
-        outputs = _on_host(engine.model.forward())
-        self._last_values, self._last_outputs = engine.model.values.clone(), outputs.copy()
+        self._last_outputs = on_host(engine.model.forward()).copy()
         self._last_losses: np.ndarray | None = None
+        outputs = self._last_outputs
         rows = max(1, min(_BUFFER_ROWS, _BUFFER_BYTES // outputs.nbytes))
         self._epoch_rows = np.zeros(rows, dtype=np.int64)
         self._loss_rows = np.zeros((rows, len(runs)), outputs.dtype)
@@ -88,49 +82,64 @@ class LockstepTrainer:
         self._num_rows = 0
         self._num_measured = np.zeros(len(runs), dtype=np.int64)
 
-    def advance(self) -> list[tuple[int, Run]]:
-        """Trains until the next validation, or to the last epoch of a run that has fewer to go, or for a long stretch.
+    def advance(self) -> list[Ended]:
+        """Trains to a later validation, or to the last epoch of a run that has fewer to go, or for a long stretch.
 
-        Returns the runs that ended, each with its position in the engine's batch; `drop_ended()` takes them out.
+        Returns the runs that ended on the way; `drop_ended()` takes them out of the batch.
         """
         done = self.epoch + 1
-        next_validation = (done // self._validate_every + 1) * self._validate_every
-        target = min(next_validation, int(self._last_epochs.min()) + 1, done + _LONGEST_STRETCH)
-        is_validation = target % self._validate_every == 0
-        losses = _on_host(self.engine.advance(target - done))
-        outputs = _on_host(self.engine.model.forward())
-        self.epoch, self._last_losses = target - 1, losses
+        ends = self._ends_of_stretches()
+        stretches = np.diff(ends, prepend=done).tolist()
+        # An experiment that ends before the last validation of several takes its steps again, from here.
+        begin = self.engine.select(torch.arange(len(self.running))) if len(ends) > 1 else None
+        observed = self.engine.advance(stretches)
+        self.epoch = int(ends[-1]) - 1
+        self._last_losses, self._last_outputs = observed.losses[-1], observed.outputs[-1]
 
-        at_end = self._last_epochs == self.epoch
-        observed = at_end | is_validation
-        diverged = observed & ~_all_finite(losses, outputs)
-        self._moved |= self._moved_in_stretch(outputs)
-        if is_validation:
-            stalled = self._fixed_points(~self._moved)
-            self._moved[:] = False
-            self._zero_losses = (self._zero_losses + 1) * (losses < self._tolerances)
-        else:
-            stalled = np.zeros_like(at_end)
-        zero_loss = is_validation & (self._zero_losses > self._max_zero_loss_validations)
-        if is_validation or at_end.any():
-            self._record(losses, outputs, observed)
-
-        ended = at_end | diverged | zero_loss | stalled
-        if not ended.any():
+        # All these are (K, B): for each end of a stretch, and each run.
+        is_validation = (ends % self._validate_every == 0)[:, None]
+        at_end = ends[:, None] == self._last_epochs + 1
+        is_observed = is_validation | at_end
+        moved = observed.moved.copy()
+        moved[0] |= self._moved
+        zero_losses = _in_a_row(observed.losses < self._tolerances, is_validation, self._zero_losses)
+        reasons = {
+            EPOCHS: at_end,
+            STALLED: is_validation & ~moved & self.engine.optimizer.stops_where_nothing_moves,
+            ZERO_LOSS: is_validation & (zero_losses > self._max_zero_loss_validations),
+            DIVERGED: is_observed & ~_all_finite(observed.losses, observed.outputs),
+        }
+        ended = np.any(list(reasons.values()), axis=0)
+        # The row of its end, for each run that ended.
+        end_rows = {
+            position: int(ended[:, position].argmax()) for position in np.flatnonzero(ended.any(axis=0)).tolist()
+        }
+        self._moved, self._zero_losses = moved[-1] & ~is_validation[-1], zero_losses[-1]
+        if not is_observed.any():
             return []
-        for reason, positions in ((EPOCHS, at_end), (STALLED, stalled), (ZERO_LOSS, zero_loss), (DIVERGED, diverged)):
-            for position in np.flatnonzero(positions):
-                self.running[position].stop_reason = reason
-        return self._synced(np.flatnonzero(ended))
+        first_row = self._record(ends - 1, observed.losses, observed.outputs)
+        for position, row in end_rows.items():
+            run = self.running[position]
+            run.stop_reason = [reason for reason, stops in reasons.items() if stops[row, position]][-1]
+            run.epoch = int(ends[row]) - 1
+            run.zero_loss_validations = int(zero_losses[row, position])
+            run.moved_since_validation = bool(moved[row, position] and not is_validation[row, 0])
+            self._measure(position, first_row + row + 1)
+        # At the last epoch of another run, between validations, these are not observed: they skip the row.
+        for position in np.flatnonzero(~is_observed[-1] & ~ended.any(axis=0)):
+            self._measure(position, self._num_rows - 1)
+            self._num_measured[position] = self._num_rows
+        return self._with_last_state(end_rows, begin, stretches, observed.outputs)
 
-    def interrupt(self) -> list[tuple[int, Run]]:
+    def interrupt(self) -> list[Ended]:
         """Ends all runs where they are, and returns them as `advance()` does."""
         recorded = self._epoch_rows[self._num_rows - 1] if self._num_rows else -1
         if self._last_losses is not None and recorded != self.epoch:
-            self._record(self._last_losses, self._last_outputs, np.ones(len(self.running), dtype=bool))
-        for run in self.running:
+            self._record(np.array([self.epoch]), self._last_losses[None], self._last_outputs[None])
+        for position, run in enumerate(self.running):
             run.stop_reason = INTERRUPTED
-        return self._synced(range(len(self.running)))
+            self.sync(position)
+        return [Ended(run, self.engine, b, self._last_outputs[b].copy()) for b, run in enumerate(self.running)]
 
     def drop_ended(self) -> None:
         """Takes the runs that ended out of the batch."""
@@ -142,7 +151,6 @@ class LockstepTrainer:
             setattr(self, name, getattr(self, name)[kept])
         if kept:
             self.engine = self.engine.select(torch.tensor(kept))
-            self._last_values = self.engine.model.values.clone()
             self._last_losses, self._last_outputs = self._last_losses[kept], self._last_outputs[kept]
             self._loss_rows, self._output_rows = self._loss_rows[:, kept], self._output_rows[:, kept]
 
@@ -152,70 +160,69 @@ class LockstepTrainer:
         run.epoch = self.epoch
         run.moved_since_validation = bool(self._moved[position])
         run.zero_loss_validations = int(self._zero_losses[position])
-        rows = slice(self._num_measured[position], self._num_rows)
-        if rows.start < rows.stop:
-            train, validation = run.measure(self._loss_rows[rows, position], self._output_rows[rows, position])
-            run.history.extend(self._epoch_rows[rows].copy(), train, validation)
-            self._num_measured[position] = self._num_rows
+        self._measure(position, self._num_rows)
         return run
 
-    def _synced(self, positions: Sequence[int]) -> list[tuple[int, Run]]:
-        return [(int(position), self.sync(position)) for position in positions]
+    def _ends_of_stretches(self) -> np.ndarray:
+        """Numbers of epochs done (K,) after which to look: at validations, and at the last epoch of a run."""
+        done, every = self.epoch + 1, self._validate_every
+        last = int(self._last_epochs.min()) + 1
+        next_validation = (done // every + 1) * every
+        longest = done + self.engine.longest_call
+        if min(next_validation, last) > longest:
+            return np.array([longest])
+        count = max(1, min(self.engine.several_validations // every, len(self._epoch_rows)))
+        validations = next_validation + every * np.arange(count)
+        return np.append(validations[validations < last], last)[:count]
 
-    def _moved_in_stretch(self, outputs: np.ndarray) -> np.ndarray:
-        """Whether any parameter changed since the last call (B,). Where the output changed, one did; only where it
-        did not are the parameters compared.
-        """
-        moved = (outputs != self._last_outputs).reshape(len(outputs), -1).any(axis=1)
-        self._last_outputs[:] = outputs
-        if not moved.all():
-            moved |= _differ(self.engine.model, self._last_values)
-        self._last_values.copy_(self.engine.model.values)
-        return moved
+    def _with_last_state(
+        self, end_rows: Mapping[int, int], begin: Engine | None, stretches: list[int], outputs: np.ndarray
+    ) -> list[Ended]:
+        """The runs at the positions in `end_rows`, ended at its rows, with an engine that holds their last states."""
+        ended = []
+        for row in sorted(set(end_rows.values())):
+            positions = [position for position, its_row in end_rows.items() if its_row == row]
+            engine, places = self.engine, positions
+            if row < len(stretches) - 1:
+                engine, places = begin.select(torch.tensor(positions)), range(len(positions))
+                engine.advance(stretches[: row + 1])
+            for position, place in zip(positions, places, strict=True):
+                ended.append(Ended(self.running[position], engine, place, outputs[row, position].copy()))
+        return ended
 
-    def _fixed_points(self, candidates: np.ndarray) -> np.ndarray:
-        """Which of the runs that ended an interval where they began it are where no step will move them (B,), rather
-        than in a cycle: a step of a copy tells.
-        """
-        fixed = np.zeros_like(candidates)
-        if candidates.any() and self.engine.optimizer.stops_where_nothing_moves:
-            positions = np.flatnonzero(candidates)
-            copy = self.engine.select(torch.from_numpy(positions))
-            before = copy.model.values.clone()
-            copy.advance(1)
-            fixed[positions] = ~_differ(copy.model, before)
-        return fixed
+    def _measure(self, position: int, num_rows: int) -> None:
+        """Computes the metrics of a run from the first `num_rows` rows of the buffer, but for those that were."""
+        rows = slice(self._num_measured[position], num_rows)
+        if rows.start < rows.stop:
+            run = self.running[position]
+            train, validation = run.measure(self._loss_rows[rows, position], self._output_rows[rows, position])
+            run.history.extend(self._epoch_rows[rows].copy(), train, validation)
+            self._num_measured[position] = rows.stop
 
-    def _record(self, losses: np.ndarray, outputs: np.ndarray, observed: np.ndarray) -> None:
-        """Appends a row to the buffer. Where only some of the runs are observed, the others must have been measured
-        before, and skip the row.
-        """
-        if self._num_rows == len(self._epoch_rows):
-            self._synced(range(len(self.running)))
+    def _record(self, epochs: np.ndarray, losses: np.ndarray, outputs: np.ndarray) -> int:
+        """Appends rows to the buffer, which is emptied first where they do not fit. Returns the first one's number."""
+        if self._num_rows + len(epochs) > len(self._epoch_rows):
+            for position in range(len(self.running)):
+                self._measure(position, self._num_rows)
             self._num_rows, self._num_measured[:] = 0, 0
-        skipping = np.flatnonzero(~observed)
-        self._synced(skipping)
-        self._epoch_rows[self._num_rows] = self.epoch
-        self._loss_rows[self._num_rows], self._output_rows[self._num_rows] = losses, outputs
-        self._num_rows += 1
-        self._num_measured[skipping] = self._num_rows
+        first, self._num_rows = self._num_rows, self._num_rows + len(epochs)
+        rows = slice(first, self._num_rows)
+        self._epoch_rows[rows], self._loss_rows[rows], self._output_rows[rows] = epochs, losses, outputs
+        return first
 
 
-def _differ(model: BatchedFactorization, values: Tensor) -> np.ndarray:
-    """Whether any parameter of each experiment differs from that in `values`, a buffer like the model's (B,)."""
-    then = batch_views(values, model.batch_size, model.shapes)
-    changed = [(now != before).flatten(1).any(1) for now, before in zip(model.views, then, strict=True)]
-    return _on_host(torch.stack(changed).any(0))
-
-
-def _on_host(values: Tensor) -> np.ndarray:
-    """An array of the values; a view of them where they are on the CPU."""
-    return values.cpu().numpy()
+def _in_a_row(holds: np.ndarray, counted: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """How often in a row, up to each row (K, B), `holds` was true in rows that are `counted` (K, 1); `before` (B,)
+    times before the first one. Only the last row may not be counted.
+    """
+    rows = np.arange(1, len(holds) + 1)[:, None]
+    last_false = np.maximum.accumulate(np.where(holds | ~counted, 0, rows))
+    return rows - last_false + np.where(last_false == 0, before, 0) - ~counted
 
 
 def _all_finite(losses: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    """Whether all metrics of each experiment are finite (B,): none is larger than twice the loss (the sum of squares)
+    """Whether all metrics of each experiment are finite (K, B): none is larger than twice the loss (the sum of squares)
     or the sum of the output's absolute values, which no norm of it exceeds.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        return np.isfinite(2 * losses + np.abs(outputs).reshape(len(outputs), -1).sum(axis=1))
+        return np.isfinite(2 * losses + np.abs(outputs).reshape(*losses.shape, -1).sum(axis=-1))

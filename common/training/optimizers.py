@@ -47,6 +47,8 @@ class GroupRMSprop:
     ----------
     num_steps : steps taken before, the same for all experiments of the batch.
     square_avgs : v of each experiment after these.
+
+    Attributes: `num_steps`; `square_avg` and `adjusted_lr` (B,), v and the step size of the last step.
     """
 
     stops_where_nothing_moves = False
@@ -62,24 +64,26 @@ class GroupRMSprop:
         self.lrs = list(lrs)
         self.num_steps = num_steps
         self._lr = model.values.new_tensor(self.lrs)
-        self._square_avg = model.values.new_tensor(square_avgs or [0.0] * len(self.lrs))
-        self._adjusted_lr = self._lr.clone()
+        self.square_avg = model.values.new_tensor(square_avgs or [0.0] * len(self.lrs))
+        self.adjusted_lr = self._lr.clone()
 
     def step(self, model: BatchedFactorization) -> None:
         """Moves `model.values` against `model.gradients`, which it uses up."""
         self.num_steps += 1
         squares = sum(sum_all(gradient * gradient) for gradient in model.factor_gradients)
-        self._square_avg.mul_(self.beta).add_(squares.mul_(1 - self.beta))
-        norm = (self._square_avg / (1 - self.beta**self.num_steps)).sqrt_()
-        torch.div(self._lr, norm.add_(self.eps), out=self._adjusted_lr)
+        self.square_avg.mul_(self.beta).add_(squares.mul_(1 - self.beta))
+        norm = (self.square_avg / (1 - self.beta**self.num_steps)).sqrt_()
+        torch.div(self._lr, norm.add_(self.eps), out=self.adjusted_lr)
         for gradient in model.factor_gradients:
-            gradient.mul_(self._adjusted_lr[:, None, None])
+            gradient.mul_(self.adjusted_lr[:, None, None])
         model.values.sub_(model.gradients)
 
     def select(self, kept: Tensor, model: BatchedFactorization) -> "GroupRMSprop":
         """The optimizer of the experiments at the positions `kept`, for the `model` of just these."""
         lrs = [self.lrs[position] for position in kept.tolist()]
-        return GroupRMSprop(lrs, model, self.num_steps, self._square_avg[kept].tolist())
+        selected = GroupRMSprop(lrs, model, self.num_steps, self.square_avg[kept].tolist())
+        selected.adjusted_lr = self.adjusted_lr[kept]
+        return selected
 
     def experiment_state(self, position: int, num_parameters: int) -> dict:
         """The state of one experiment, as a checkpoint keeps it."""
@@ -87,10 +91,10 @@ class GroupRMSprop:
             "lr": self.lrs[position],
             "beta": self.beta,
             "eps": self.eps,
-            "adjusted_lr": self._adjusted_lr[position].item(),
+            "adjusted_lr": self.adjusted_lr[position].item(),
             "params": list(range(num_parameters)),
         }
-        state = {"step": self.num_steps, "square_avg": self._square_avg[position].item()}
+        state = {"step": self.num_steps, "square_avg": self.square_avg[position].item()}
         return {"state": state, "param_groups": [group]}
 
 

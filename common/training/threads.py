@@ -5,6 +5,9 @@ from contextlib import contextmanager
 
 import torch
 
+# What PyTorch finds suitable: the processor's cores, or what OMP_NUM_THREADS says.
+NUM_THREADS = torch.get_num_threads()
+
 
 @contextmanager
 def one_thread(condition: bool = True) -> Iterator[None]:

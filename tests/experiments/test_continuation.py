@@ -107,8 +107,8 @@ def original_checkpoint(path: Path, epochs: int) -> Path:
 
 def test_a_checkpoint_of_the_original_code_is_continued(tmp_path):
     path = original_checkpoint(tmp_path / "original.pt", 1000)
-    _, joined = run(tmp_path / "second", epochs=1000, trainer_checkpoint=str(path))
-    _, whole = run(tmp_path / "whole", epochs=2000)
+    _, joined = run(tmp_path / "second", epochs=1000, engine="torch", trainer_checkpoint=str(path))
+    _, whole = run(tmp_path / "whole", epochs=2000, engine="torch")
     assert_same(joined["model"], whole["model"])
     assert_same(joined["val_evaluator"], whole["val_evaluator"])
     train_epochs = joined["train_evaluator"]["mse_loss"]["epochs_with_values"].tolist()

@@ -1,0 +1,119 @@
+/* Gradient descent on deep matrix factorizations of ROWS x COLS with DEPTH factors: each experiment in its own lane. */
+
+#define HIDDEN MIN(ROWS, COLS)
+#define ROWS_OF(layer) ((layer) == 0 ? ROWS : HIDDEN)
+#define COLS_OF(layer) ((layer) == DEPTH - 1 ? COLS : HIDDEN)
+#define LARGEST (MAX(ROWS, COLS) * HIDDEN)
+
+/* Small problems live in registers: there, all loops are unrolled, and what is left of a step is its arithmetic. */
+#if ROWS * COLS * DEPTH <= 36
+#define UNROLL _Pragma("GCC unroll 16")
+#else
+#define UNROLL
+#endif
+
+/* c (m, n) = a (m, k) b (k, n) */
+INLINE void multiply(int m, int k, int n, const vec *a, const vec *b, vec *c) {
+    UNROLL for (int i = 0; i < m; i++) UNROLL for (int j = 0; j < n; j++) {
+        vec sum = a[i * k] * b[j];
+        UNROLL for (int p = 1; p < k; p++) sum += a[i * k + p] * b[p * n + j];
+        c[i * n + j] = sum;
+    }
+}
+
+/* c (m, n) = a (m, k) b (n, k)^T */
+INLINE void multiply_transposed(int m, int k, int n, const vec *a, const vec *b, vec *c) {
+    UNROLL for (int i = 0; i < m; i++) UNROLL for (int j = 0; j < n; j++) {
+        vec sum = a[i * k] * b[j * k];
+        UNROLL for (int p = 1; p < k; p++) sum += a[i * k + p] * b[j * k + p];
+        c[i * n + j] = sum;
+    }
+}
+
+/* w (k, n) -= lr a (m, k)^T b (m, n) */
+INLINE void descend(int m, int k, int n, vec lr, const vec *a, const vec *b, vec *w) {
+    UNROLL for (int i = 0; i < k; i++) UNROLL for (int j = 0; j < n; j++) {
+        vec sum = a[i] * b[j];
+        UNROLL for (int p = 1; p < m; p++) sum += a[p * k + i] * b[p * n + j];
+        w[i * n + j] -= lr * sum;
+    }
+}
+
+/* prefixes[l] = W_1 ... W_{l+1}; the last one is the product matrix. */
+INLINE void forward(vec w[DEPTH][LARGEST], vec prefixes[DEPTH][LARGEST]) {
+    UNROLL for (int e = 0; e < ROWS * COLS_OF(0); e++) prefixes[0][e] = w[0][e];
+    UNROLL for (int l = 1; l < DEPTH; l++) multiply(ROWS, HIDDEN, COLS_OF(l), prefixes[l - 1], w[l], prefixes[l]);
+}
+
+/* The gradient of W_l is (W_1 ... W_{l-1})^T G (W_{l+1} ... W_L)^T, G that of the product. */
+INLINE void step(vec w[DEPTH][LARGEST], const vec *targets, const vec *weights, vec lr, vec *residuals) {
+    vec prefixes[DEPTH][LARGEST], back[DEPTH][LARGEST];
+    forward(w, prefixes);
+    UNROLL for (int e = 0; e < ROWS * COLS; e++) {
+        residuals[e] = prefixes[DEPTH - 1][e] - targets[e];
+        back[DEPTH - 1][e] = residuals[e] * weights[e];
+    }
+    UNROLL for (int l = DEPTH - 1; l > 0; l--) {
+        multiply_transposed(ROWS, COLS_OF(l), HIDDEN, back[l], w[l], back[l - 1]);
+        descend(ROWS, HIDDEN, COLS_OF(l), lr, prefixes[l - 1], back[l], w[l]);
+    }
+    UNROLL for (int e = 0; e < ROWS * COLS_OF(0); e++) w[0][e] -= lr * back[0][e];
+}
+
+/* Lane by lane from or to experiments of which each begins `stride` after the one before. */
+INLINE void gather(int64_t count, const real *source, int64_t stride, int64_t lanes, vec *target) {
+    for (int64_t e = 0; e < count; e++)
+        /* Lanes to spare repeat the last experiment. */
+        for (int64_t b = 0; b < LANES; b++) target[e][b] = source[MIN(b, lanes - 1) * stride + e];
+}
+
+INLINE void scatter(int64_t count, const vec *source, int64_t stride, int64_t lanes, real *target) {
+    for (int64_t e = 0; e < count; e++)
+        for (int64_t b = 0; b < lanes; b++) target[b * stride + e] = source[e][b];
+}
+
+static void advance_lanes(int64_t first, int64_t lanes, const Batch *batch, const Observations *observed) {
+    vec w[DEPTH][LARGEST], begin[DEPTH][LARGEST], before[DEPTH][LARGEST], prefixes[DEPTH][LARGEST];
+    vec targets[ROWS * COLS], weights[ROWS * COLS], residuals[ROWS * COLS] = {{0}}, lr, loss;
+    const int64_t entry_stride = batch->entry_stride;
+    for (int l = 0; l < DEPTH; l++) {
+        const real *values = batch->values + batch->offsets[l] + first * batch->strides[l];
+        gather(ROWS_OF(l) * COLS_OF(l), values, batch->strides[l], lanes, w[l]);
+    }
+    gather(ROWS * COLS, batch->targets + first * entry_stride, entry_stride, lanes, targets);
+    gather(ROWS * COLS, batch->weights + first * entry_stride, entry_stride, lanes, weights);
+    gather(1, batch->lrs + first, 1, lanes, &lr);
+
+    for (int64_t k = 0; k < observed->count; k++) {
+        memcpy(begin, w, sizeof(w));
+        for (int64_t left = observed->stretches[k]; left > 0; left--) {
+            if (left == 1) memcpy(before, w, sizeof(w));
+            step(w, targets, weights, lr, residuals);
+        }
+        loss = residuals[0] * residuals[0] * weights[0];
+        for (int e = 1; e < ROWS * COLS; e++) loss += residuals[e] * residuals[e] * weights[e];
+        loss = loss / 2;
+        forward(w, prefixes);
+        const int64_t row = k * batch->batch_size + first;
+        scatter(1, &loss, 1, lanes, observed->losses + row);
+        scatter(ROWS * COLS, prefixes[DEPTH - 1], ROWS * COLS, lanes, observed->outputs + row * ROWS * COLS);
+        for (int64_t b = 0; b < lanes; b++) {
+            uint8_t moved = 0;
+            for (int l = 0; l < DEPTH; l++)
+                for (int e = 0; e < ROWS_OF(l) * COLS_OF(l); e++)
+                    moved |= (w[l][e][b] != begin[l][e][b]) | (w[l][e][b] != before[l][e][b]);
+            observed->moved[row + b] = moved;
+        }
+    }
+    for (int l = 0; l < DEPTH; l++) {
+        real *values = batch->values + batch->offsets[l] + first * batch->strides[l];
+        scatter(ROWS_OF(l) * COLS_OF(l), w[l], batch->strides[l], lanes, values);
+    }
+}
+
+int advance(int64_t first, int64_t last, const Batch *batch, const Observations *observed) {
+    for (; first < last; first += LANES) advance_lanes(first, MIN(LANES, last - first), batch, observed);
+    return 0;
+}
+
+int64_t experiments_at_once(void) { return LANES; }

@@ -1,0 +1,56 @@
+/* Vectors of the width that the processor has, and the interface that every kernel implements.
+
+   A kernel is compiled for one shape and one precision: REAL is float or double. Multiplications and additions are
+   contracted to fused ones by the compiler, in the same way for every lane and every step, so that an experiment's
+   bits do not depend on what runs beside it, nor on how many steps are asked for at a time. */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#else
+#define VECTOR_BYTES 16
+#endif
+
+typedef REAL real;
+typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
+
+#define LANES ((int64_t)(VECTOR_BYTES / sizeof(real)))
+#define MIN(a, b) ((a) < (b) ? (a) : (b))
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+/* The smallest multiple of `unit` that is not below `size`. */
+#define PADDED(size, unit) (((size) + (unit) - 1) / (unit) * (unit))
+#define INLINE static inline __attribute__((always_inline))
+
+/* A batch of experiments. Factor k of experiment b begins at values[offsets[k] + b * strides[k]], its targets and
+   weights at targets[b * entry_stride] and weights[b * entry_stride]. The last three are GroupRMSprop's. */
+typedef struct {
+    int64_t batch_size;
+    real *values;
+    const int64_t *offsets, *strides;
+    const real *targets, *weights;
+    int64_t entry_stride;
+    const real *lrs;
+    real *square_avgs, *adjusted_lrs;
+    int64_t num_steps;
+} Batch;
+
+/* What is observed after each stretch of steps: losses and moved (count, batch_size), outputs (count, batch_size,
+   rows * cols). `moved`: whether a parameter changed in the stretch, from its beginning to its end or in its last step. */
+typedef struct {
+    int64_t count;
+    const int64_t *stretches;
+    real *losses, *outputs;
+    uint8_t *moved;
+} Observations;
+
+/* Takes all steps of the experiments `first` to `last` - 1. Returns 0, or 1 where memory ran out. */
+int advance(int64_t first, int64_t last, const Batch *batch, const Observations *observed);
+
+/* Experiments that are advanced together at the cost of one. */
+int64_t experiments_at_once(void);
