@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import Parameters, flag_error
-from common.files import save_tensors, utc_time
+from common.files import utc_time
+from common.tensor_files import save_tensors
 
 
 def save_dataset(content: dict[str, Any], parameters: Parameters, default_name: str) -> Path:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from common.cli import flag_error
-from common.files import is_plain_tensor, load_dictionary
+from common.tensor_files import is_plain_tensor, load_dictionary
 
 
 @dataclass(frozen=True)

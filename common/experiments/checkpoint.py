@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.cli import Parameters, UserError, flag_error
-from common.files import is_plain_tensor, load_dictionary
+from common.tensor_files import is_plain_tensor, load_dictionary
 from common.training.engines import Engine
 from common.training.history import History, evaluator_state, series_of_evaluator
 from common.training.lockstep import Run

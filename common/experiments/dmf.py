@@ -11,9 +11,10 @@ from common.cli import Parameters, UserError, drawn_seed, exclusive, flag_error
 from common.datasets.matrix_sensing import MatrixSensing, load_matrix_sensing
 from common.experiments.checkpoint import Checkpoint, load_checkpoint
 from common.experiments.experiment import Experiment
-from common.files import save_json, save_tensors
+from common.files import save_json
 from common.metrics import matrix as matrix_metrics
 from common.models.deep_matrix_factorization import DeepMatrixFactorization, factor_shapes, initial_factors
+from common.tensor_files import save_tensors
 from common.training.engines import Engine, Kernel, NotNative, engine_of
 from common.training.objectives import SensingObjective, entry_objective
 from common.training.optimizers import GradientDescent

@@ -11,7 +11,8 @@ import numpy
 import torch
 
 import common
-from common.files import save_json, save_tensors, utc_time
+from common.files import save_json, utc_time
+from common.tensor_files import save_tensors
 
 
 class ExperimentFolder:

@@ -23,6 +23,7 @@ from common.experiments.checkpoint import checkpoint_state
 from common.experiments.experiment import Experiment
 from common.experiments.folder import ExperimentFolder, provenance
 from common.files import utc_time
+from common.plotting.pictures import PictureProcess, metric_lines
 from common.training.compilation import NativeUnavailable
 from common.training.engines import Engine, Kernel, NotNative
 from common.training.lockstep import DIVERGED, EPOCHS, INTERRUPTED, STALLED, ZERO_LOSS, Ended, LockstepTrainer
@@ -66,12 +67,12 @@ def run_sweep(problem: ModuleType, experiments: Sequence[Parameters]) -> None:
 
     print(f"{len(prepared)} experiment{'s' if len(prepared) != 1 else ''}", flush=True)
     sweep = {"start_time": start_time, "experiments": len(prepared)}
-    with _signals_noted() as stop:
+    with _signals_noted() as stop, _picture_process(prepared) as pictures:
         for batch, device, kernel in zip(grouped.values(), devices, kernels, strict=True):
             # Of one experiment, not of the batch: an experiment's bits may depend on the number of threads.
             with one_thread(problem.multiplications_per_step(batch[0]) < _THREADS_PAY_FROM):
                 for part in _parts(batch):
-                    _Batch(problem, part, device, kernel, sweep).train(stop)
+                    _Batch(problem, part, device, kernel, pictures, sweep).train(stop)
                     if stop.is_set():
                         raise Interrupted
 
@@ -147,6 +148,23 @@ def _signals_noted() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def _picture_process(experiments: Sequence[Experiment]) -> Iterator[PictureProcess | None]:
+    """The process that draws, where there is something to draw. At the end everything is drawn."""
+    if not any(experiment.parameters["plot_metrics"] for experiment in experiments):
+        yield None
+        return
+    pictures = PictureProcess()
+    try:
+        yield pictures
+    except BaseException:
+        # That of the training is the error to be heard of.
+        with suppress(OSError):
+            pictures.close()
+        raise
+    pictures.close()
+
+
 class _Budget:
     """Bounds what outputs along the way cost to a share of the time since the start."""
 
@@ -158,12 +176,17 @@ class _Budget:
         """Whether another output may be written, if it costs as much as the last one and at least `least` seconds."""
         return self._spent + max(self._last_cost, least) <= self._share * (time.monotonic() - self._start)
 
+    def spend(self, seconds: float) -> None:
+        """Notes what an output cost."""
+        self._last_cost = seconds
+        self._spent += seconds
+
     @contextmanager
     def spending(self) -> Iterator[None]:
+        """Notes what the output made inside costs."""
         begin = time.monotonic()
         yield
-        self._last_cost = time.monotonic() - begin
-        self._spent += self._last_cost
+        self.spend(time.monotonic() - begin)
 
 
 class _Batch:
@@ -175,9 +198,10 @@ class _Batch:
         experiments: Sequence[Experiment],
         device: torch.device,
         kernel: Kernel | None,
+        pictures: PictureProcess | None,
         sweep: dict[str, Any],
     ):
-        self._problem, self._device, self._sweep = problem, device, sweep
+        self._problem, self._device, self._pictures, self._sweep = problem, device, pictures, sweep
         parameters = experiments[0].parameters
         self._validate_every = parameters["validate_every"]
         engine = problem.stack(experiments, device, kernel)
@@ -256,43 +280,46 @@ class _Batch:
                 experiment.folder.log("failed: " + "".join(traceback.format_exception(error)))
 
     def _save_along_the_way(self) -> None:
-        """Where it is time for checkpoints and pictures: of as many experiments as the budgets allow, first of those
-        that have waited longest.
+        """Where it is time for checkpoints and pictures: of as many experiments as the budgets allow."""
+        for position, experiment in self._due("store_checkpoints"):
+            if not self._checkpoint_budget.affords(0.01):
+                break
+            with self._checkpoint_budget.spending():
+                self._trainer.sync(position)
+                self._save_checkpoint(experiment, self._trainer.engine, position)
+            experiment.saved_at["store_checkpoints"] = self._validations()
+        for seconds in self._pictures.seconds() if self._pictures else ():
+            self._picture_budget.spend(seconds)
+        for position, experiment in self._due("plot_metrics"):
+            # They take as long as they take, in their own process: one experiment's after the other's.
+            if self._pictures.pending or not self._picture_budget.affords(0.5):
+                break
+            self._trainer.sync(position)
+            self._draw(experiment)
+            experiment.saved_at["plot_metrics"] = self._validations()
+
+    def _validations(self) -> int:
+        return (self._trainer.epoch + 1) // self._validate_every
+
+    def _due(self, output: str) -> list[tuple[int, Experiment]]:
+        """Running experiments, and their positions, that were validated so often that it is time for an output again,
+        those first that have waited longest.
         """
-        validations, rest = divmod(self._trainer.epoch + 1, self._validate_every)
-        if rest:
-            return
-        for name, budget, least in (
-            ("store_checkpoints", self._checkpoint_budget, 0.01),
-            ("plot_metrics", self._picture_budget, 0.5),
-        ):
-            if not budget.affords(least):
-                continue
-            due = [
-                (position, experiment)
-                for position, experiment in enumerate(self._trainer.running)
-                if experiment.parameters[name]
-                and validations - experiment.saved_at.get(name, 0) >= experiment.parameters["save_every_num_val"]
-            ]
-            for position, experiment in sorted(due, key=lambda each: each[1].saved_at.get(name, 0)):
-                with budget.spending():
-                    self._trainer.sync(position)
-                    if name == "store_checkpoints":
-                        self._save_checkpoint(experiment, self._trainer.engine, position)
-                    else:
-                        self._draw(experiment)
-                experiment.saved_at[name] = validations
-                if not budget.affords(least):
-                    break
+        if (self._trainer.epoch + 1) % self._validate_every:
+            return []
+        due = [
+            (position, experiment)
+            for position, experiment in enumerate(self._trainer.running)
+            if experiment.parameters[output]
+            and self._validations() - experiment.saved_at.get(output, 0) >= experiment.parameters["save_every_num_val"]
+        ]
+        return sorted(due, key=lambda each: each[1].saved_at.get(output, 0))
 
     def _save_checkpoint(self, experiment: Experiment, engine: Engine, position: int) -> None:
         experiment.folder.write_checkpoint(checkpoint_state(experiment, engine, position))
 
     def _draw(self, experiment: Experiment) -> None:
-        # Matplotlib is imported by the first to draw.
-        from common.plotting.metrics import draw_metrics
-
-        draw_metrics(experiment.history, self._problem.PICTURES, experiment.folder.plots)
+        self._pictures.draw(metric_lines(experiment.history, self._problem.PICTURES), experiment.folder.plots)
 
     def _report_along_the_way(self) -> None:
         """Logs the metrics at a human pace: ever more rarely, as the run gets longer."""

@@ -12,7 +12,7 @@ from common.cli import Parameters, drawn_seed
 from common.datasets.tensor_completion import TensorCompletion, load_tensor_completion
 from common.experiments.checkpoint import Checkpoint, load_checkpoint
 from common.experiments.experiment import Experiment
-from common.files import save_json, save_tensors
+from common.files import save_json
 from common.metrics.cp_rank import estimate_cp_rank, unfolding_rank_bound
 from common.metrics.tensor import reconstruction_error
 from common.models.cp_factorization import (
@@ -22,6 +22,7 @@ from common.models.cp_factorization import (
     initial_factors,
     kernel_constants,
 )
+from common.tensor_files import save_tensors
 from common.training.engines import Engine, Kernel, engine_of
 from common.training.lockstep import INTERRUPTED
 from common.training.objectives import entry_objective

@@ -9,8 +9,21 @@ def singular_values(matrices: Tensor) -> Tensor:
     entry that is not finite.
     """
     finite = matrices.isfinite().flatten(-2).all(-1)
-    values = torch.linalg.svdvals(matrices.where(finite[..., None, None], torch.zeros_like(matrices)))
+    svdvals = _svdvals_2x2 if matrices.shape[-2:] == (2, 2) else torch.linalg.svdvals
+    values = svdvals(matrices.where(finite[..., None, None], torch.zeros_like(matrices)))
     return values.where(finite[..., None], torch.full_like(values, torch.nan))
+
+
+def _svdvals_2x2(matrices: Tensor) -> Tensor:
+    """A 2×2 matrix [[a, b], [c, d]] is a scaled rotation of length ½‖(a + d, c − b)‖ plus a scaled reflection of length
+    ½‖(a − d, c + b)‖; the largest singular value is the sum of the lengths, and the other one |det| divided by it.
+    """
+    a, b, c, d = matrices.flatten(-2).unbind(-1)
+    largest = torch.hypot((a + d) / 2, (c - b) / 2) + torch.hypot((a - d) / 2, (c + b) / 2)
+    divisor = largest.where(largest != 0, torch.ones_like(largest))
+    # Divided first, for the determinant of large entries may overflow.
+    smallest = ((a / divisor) * d - (b / divisor) * c).abs()
+    return torch.stack([largest, torch.minimum(smallest, largest)], -1)
 
 
 def frobenius_norm(singular_values: Tensor) -> Tensor:

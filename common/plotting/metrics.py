@@ -1,7 +1,8 @@
 """Pictures of an experiment's metrics, one line for each metric."""
 
-import re
-from collections.abc import Mapping
+import pickle
+import sys
+import time
 from functools import cache, partial
 from pathlib import Path
 
@@ -12,8 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from common.files import write_atomically
-from common.plotting.thinning import visible_points
-from common.training.history import History, Series
+from common.plotting.pictures import Lines
 
 _DPI = 100
 _MOST_LINES = 10
@@ -31,33 +31,19 @@ def _figure() -> Figure:
     return figure
 
 
-def draw_metrics(history: History, pictures: Mapping[str, str], directory: Path) -> None:
-    """Draws metrics against the epoch, on linear axes, into `directory`: those of `pictures` (file name without ending
-    → pattern of the names of its metrics) together, each of the others in a picture of its own name.
-    """
+def draw(lines: Lines, directory: Path) -> None:
+    """Draws each picture of `lines` into `directory`, against the epoch and on linear axes."""
     figure = _figure()
     (axes,) = figure.axes
-    every_line = [
-        (metric, f"{kind}_{metric}", series)
-        for kind, metrics in (("train", history.train), ("validation", history.validation))
-        for metric, series in metrics.items()
-    ]
-    drawn: dict[str, dict[str, Series]] = {}
-    for metric, label, series in every_line:
-        name = next((name for name, pattern in pictures.items() if re.fullmatch(pattern, metric)), metric)
-        drawn.setdefault(name, {})[label] = series
-    for name, lines in drawn.items():
+    for name, of_picture in lines.items():
         # Clearing the axes would make all their ticks anew, too.
         for line in list(axes.lines):
             line.remove()
-        many = len(lines) > _MOST_LINES
-        shades = len(lines) if many else _MOST_LINES
+        many = len(of_picture) > _MOST_LINES
+        shades = len(of_picture) if many else _MOST_LINES
         axes.set_prop_cycle(color=colormaps["viridis" if many else "tab10"](np.linspace(0, 0.9, shades)))
-        for label, series in lines.items():
-            finite = np.isfinite(series.values)
-            epochs, values = series.epochs[finite], series.values[finite].astype(np.float64)
-            shown = visible_points(epochs, values)
-            axes.plot(epochs[shown], values[shown], label=label, marker="." if len(shown) == 1 else None)
+        for label, (epochs, values) in of_picture.items():
+            axes.plot(epochs, values, label=label, marker="." if len(epochs) == 1 else None)
         axes.relim()
         axes.autoscale_view()
         axes.set_ylabel(name)
@@ -66,3 +52,15 @@ def draw_metrics(history: History, pictures: Mapping[str, str], directory: Path)
         axes.legend(named, [line.get_label() for line in named], loc="best", fontsize="small")
         save = partial(figure.savefig, format="png", pil_kwargs={"compress_level": 1})
         write_atomically(directory / f"{name}.png", save)
+
+
+def main() -> None:
+    """Draws what comes in on standard input from the process that trains, and answers with the seconds it took."""
+    while True:
+        try:
+            lines, directory = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        begin = time.monotonic()
+        draw(lines, directory)
+        print(time.monotonic() - begin, flush=True)

@@ -11,9 +11,9 @@ from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
 from common.cli import UserError, flag_error
-from common.files import load_dictionary
 from common.plotting.figures import MARKERS
 from common.plotting.thinning import visible_points
+from common.tensor_files import load_dictionary
 from common.training.history import series_of_evaluator
 
 _COLOURS = LinearSegmentedColormap.from_list("iterations", ["#a9d6f5", "#2f7fc1", "#123a75", "#000000"])

@@ -7,38 +7,47 @@ import torch
 from torch import Tensor
 
 
-class Series:
-    """Values of one metric: `epochs` (n,) int64 and `values` (n,) of the run's dtype, appended in chunks."""
+class _Column:
+    """Numbers that come in chunks."""
 
-    def __init__(self):
-        self._chunks: list[tuple[np.ndarray, np.ndarray]] = []
+    def __init__(self, chunk: np.ndarray):
+        self._chunks, self.length = [chunk], len(chunk)
 
-    def extend(self, epochs: np.ndarray, values: np.ndarray) -> None:
-        self._chunks.append((epochs, values))
+    def extend(self, chunk: np.ndarray) -> None:
+        self._chunks.append(chunk)
+        self.length += len(chunk)
 
-    def _joined(self) -> tuple[np.ndarray, np.ndarray]:
+    def joined(self) -> np.ndarray:
         if len(self._chunks) > 1:
-            epochs, values = zip(*self._chunks, strict=True)
-            self._chunks = [(np.concatenate(epochs), np.concatenate(values))]
-        return self._chunks[0] if self._chunks else (np.empty(0, np.int64), np.empty(0, np.float32))
+            self._chunks = [np.concatenate(self._chunks)]
+        return self._chunks[0]
+
+
+class Series:
+    """Values of one metric: `epochs` (n,) int64 and `values` (n,) of the run's dtype.
+
+    The column of the epochs may belong to other metrics, too, and go on where this one ended.
+    """
+
+    def __init__(self, epochs: _Column, values: np.ndarray):
+        self.epoch_column, self.value_column = epochs, _Column(values)
 
     @property
     def epochs(self) -> np.ndarray:
-        return self._joined()[0]
+        return self.epoch_column.joined()[: self.value_column.length]
 
     @property
     def values(self) -> np.ndarray:
-        return self._joined()[1]
+        return self.value_column.joined()
 
     @property
     def last(self) -> tuple[int, float]:
         """Epoch and value of the last record."""
-        epochs, values = self._chunks[-1]
-        return int(epochs[-1]), float(values[-1])
+        return int(self.epochs[-1]), float(self.values[-1])
 
 
 class History:
-    """Train and validation metrics of one experiment, by name."""
+    """Train and validation metrics of one experiment, by name. Metrics recorded at the same epochs share them."""
 
     def __init__(self):
         self.train: dict[str, Series] = {}
@@ -46,9 +55,16 @@ class History:
 
     def extend(self, epochs: np.ndarray, train: Mapping[str, np.ndarray], validation: Mapping[str, np.ndarray]) -> None:
         """Appends values (n,) of every metric at `epochs` (n,)."""
+        begun, gone_on = _Column(epochs), {}
         for series, values in ((self.train, train), (self.validation, validation)):
             for name, new in values.items():
-                series.setdefault(name, Series()).extend(epochs, new)
+                if name in series:
+                    series[name].value_column.extend(new)
+                    gone_on[id(series[name].epoch_column)] = series[name].epoch_column
+                else:
+                    series[name] = Series(begun, new)
+        for column in gone_on.values():
+            column.extend(epochs)
 
     def last_values(self) -> dict[str, float]:
         """The value at the last epoch of every metric that was recorded then."""
@@ -59,11 +75,12 @@ class History:
 
 def evaluator_state(metrics: Mapping[str, Series]) -> dict[str, dict]:
     """Metrics as a checkpoint keeps them. Epochs that several metrics share are one tensor, and so stored once."""
-    shared: dict[bytes, Tensor] = {}
+    shared: dict[tuple[int, int], Tensor] = {}
     state = {}
     for name, series in metrics.items():
         epoch, value = series.last
-        epochs = shared.setdefault(series.epochs.tobytes(), torch.from_numpy(series.epochs))
+        key = id(series.epoch_column), series.value_column.length
+        epochs = shared.setdefault(key, torch.from_numpy(series.epochs))
         state[name] = {
             "name": name,
             "current_value": value,
@@ -79,13 +96,13 @@ def series_of_evaluator(state: Mapping[str, Mapping], dtype: np.dtype) -> dict[s
 
     Raises ValueError or KeyError where `state` is something else.
     """
-    metrics = {}
+    metrics: dict[str, Series] = {}
+    shared: dict[bytes, _Column] = {}
     for name, tracker in state.items():
         epochs = np.asarray(tracker["epochs_with_values"], dtype=np.int64)
         values = np.asarray(tracker["epoch_values"], dtype=dtype)
         if epochs.ndim != 1 or epochs.shape != values.shape:
             raise ValueError(f"metric {name!r} has {values.shape} values at {epochs.shape} epochs")
         if len(epochs):
-            metrics[name] = Series()
-            metrics[name].extend(epochs, values)
+            metrics[name] = Series(shared.setdefault(epochs.tobytes(), _Column(epochs)), values)
     return metrics

@@ -9,6 +9,7 @@ from common.experiments import dmf
 from common.experiments.flags import list_flags, listed_experiments
 from common.experiments.folder import ExperimentFolder
 from common.experiments.sweep import _Budget, run_sweep
+from common.plotting.pictures import PictureProcess
 from dmf_experiment_runner import FLAGS
 from tests.conftest import ROOT
 
@@ -105,12 +106,12 @@ def test_checkpoints_and_pictures_are_written_along_the_way(tmp_path, monkeypatc
     saved = []
     monkeypatch.setattr(ExperimentFolder, "write_checkpoint", lambda self, state: saved.append(state["epoch"]))
     drawn = []
-    monkeypatch.setattr("common.plotting.metrics.draw_metrics", lambda history, *_: drawn.append(1))
+    monkeypatch.setattr(PictureProcess, "draw", lambda self, lines, directory: drawn.append(lines))
     along = {"epochs": 460, "store_checkpoints": True, "plot_metrics": True, "save_every_num_val": 2}
     # The native engine would pass all of these validations in one call.
     sweep(tmp_path, {**along, "engine": "torch"})
     assert saved == [99, 199, 299, 399, 459]
-    assert len(drawn) == 5
+    assert [len(lines["mse_loss"]["train_mse_loss"][0]) for lines in drawn] == [2, 4, 6, 8, 10]
 
 
 def test_an_older_checkpoint_goes_only_after_the_newer_is_safely_written(tmp_path, monkeypatch):

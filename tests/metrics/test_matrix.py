@@ -17,6 +17,23 @@ def test_norms_agree_with_their_definitions(rows, cols, seed):
     assert (values.diff(dim=-1) <= 0).all()
 
 
+@given(
+    st.lists(st.floats(-1e150, 1e150) | st.sampled_from([0.0, 1.0, -1.0, 1e-300]), min_size=4, max_size=4),
+)
+def test_singular_values_of_2x2_matrices_agree_with_a_decomposition(entries):
+    matrix = torch.tensor(entries, dtype=torch.float64).view(2, 2)
+    values, expected = singular_values(matrix), torch.linalg.svdvals(matrix)
+    assert ((values - expected).abs() <= 1e-14 * expected[0]).all()
+    assert values[0] >= values[1]
+
+
+def test_singular_values_of_what_is_not_finite_are_not_a_number():
+    for size in (2, 3):
+        matrices = torch.eye(size).repeat(3, 1, 1)
+        matrices[0, 0, 0], matrices[1, 1, 0] = torch.inf, torch.nan
+        assert singular_values(matrices).isnan().all(-1).tolist() == [True, True, False]
+
+
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_effective_rank_of_equal_singular_values_is_their_number(size):
     values = singular_values(3 * torch.eye(size, dtype=torch.float64))

@@ -1,14 +1,19 @@
+import signal
+import time
+
 import numpy as np
+import pytest
 from matplotlib.image import imread
 
-from common.plotting.metrics import _figure, draw_metrics
-from common.training.history import History, Series
+from common.plotting.metrics import _figure, draw
+from common.plotting.pictures import PictureProcess, metric_lines
+from common.training.history import History
 
 
 def series(values):
-    found = Series()
-    found.extend(np.arange(len(values)) * 50, np.asarray(values, dtype=np.float32))
-    return found
+    history = History()
+    history.extend(np.arange(len(values)) * 50, {"a": np.asarray(values, dtype=np.float32)}, {})
+    return history.train["a"]
 
 
 def test_each_picture_shows_its_own_lines(tmp_path):
@@ -16,12 +21,12 @@ def test_each_picture_shows_its_own_lines(tmp_path):
     history = History()
     history.train["a"] = series(np.linspace(0, 1, 10))
     history.validation |= {"x": series(np.ones(90_000)), "y": series([5.0, 2.0])}
-    draw_metrics(history, {"one": "a", "two": "x|y", "none": "z"}, tmp_path)
+    draw(metric_lines(history, {"one": "a", "two": "x|y", "none": "z"}), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"one.png", "two.png"}
-    draw_metrics(history, {"two": "x|y"}, tmp_path)
+    draw(metric_lines(history, {"two": "x|y"}), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"one.png", "two.png", "a.png"}
     pixels = {name: imread(tmp_path / f"{name}.png") for name in ("one", "two", "a")}
-    draw_metrics(history, {"alone": "a"}, tmp_path)
+    draw(metric_lines(history, {"alone": "a"}), tmp_path)
     assert pixels["one"].shape == (480, 640, 4)
     assert (pixels["one"] != pixels["two"]).any()
     label = np.s_[:, 60:]  # the label beside the axis is the picture's name
@@ -32,14 +37,52 @@ def test_each_picture_shows_its_own_lines(tmp_path):
 def test_what_is_not_finite_is_left_out(tmp_path):
     history = History()
     history.validation |= {"a": series([1.0, np.nan, np.inf]), "b": series([np.nan])}
-    draw_metrics(history, {"m": "a|b"}, tmp_path)
+    draw(metric_lines(history, {"m": "a|b"}), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["m.png"]
 
 
 def test_many_lines_have_a_legend_of_the_first_and_the_last(tmp_path):
     history = History()
     history.validation |= {f"v{k}": series([float(k), k + 1.0]) for k in range(50)}
-    draw_metrics(history, {"all": r"v\d+"}, tmp_path)
+    draw(metric_lines(history, {"all": r"v\d+"}), tmp_path)
     (axes,) = _figure().axes
     assert len(axes.lines) == 50
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["validation_v0", "validation_v49"]
+
+
+def lines_of(values):
+    history = History()
+    history.train["loss"] = series(values)
+    return metric_lines(history, {})
+
+
+def test_the_process_draws_what_it_is_sent_and_says_how_long_it_took(tmp_path):
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    pictures = PictureProcess()
+    pictures.draw(lines_of([3.0, 2.0]), tmp_path / "first")
+    pictures.draw(lines_of([3.0, 1.0]), tmp_path / "second")
+    assert pictures.pending > 0
+    costs, deadline = [], time.monotonic() + 60
+    while pictures.pending and time.monotonic() < deadline:
+        costs += pictures.seconds()
+    assert len(costs) == 2
+    assert all(cost > 0 for cost in costs)
+    pictures.close()
+    assert (imread(tmp_path / "first/loss.png") != imread(tmp_path / "second/loss.png")).any()
+
+
+def test_a_picture_that_cannot_be_drawn_is_an_error(tmp_path):
+    pictures = PictureProcess()
+    pictures.draw(lines_of([1.0]), tmp_path / "missing")
+    with pytest.raises(OSError, match=r"drawing failed: FileNotFoundError.*missing"):
+        pictures.close()
+
+
+def test_signals_are_left_to_the_process_that_trains(tmp_path):
+    pictures = PictureProcess()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        pictures._process.send_signal(number)
+    pictures.draw(lines_of([1.0, 2.0]), tmp_path)
+    pictures.close()
+    assert (tmp_path / "loss.png").exists()

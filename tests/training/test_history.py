@@ -32,8 +32,22 @@ def test_last_values_are_those_of_the_last_epoch():
 
 
 def test_epochs_that_metrics_share_are_stored_once():
-    state = evaluator_state(example().train)
+    history = example()
+    assert history.train["a"].epochs.base is history.train["b"].epochs.base
+    state = evaluator_state(history.train)
     assert state["a"]["epochs_with_values"] is state["b"]["epochs_with_values"]
+
+
+def test_a_metric_that_began_later_or_ended_earlier_has_its_own_epochs():
+    continued = History()
+    continued.train = series_of_evaluator(evaluator_state(example().train), np.dtype(np.float32))
+    epochs = np.array([20, 21])
+    continued.extend(epochs, {"a": np.array([1.0, 2.0], np.float32)}, {"new": np.array([3.0, 4.0], np.float32)})
+    assert continued.train["a"].epochs.tolist() == list(range(22))
+    assert continued.train["b"].epochs.tolist() == list(range(20))
+    assert continued.validation["new"].epochs.tolist() == [20, 21]
+    state = evaluator_state(continued.train)
+    assert [len(state[name]["epochs_with_values"]) for name in "ab"] == [22, 20]
 
 
 def test_the_lists_of_the_original_code_are_read():
