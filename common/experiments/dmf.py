@@ -154,7 +154,9 @@ def _memory(values: dict, dataset: MatrixSensing) -> int:
     """Bytes that an experiment takes in training, about."""
     rows, cols = dataset.shape
     metrics = 6 + len(values["tracked_e2e_value_of"]) + values["track_singular_values"] * min(rows, cols)
-    numbers = 8 * values["depth"] * rows * cols + (values["epochs"] // values["validate_every"] + 1) * (metrics + 2)
+    validations = values["epochs"] // values["validate_every"] + 1
+    history = (values["store_checkpoints"] or values["plot_metrics"]) * validations * (metrics + 2)
+    numbers = 8 * values["depth"] * rows * cols + history
     return numbers * getattr(torch, values["dtype"]).itemsize
 
 
@@ -180,7 +182,10 @@ def _measure(
     dtype: torch.dtype,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Train and validation metrics (n,), of `dtype`, of losses (n,) and product matrices (n, rows, cols)."""
-    losses, products = torch.from_numpy(losses), torch.from_numpy(products).double()
+    losses = torch.from_numpy(losses)
+    # Entry by entry in memory: what is computed from them are long vectors.
+    entries = torch.from_numpy(np.ascontiguousarray(np.moveaxis(products, 0, -1)))
+    products = entries.double().movedim(-1, 0)
     singular_values = matrix_metrics.singular_values(products)
     train = {"mse_loss": 2 * losses.double() / num_samples, "sse_loss_div_2": losses}
     validation = {
@@ -190,7 +195,7 @@ def _measure(
         "e2e_rank": matrix_metrics.rank(singular_values, tuple(products.shape[1:]), dtype),
     }
     for row, col in tracked:
-        validation[f"e2e_{row}_{col}_value"] = products[:, row, col]
+        validation[f"e2e_{row}_{col}_value"] = entries[row, col]
     if with_singular_values:
         for index in range(singular_values.shape[1]):
             validation[f"singular_value_{index}"] = singular_values[:, index]

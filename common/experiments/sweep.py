@@ -59,6 +59,7 @@ def run_sweep(problem: ModuleType, experiments: Sequence[Parameters]) -> None:
         except UserError as error:
             raise error if len(experiments) == 1 else UserError(f"experiment {number} of the list: {error}") from None
         prepared[-1].number = number
+        prepared[-1].keeps_history = parameters["store_checkpoints"] or parameters["plot_metrics"]
     grouped: dict[tuple, list[Experiment]] = {}
     for experiment in prepared:
         grouped.setdefault(_batch_key(experiment), []).append(experiment)
@@ -330,11 +331,9 @@ class _Batch:
         with self._log_budget.spending():
             for position, experiment in enumerate(self._trainer.running):
                 if experiment.parameters["file_log"] or self._log_to_console:
-                    self._trainer.sync(position)
-                    if experiment.history.train:
-                        self._log(
-                            experiment, f"epoch {experiment.epoch:,}: {_numbers(experiment.history.last_values())}"
-                        )
+                    metrics = self._trainer.latest(position)
+                    if metrics:
+                        self._log(experiment, f"epoch {self._trainer.epoch:,}: {_numbers(metrics)}")
 
     def _log(self, experiment: Experiment, line: str) -> None:
         if experiment.parameters["file_log"]:

@@ -1,5 +1,7 @@
 """Metrics of matrices: pure functions of tensors whose last two dimensions are the matrix."""
 
+from functools import reduce
+
 import torch
 from torch import Tensor
 
@@ -8,29 +10,28 @@ def singular_values(matrices: Tensor) -> Tensor:
     """Singular values (..., min(rows, cols)) of `matrices` (..., rows, cols), descending; NaN for a matrix with an
     entry that is not finite.
     """
-    finite = matrices.isfinite().flatten(-2).all(-1)
+    # Zero times infinity is not a number, nor is zero times what is none.
+    finite = (matrices * 0).sum((-2, -1)) == 0
     svdvals = _svdvals_2x2 if matrices.shape[-2:] == (2, 2) else torch.linalg.svdvals
+    if finite.all():
+        return svdvals(matrices)
     values = svdvals(matrices.where(finite[..., None, None], torch.zeros_like(matrices)))
     return values.where(finite[..., None], torch.full_like(values, torch.nan))
 
 
 def _svdvals_2x2(matrices: Tensor) -> Tensor:
-    """A 2×2 matrix [[a, b], [c, d]] is a scaled rotation of length ½‖(a + d, c − b)‖ plus a scaled reflection of length
-    ½‖(a − d, c + b)‖; the largest singular value is the sum of the lengths, and the other one |det| divided by it.
+    """A 2×2 matrix [[a, b], [c, d]] is a rotation scaled by ½‖(a + d, c − b)‖ plus a reflection scaled by
+    ½‖(a − d, c + b)‖: its singular values are the sum of these and the difference. Many times faster than LAPACK.
     """
-    a, b, c, d = matrices.flatten(-2).unbind(-1)
-    largest = torch.hypot((a + d) / 2, (c - b) / 2) + torch.hypot((a - d) / 2, (c + b) / 2)
-    divisor = largest.where(largest != 0, torch.ones_like(largest))
-    # Divided first, for the determinant of large entries may overflow.
-    smallest = ((a / divisor) * d - (b / divisor) * c).abs()
-    return torch.stack([largest, torch.minimum(smallest, largest)], -1)
+    (a, b), (c, d) = (row.unbind(-1) for row in matrices.unbind(-2))
+    rotation, reflection = torch.hypot(a + d, c - b), torch.hypot(a - d, c + b)
+    # Value by value in memory: sums over them add long vectors.
+    return torch.stack([rotation + reflection, (rotation - reflection).abs_()]).mul_(0.5).movedim(0, -1)
 
 
 def frobenius_norm(singular_values: Tensor) -> Tensor:
-    """‖W‖_F = (Σ σ_i²)^½ (...) from `singular_values` (..., k), descending; no square of theirs overflows."""
-    largest = singular_values[..., :1]
-    shares = singular_values / largest.where(largest != 0, torch.ones_like(largest))
-    return largest[..., 0] * torch.linalg.vector_norm(shares, dim=-1)
+    """‖W‖_F = (Σ σ_i²)^½ (...) from `singular_values` (..., k); no square of theirs overflows."""
+    return reduce(torch.hypot, singular_values.unbind(-1))
 
 
 def nuclear_norm(singular_values: Tensor) -> Tensor:
@@ -44,7 +45,7 @@ def effective_rank(singular_values: Tensor) -> Tensor:
     From `singular_values` (..., k). Of the zero matrix, 1: there is nothing to sum over.
     """
     total = singular_values.sum(-1, keepdim=True)
-    shares = singular_values / total.where(total != 0, torch.ones_like(total))
+    shares = singular_values / total.clamp_min(torch.finfo(total.dtype).tiny)
     return torch.special.entr(shares).sum(-1).exp()
 
 
@@ -53,5 +54,5 @@ def rank(singular_values: Tensor, shape: tuple[int, int], dtype: torch.dtype) ->
     `dtype` in which the matrix was computed. From `singular_values` (..., k), descending; NaN where these are.
     """
     threshold = singular_values[..., :1] * (max(shape) * torch.finfo(dtype).eps)
-    counts = (singular_values > threshold).sum(-1).to(singular_values.dtype)
-    return counts.where(singular_values[..., 0].isfinite(), torch.full_like(counts, torch.nan))
+    counts = (singular_values > threshold).sum(-1)
+    return counts + singular_values[..., 0] * 0

@@ -34,9 +34,9 @@ class Observed(NamedTuple):
 
     Attributes
     ----------
-    losses : (K, B), of the prediction made in the last step, before it moved.
-    outputs : (K, B, rows, cols), end-to-end matrices or tensors, after the step.
-    moved : (K, B), whether a parameter changed in the stretch: from its beginning to its end, or in its last step.
+    losses : (B, K), of the prediction made in the last step, before it moved.
+    outputs : (B, K, rows, cols), end-to-end matrices or tensors, after the step.
+    moved : (B, K), whether a parameter changed in the stretch: from its beginning to its end, or in its last step.
     """
 
     losses: np.ndarray
@@ -60,7 +60,7 @@ class TorchEngine:
     def advance(self, stretches: Sequence[int]) -> Observed:
         """Takes stretches of so many steps each, all at least 1."""
         seen = [self._observe(num_steps) for num_steps in stretches]
-        return Observed(*(np.stack(each) for each in zip(*seen, strict=True)))
+        return Observed(*(np.stack(each, axis=1) for each in zip(*seen, strict=True)))
 
     def _observe(self, num_steps: int) -> tuple[np.ndarray, ...]:
         model, objective, optimizer = self.model, self.objective, self.optimizer
@@ -98,8 +98,8 @@ class Kernel:
     def __init__(
         self, source: str, constants: Mapping[str, int | float | str], dtype: torch.dtype, multiplications: int
     ):
-        real = {torch.float32: "float", torch.float64: "double"}[dtype]
-        library = compiled_kernel(source, {"REAL": real, **constants})
+        real, integer = {torch.float32: ("float", "int32_t"), torch.float64: ("double", "int64_t")}[dtype]
+        library = compiled_kernel(source, {"REAL": real, "INTEGER": integer, **constants})
         library.advance.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p]
         library.experiments_at_once.restype = ctypes.c_int64
         self.advance, self.experiments_at_once = library.advance, library.experiments_at_once()
@@ -123,16 +123,21 @@ class NativeEngine:
 
     @property
     def longest_call(self) -> int:
-        return max(1, _LONGEST_CALL // (self.model.batch_size * self.kernel.multiplications))
+        return max(1, _LONGEST_CALL // self._multiplications)
 
     @property
     def several_validations(self) -> int:
-        return _SEVERAL_VALIDATIONS // (self.model.batch_size * self.kernel.multiplications)
+        return _SEVERAL_VALIDATIONS // self._multiplications
+
+    @property
+    def _multiplications(self) -> int:
+        at_once = self.kernel.experiments_at_once
+        return self.kernel.multiplications * at_once * -(-self.model.batch_size // at_once)
 
     def advance(self, stretches: Sequence[int]) -> Observed:
         """Takes stretches of so many steps each, all at least 1. Raises MemoryError."""
         model, objective, optimizer = self.model, self.objective, self.optimizer
-        dtype, size = model.values.numpy().dtype, (len(stretches), model.batch_size)
+        dtype, size = model.values.numpy().dtype, (model.batch_size, len(stretches))
         outputs = np.empty((*size, *objective.targets.shape[1:]), dtype)
         observed = Observed(np.empty(size, dtype), outputs, np.empty(size, bool))
         # Everything that a pointer is taken of has a name here, so that it lives until the kernel is done.

@@ -13,8 +13,10 @@ from common.training.history import History
 # Why an experiment ended, as `status` in run_params.json has it.
 DIVERGED, ZERO_LOSS, STALLED, EPOCHS, INTERRUPTED = "diverged", "zero_loss", "stalled", "epochs", "interrupted"
 
-_BUFFER_BYTES = 8 * 2**20
-_BUFFER_ROWS = 4096
+# What is observed of all runs together is kept in so many bytes, and measured when they are full.
+_BUFFER_BYTES = 256 * 2**20
+# Rows that are measured at a time: what is computed on the way stays in the cache.
+_ROWS_AT_ONCE = 4096
 
 Metrics = Mapping[str, np.ndarray]
 
@@ -28,6 +30,7 @@ class Run:
     num_epochs : how many it takes from where it starts.
     zero_loss_tol : the loss that counts as zero.
     measure : train and validation metrics (n,) by name, of losses (n,) and end-to-end matrices or tensors (n, ...).
+    keeps_history : whether the history is wanted; otherwise it has the last record alone.
     epoch : the last epoch it finished, -1 before the first.
     zero_loss_validations : validations in a row, up to the last one, whose loss counted as zero.
     moved_since_validation : whether a parameter changed since the last validation; None where that is not known.
@@ -37,6 +40,7 @@ class Run:
     num_epochs: int
     zero_loss_tol: float
     measure: Callable[[np.ndarray, np.ndarray], tuple[Metrics, Metrics]]
+    keeps_history: bool = True
     history: History = field(default_factory=History)
     epoch: int = -1
     zero_loss_validations: int = 0
@@ -57,7 +61,7 @@ class LockstepTrainer:
     """Trains a batch of runs that are at the same epoch and are validated at the same epochs.
 
     `running` are the runs that have not ended, in the order of the engine's batch. What is observed at validations is
-    kept in a buffer; the metrics are computed from it in bulk, when they are asked for or the buffer is full.
+    kept in a buffer; metrics are computed from it in bulk, when they are asked for or the buffer is full.
     """
 
     def __init__(self, engine: Engine, runs: Sequence[Run], validate_every: int, max_zero_loss_validations: int):
@@ -75,10 +79,13 @@ class LockstepTrainer:
         self._last_outputs = on_host(engine.model.forward()).copy()
         self._last_losses: np.ndarray | None = None
         outputs = self._last_outputs
-        rows = max(1, min(_BUFFER_ROWS, _BUFFER_BYTES // outputs.nbytes))
+        most_validations = max(run.num_epochs for run in runs) // validate_every + 2
+        rows = max(1, min(most_validations, _BUFFER_BYTES // outputs.nbytes))
+        # Row by row of the buffer, for each run as they began; `_places` says where those are that still run.
+        self._places = np.arange(len(runs))
         self._epoch_rows = np.zeros(rows, dtype=np.int64)
-        self._loss_rows = np.zeros((rows, len(runs)), outputs.dtype)
-        self._output_rows = np.zeros((rows, *outputs.shape), outputs.dtype)
+        self._loss_rows = np.zeros((len(runs), rows), outputs.dtype)
+        self._output_rows = np.zeros((len(runs), rows, *outputs.shape[1:]), outputs.dtype)
         self._num_rows = 0
         self._num_measured = np.zeros(len(runs), dtype=np.int64)
 
@@ -94,15 +101,15 @@ class LockstepTrainer:
         begin = self.engine.select(torch.arange(len(self.running))) if len(ends) > 1 else None
         observed = self.engine.advance(stretches)
         self.epoch = int(ends[-1]) - 1
-        self._last_losses, self._last_outputs = observed.losses[-1], observed.outputs[-1]
+        self._last_losses, self._last_outputs = observed.losses[:, -1].copy(), observed.outputs[:, -1].copy()
 
-        # All these are (K, B): for each end of a stretch, and each run.
-        is_validation = (ends % self._validate_every == 0)[:, None]
-        at_end = ends[:, None] == self._last_epochs + 1
+        # All these are (B, K): for each run, and each end of a stretch.
+        is_validation = ends[None] % self._validate_every == 0
+        at_end = ends == self._last_epochs[:, None] + 1
         is_observed = is_validation | at_end
-        moved = observed.moved.copy()
-        moved[0] |= self._moved
-        zero_losses = _in_a_row(observed.losses < self._tolerances, is_validation, self._zero_losses)
+        moved = observed.moved
+        moved[:, 0] |= self._moved
+        zero_losses = _in_a_row(observed.losses < self._tolerances[:, None], is_validation, self._zero_losses)
         reasons = {
             EPOCHS: at_end,
             STALLED: is_validation & ~moved & self.engine.optimizer.stops_where_nothing_moves,
@@ -111,22 +118,20 @@ class LockstepTrainer:
         }
         ended = np.any(list(reasons.values()), axis=0)
         # The row of its end, for each run that ended.
-        end_rows = {
-            position: int(ended[:, position].argmax()) for position in np.flatnonzero(ended.any(axis=0)).tolist()
-        }
-        self._moved, self._zero_losses = moved[-1] & ~is_validation[-1], zero_losses[-1]
+        end_rows = {position: int(ended[position].argmax()) for position in np.flatnonzero(ended.any(axis=1)).tolist()}
+        self._moved, self._zero_losses = moved[:, -1] & ~is_validation[:, -1], zero_losses[:, -1].copy()
         if not is_observed.any():
             return []
         first_row = self._record(ends - 1, observed.losses, observed.outputs)
         for position, row in end_rows.items():
             run = self.running[position]
-            run.stop_reason = [reason for reason, stops in reasons.items() if stops[row, position]][-1]
+            run.stop_reason = [reason for reason, stops in reasons.items() if stops[position, row]][-1]
             run.epoch = int(ends[row]) - 1
-            run.zero_loss_validations = int(zero_losses[row, position])
-            run.moved_since_validation = bool(moved[row, position] and not is_validation[row, 0])
+            run.zero_loss_validations = int(zero_losses[position, row])
+            run.moved_since_validation = bool(moved[position, row] and not is_validation[0, row])
             self._measure(position, first_row + row + 1)
         # At the last epoch of another run, between validations, these are not observed: they skip the row.
-        for position in np.flatnonzero(~is_observed[-1] & ~ended.any(axis=0)):
+        for position in np.flatnonzero(~is_observed[:, -1] & ~ended.any(axis=1)):
             self._measure(position, self._num_rows - 1)
             self._num_measured[position] = self._num_rows
         return self._with_last_state(end_rows, begin, stretches, observed.outputs)
@@ -135,7 +140,7 @@ class LockstepTrainer:
         """Ends all runs where they are, and returns them as `advance()` does."""
         recorded = self._epoch_rows[self._num_rows - 1] if self._num_rows else -1
         if self._last_losses is not None and recorded != self.epoch:
-            self._record(np.array([self.epoch]), self._last_losses[None], self._last_outputs[None])
+            self._record(np.array([self.epoch]), self._last_losses[:, None], self._last_outputs[:, None])
         for position, run in enumerate(self.running):
             run.stop_reason = INTERRUPTED
             self.sync(position)
@@ -147,12 +152,11 @@ class LockstepTrainer:
         if len(kept) == len(self.running):
             return
         self.running = [self.running[position] for position in kept]
-        for name in ("_last_epochs", "_tolerances", "_zero_losses", "_moved", "_num_measured"):
+        for name in ("_last_epochs", "_tolerances", "_zero_losses", "_moved", "_num_measured", "_places"):
             setattr(self, name, getattr(self, name)[kept])
         if kept:
             self.engine = self.engine.select(torch.tensor(kept))
             self._last_losses, self._last_outputs = self._last_losses[kept], self._last_outputs[kept]
-            self._loss_rows, self._output_rows = self._loss_rows[:, kept], self._output_rows[:, kept]
 
     def sync(self, position: int) -> Run:
         """The run at a position of the batch, brought up to date: its epoch, history and what a checkpoint needs."""
@@ -187,41 +191,58 @@ class LockstepTrainer:
                 engine, places = begin.select(torch.tensor(positions)), range(len(positions))
                 engine.advance(stretches[: row + 1])
             for position, place in zip(positions, places, strict=True):
-                ended.append(Ended(self.running[position], engine, place, outputs[row, position].copy()))
+                ended.append(Ended(self.running[position], engine, place, outputs[position, row].copy()))
         return ended
+
+    def latest(self, position: int) -> dict[str, float]:
+        """The metrics of a run at the last validation, by name; none before the first."""
+        if not self._num_rows:
+            return {}
+        row = slice(self._num_rows - 1, self._num_rows)
+        train, validation = self._metrics(position, row)
+        return {name: float(values[0]) for name, values in (train | validation).items()}
 
     def _measure(self, position: int, num_rows: int) -> None:
         """Computes the metrics of a run from the first `num_rows` rows of the buffer, but for those that were."""
-        rows = slice(self._num_measured[position], num_rows)
-        if rows.start < rows.stop:
-            run = self.running[position]
-            train, validation = run.measure(self._loss_rows[rows, position], self._output_rows[rows, position])
-            run.history.extend(self._epoch_rows[rows].copy(), train, validation)
-            self._num_measured[position] = rows.stop
+        run, begin = self.running[position], int(self._num_measured[position])
+        if not run.keeps_history and begin < num_rows:
+            run.history, begin = History(), num_rows - 1
+        while begin < num_rows:
+            rows = slice(begin, min(begin + _ROWS_AT_ONCE, num_rows))
+            run.history.extend(self._epoch_rows[rows].copy(), *self._metrics(position, rows))
+            begin = rows.stop
+        self._num_measured[position] = num_rows
+
+    def _metrics(self, position: int, rows: slice) -> tuple[Metrics, Metrics]:
+        """Train and validation metrics of a run, from rows of the buffer."""
+        place = self._places[position]
+        return self.running[position].measure(self._loss_rows[place, rows], self._output_rows[place, rows])
 
     def _record(self, epochs: np.ndarray, losses: np.ndarray, outputs: np.ndarray) -> int:
         """Appends rows to the buffer, which is emptied first where they do not fit. Returns the first one's number."""
         if self._num_rows + len(epochs) > len(self._epoch_rows):
-            for position in range(len(self.running)):
-                self._measure(position, self._num_rows)
+            for position, run in enumerate(self.running):
+                if run.keeps_history:
+                    self._measure(position, self._num_rows)
             self._num_rows, self._num_measured[:] = 0, 0
         first, self._num_rows = self._num_rows, self._num_rows + len(epochs)
         rows = slice(first, self._num_rows)
-        self._epoch_rows[rows], self._loss_rows[rows], self._output_rows[rows] = epochs, losses, outputs
+        self._epoch_rows[rows] = epochs
+        self._loss_rows[self._places, rows], self._output_rows[self._places, rows] = losses, outputs
         return first
 
 
 def _in_a_row(holds: np.ndarray, counted: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """How often in a row, up to each row (K, B), `holds` was true in rows that are `counted` (K, 1); `before` (B,)
-    times before the first one. Only the last row may not be counted.
+    """How often in a row, up to each column (B, K), `holds` was true in columns that are `counted` (1, K); `before`
+    times (B,) before the first one. Only the last column may not be counted.
     """
-    rows = np.arange(1, len(holds) + 1)[:, None]
-    last_false = np.maximum.accumulate(np.where(holds | ~counted, 0, rows))
-    return rows - last_false + np.where(last_false == 0, before, 0) - ~counted
+    columns = np.arange(1, holds.shape[1] + 1)
+    last_false = np.maximum.accumulate(np.where(holds | ~counted, 0, columns), axis=1)
+    return columns - last_false + np.where(last_false == 0, before[:, None], 0) - ~counted
 
 
 def _all_finite(losses: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    """Whether all metrics of each experiment are finite (K, B): none is larger than twice the loss (the sum of squares)
+    """Whether all metrics of each experiment are finite (B, K): none is larger than twice the loss (the sum of squares)
     or the sum of the output's absolute values, which no norm of it exceeds.
     """
     with np.errstate(over="ignore", invalid="ignore"):

@@ -1,107 +1,257 @@
-"""Time of a gradient step, beside a plain PyTorch loop in the same run: `python -m tests.benchmarks.steps`.
+"""Times of a gradient step, and of the default jobs, beside what else there is: `python -m tests.benchmarks.steps`.
 
-The plain loop is what a careful user would write for one experiment: parameters that require gradients, a masked
-loss, torch.autograd.grad, an update in place. Times are medians over repetitions that alternate
-between the two, for machines are shared and noisy; what counts are the ratios.
+All in one run, for machines are shared and noisy: what counts are the ratios. The times are medians of repetitions that
+alternate between the competitors. Ours include the recording of the history and its metrics; the others record nothing.
+
+- plain loop: what a careful user of PyTorch would write. A batch of experiments, automatic differentiation, an update
+  in place.
+- JAX, where it is installed: the same loss, jit(vmap(fori_loop)) of gradient steps.
+- floor: for matrices the bare arithmetic (floor.c), for tensors the three matrix products of a step alone.
 """
 
+import ctypes
+import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
+from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
 
 from common.experiments import dmf, tc
 from common.experiments.experiment import Experiment
 from common.models.cp_factorization import first_group_size
 from common.training.lockstep import LockstepTrainer
-from common.training.objectives import EntryObjective
-from common.training.threads import one_thread
+from common.training.threads import NUM_THREADS, one_thread
 from tests.conftest import ROOT, prepared, prepared_tc
 
-_REPETITIONS = 7
+try:
+    import jax
+    from jax import lax
+    from jax import numpy as jnp
+except ImportError:
+    jax = None
+
+_REPETITIONS = 5
+_SECONDS = 0.15
+
+# None of the experiments ends meanwhile.
+_ENDLESS = {"lr": 1e-3, "epochs": 10**12, "stop_on_zero_loss_tol": 0.0}
+
+# Takes a number of steps.
+Steps = Callable[[int], object]
 
 
-def plain_loop(experiment: Experiment, end_to_end: Callable[[list[Tensor]], Tensor], objective: EntryObjective):
-    """A function that takes a number of steps of plain gradient descent with automatic differentiation."""
-    factors = [factor.clone().requires_grad_() for factor in experiment.factors]
-    lr = experiment.parameters["lr"]
-    mask, target = objective.weights[0] > 0, objective.targets[0]
+def matrix_product(factors):
+    """W_1 W_2 ⋯ W_L, of torch or JAX arrays with or without a leading experiment axis."""
+    return reduce(lambda left, right: left @ right, factors)
 
-    def advance(num_steps: int) -> None:
+
+def cp_tensor(factors):
+    """Σ_r F_1[a, r] F_2[b, r] …, of factors (..., d_k, R), as one product of two Khatri–Rao products."""
+
+    def khatri_rao(left, right):
+        product = left[..., :, None, :] * right[..., None, :, :]
+        return product.reshape(*product.shape[:-3], -1, product.shape[-1])
+
+    split = first_group_size([factor.shape[-2] for factor in factors])
+    left, right = (reduce(khatri_rao, group) for group in (factors[:split], factors[split:]))
+    return left @ right.swapaxes(-1, -2)
+
+
+def ours(problem, experiments: list[Experiment]) -> Steps:
+    """The project's way: steps, validations, history and its metrics."""
+    kernel = problem.native_kernel(experiments[0])
+    engine = problem.stack(experiments, torch.device("cpu"), kernel)
+    engine.optimizer.stops_where_nothing_moves = False
+    trainer = LockstepTrainer(engine, experiments, experiments[0].parameters["validate_every"], 10)
+
+    def take(num_steps: int) -> None:
+        begin = trainer.epoch
+        while trainer.epoch - begin < num_steps:
+            trainer.advance()
+        for position in range(len(experiments)):
+            trainer.sync(position)
+        return trainer.epoch - begin
+
+    return take
+
+
+def plain_loop(experiments: list[Experiment], end_to_end: Callable, objective) -> Steps:
+    factors = [torch.stack(each) for each in zip(*(e.factors for e in experiments), strict=True)]
+    factors = [factor.requires_grad_() for factor in factors]
+    lr = torch.tensor([e.parameters["lr"] for e in experiments])[:, None, None]
+    target, weights = objective.targets, objective.weights
+
+    def take(num_steps: int) -> None:
         for _ in range(num_steps):
-            residuals = (end_to_end(factors).view_as(target) - target) * mask
-            gradients = torch.autograd.grad(0.5 * (residuals * residuals).sum(), factors)
+            loss = 0.5 * (weights * (end_to_end(factors) - target).square()).sum()
+            gradients = torch.autograd.grad(loss, factors)
             with torch.no_grad():
                 for factor, gradient in zip(factors, gradients, strict=True):
-                    factor.sub_(gradient, alpha=lr)
+                    factor.sub_(lr * gradient)
 
-    return advance
-
-
-def matrix_product(factors: list[Tensor]) -> Tensor:
-    return reduce(torch.matmul, factors)
+    return take
 
 
-def cp_tensor(factors: list[Tensor]) -> Tensor:
-    """Σ_r F_1[a, r] F_2[b, r] …, as one product of two Khatri–Rao products."""
-    split = first_group_size([len(factor) for factor in factors])
-    left, right = (
-        reduce(lambda k, factor: (k[:, None] * factor).flatten(0, 1), group)
-        for group in (factors[:split], factors[split:])
+def jax_loop(experiments: list[Experiment], end_to_end: Callable, objective) -> Steps:
+    stacked = [np.stack([f.numpy() for f in each]) for each in zip(*(e.factors for e in experiments), strict=True)]
+    state = [[jnp.asarray(each) for each in stacked]]
+    lr = jnp.asarray([e.parameters["lr"] for e in experiments])
+    target, weights = jnp.asarray(objective.targets.numpy()), jnp.asarray(objective.weights.numpy())
+
+    def loss(factors, target, weights):
+        return 0.5 * (weights * (end_to_end(factors) - target) ** 2).sum()
+
+    def run(factors, target, weights, lr, num_steps):
+        def step(_, factors):
+            gradients = jax.grad(loss)(factors, target, weights)
+            return [factor - lr * gradient for factor, gradient in zip(factors, gradients, strict=True)]
+
+        return lax.fori_loop(0, num_steps, step, factors)
+
+    compiled = jax.jit(jax.vmap(run, in_axes=(0, 0, 0, 0, None)))
+
+    def take(num_steps: int) -> None:
+        state[0] = jax.block_until_ready(compiled(state[0], target, weights, lr, num_steps))
+
+    return take
+
+
+def arithmetic_floor(depth: int, number: int, directory: Path) -> Steps:
+    """floor.c on as many threads as there are."""
+    library = directory / f"floor_{depth}.so"
+    source = Path(__file__).with_name("floor.c")
+    subprocess.run(
+        ["cc", "-O3", "-march=native", "-shared", "-fPIC", f"-DDEPTH={depth}", source, "-o", library], check=True
     )
-    return left @ right.T
+    function = ctypes.CDLL(str(library)).steps
+    function.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    num_blocks, size = -(-number // 16), (4 * depth + 9) * 64
+    memory = np.zeros(num_blocks * size + 64, np.uint8)
+    begin = memory.ctypes.data + -memory.ctypes.data % 64
+    blocks = memory[begin - memory.ctypes.data :][: num_blocks * size].view(np.float32).reshape(num_blocks, -1, 16)
+    generator = np.random.default_rng(0)
+    blocks[:, : 4 * depth] = 0.1 * generator.standard_normal((num_blocks, 4 * depth, 16))
+    blocks[:, 4 * depth :] = np.array([0, 1, 1, 0, 0, 1, 1, 1, _ENDLESS["lr"]])[:, None]
+    pool = ThreadPoolExecutor(NUM_THREADS)
+
+    def take(num_steps: int) -> None:
+        addresses = [begin + block * size for block in range(num_blocks)]
+        if num_blocks == 1:
+            function(addresses[0], num_steps)
+        else:
+            list(pool.map(lambda address: function(address, num_steps), addresses))
+        assert memory.size
+
+    return take
 
 
-def microseconds(function: Callable[[int], object], num_steps: int) -> float:
+def products_floor(experiments: list[Experiment]) -> Steps:
+    """The three matrix products of a step, for each experiment, by PyTorch's BLAS."""
+    factors = experiments[0].factors
+    split, rank = first_group_size([len(factor) for factor in factors]), factors[0].shape[1]
+    rows, cols = (int(np.prod([len(f) for f in group])) for group in (factors[:split], factors[split:]))
+    first, second, product = torch.randn(rows, rank), torch.randn(cols, rank), torch.empty(rows, cols)
+    of_first, of_second = torch.empty(rows, rank), torch.empty(cols, rank)
+
+    def take(num_steps: int) -> None:
+        for _ in range(num_steps * len(experiments)):
+            torch.mm(first, second.T, out=product)
+            torch.mm(product, second, out=of_first)
+            torch.mm(product.T, first, out=of_second)
+
+    return take
+
+
+def microseconds(take: Steps, num_steps: int) -> float:
     begin = time.perf_counter()
-    function(num_steps)
-    return (time.perf_counter() - begin) / num_steps * 1e6
+    taken = take(num_steps) or num_steps
+    return (time.perf_counter() - begin) / taken * 1e6
+
+
+def medians(competitors: dict[str, Steps]) -> dict[str, float]:
+    """The time of a step of each, in microseconds."""
+    steps = {}
+    for name, take in competitors.items():
+        num_steps = 1
+        take(num_steps)
+        while microseconds(take, num_steps) * num_steps < 0.2 * _SECONDS * 1e6:
+            num_steps *= 4
+        steps[name] = max(1, int(_SECONDS * 1e6 / microseconds(take, num_steps)))
+    times = {name: [] for name in competitors}
+    for _ in range(_REPETITIONS):
+        for name, take in competitors.items():
+            times[name].append(microseconds(take, steps[name]))
+    return {name: statistics.median(each) for name, each in times.items()}
 
 
 def dmf_experiments(depth: int, number: int) -> list[Experiment]:
-    # The paper's initializations, and a learning rate with which none of them converges or stalls meanwhile.
-    endless = {"init_alpha": {2: 8.41e-4, 3: 7.94e-3, 4: 7.71e-2}[depth], "lr": 1e-4, "epochs": 10**9}
-    return [prepared(depth=depth, random_seed=seed, **endless) for seed in range(number)]
+    # The paper's initializations.
+    endless = {"init_alpha": {2: 8.41e-4, 3: 7.94e-3, 4: 7.71e-2}[depth], **_ENDLESS}
+    tracked = {"tracked_e2e_value_of": [[0, 0], [0, 1], [1, 0], [1, 1]], "track_singular_values": True}
+    return [prepared(depth=depth, random_seed=seed, **endless, **tracked) for seed in range(number)]
 
 
 def tc_experiments(order: int, number: int) -> list[Experiment]:
     path = str(ROOT / f"data/tc/tensor_rank_1_fro_1_order_{order}_dim_8.pt")
-    endless = {"init_std": 0.1, "lr": 1e-4, "epochs": 10**9}
+    endless = {"init_std": 0.1, **_ENDLESS}
     return [prepared_tc(dataset_path=path, random_seed=seed, **endless) for seed in range(number)]
 
 
+def print_row(problem: str, number: int, times: dict[str, float]) -> None:
+    def ratio(name: str) -> str:
+        return f"{times[name] / times['ours']:.3g}" if name in times else ""
+
+    of_floor = f"{times['ours'] / times['floor']:.2f}"
+    cells = [problem, number, f"{times['ours']:.3g}", ratio("plain loop"), ratio("JAX"), of_floor]
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+def wall_time(script: str, directory: Path) -> str:
+    """Of a job with its defaults in a fresh process, with and without kernels compiled before."""
+    times = []
+    environment = {**os.environ, "XDG_CACHE_HOME": str(directory / "cache")}
+    for run in range(3):
+        begin = time.perf_counter()
+        command = [sys.executable, script, "-output_dir", str(directory / script / str(run))]
+        subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=True)
+        times.append(time.perf_counter() - begin)
+    return f"{times[0]:.1f} s with the compilation of its kernel, {min(times[1:]):.1f} s from then on"
+
+
 def main() -> None:
-    header = (
-        f"{'problem':<26}{'experiments':>12}{'µs a step of all':>18}{'of one':>8}{'plain loop':>12}{'times faster':>14}"
+    print(
+        "| problem | experiments | µs a step of all | plain loop | JAX | floor |\n| --- | --- | --- | --- | --- | --- |"
     )
-    print("with validation every 50 (dmf) or 100 (tc) epochs; plain loop: one experiment, no validation\n" + header)
-    cases = [("2x2, depth 3", dmf, dmf_experiments, 3, n, 2000) for n in (1, 12, 64, 512)]
-    cases += [("2x2, depth 2", dmf, dmf_experiments, 2, 12, 2000), ("2x2, depth 4", dmf, dmf_experiments, 4, 12, 2000)]
-    cases += [("8x8x8, 64 components", tc, tc_experiments, 3, n, 200) for n in (1, 50)]
-    cases += [("8x8x8x8, 512 components", tc, tc_experiments, 4, n, 100) for n in (1, 5)]
-    for name, problem, make, size, number, num_steps in cases:
-        experiments = make(size, number)
-        first = experiments[0]
-        with one_thread(problem.multiplications_per_step(first) < 3 * 10**6):
-            every = first.parameters["validate_every"]
-            engine = problem.stack(experiments, torch.device("cpu"))
-            plain = plain_loop(first, matrix_product if problem is dmf else cp_tensor, engine.objective)
-            trainer = LockstepTrainer(engine, experiments, every, 10)
-
-            def lockstep(num_steps: int, trainer: LockstepTrainer = trainer, every: int = every) -> None:
-                for _ in range(num_steps // every):
-                    trainer.advance()
-
-            lockstep(2 * every), plain(20)
-            times, plain_times = [], []
-            for _ in range(_REPETITIONS):
-                times.append(microseconds(lockstep, num_steps))
-                plain_times.append(microseconds(plain, num_steps // 10))
-        ours, theirs = statistics.median(times), statistics.median(plain_times)
-        print(f"{name:<26}{number:>12}{ours:>18.1f}{ours / number:>8.1f}{theirs:>12.1f}{theirs * number / ours:>14.1f}")
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        cases = [(dmf, depth, number) for depth in (2, 3, 4) for number in (1, 12, 64, 1024)]
+        cases += [(tc, order, 50) for order in (3, 4)]
+        for problem, size, number in cases:
+            is_matrix = problem is dmf
+            experiments = (dmf_experiments if is_matrix else tc_experiments)(size, number)
+            end_to_end = matrix_product if is_matrix else cp_tensor
+            objective = problem.stack(experiments, torch.device("cpu")).objective
+            competitors = {
+                "ours": ours(problem, experiments),
+                "plain loop": plain_loop(experiments, end_to_end, objective),
+                "floor": arithmetic_floor(size, number, directory) if is_matrix else products_floor(experiments),
+            }
+            if jax is not None:
+                competitors["JAX"] = jax_loop(experiments, end_to_end, objective)
+            # Small products are faster on one thread, for PyTorch, too.
+            with one_thread(problem.multiplications_per_step(experiments[0]) < 3 * 10**6):
+                times = medians(competitors)
+            print_row(f"2×2, depth {size}" if is_matrix else f"8^{size}, {8 ** (size - 1)} components", number, times)
+        for script in ("dmf_multiple_experiments_runner.py", "tc_multiple_experiments_runner.py"):
+            print(f"\n`python {script}`: {wall_time(script, directory)}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from common.training import compilation
 from common.training.compilation import NativeUnavailable, compiled_kernel
 
 SOURCE = "deep_matrix_factorization.c"
-CONSTANTS = {"REAL": "float", "ROWS": 2, "COLS": 2, "DEPTH": 3}
+CONSTANTS = {"REAL": "float", "INTEGER": "int32_t", "ROWS": 2, "COLS": 2, "DEPTH": 3}
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def test_a_run_agrees_with_a_textbook_loop(shape, depth, dense):
     objective = SensingObjective(matrices[0], torch.stack(observations)) if dense else completion(entries, targets)
     model = DeepMatrixFactorization(factors)
     engine = TorchEngine(model, objective, GradientDescent(lrs, model))
-    losses = engine.advance([num_steps - 7, 7]).losses[1]
+    losses = engine.advance([num_steps - 7, 7]).losses[:, 1]
     for b in range(2):
         expected, loss = textbook_run([f[b] for f in factors], matrices[b], observations[b], lrs[b], num_steps)
         assert losses[b] == pytest.approx(loss.item(), rel=1e-9, abs=1e-14)
@@ -153,7 +153,7 @@ def test_an_experiment_has_the_same_bits_alone_and_in_a_batch(shape, num_dense):
     alone, alone_losses = [], []
     for b in range(batch_size):
         engine = engine_of([b])
-        alone_losses.append(engine.advance([60]).losses[0])
+        alone_losses.append(engine.advance([60]).losses[0, 0])
         alone.append([view[0].clone() for view in engine.model.views])
 
     engine = engine_of(list(range(batch_size)))
@@ -161,7 +161,7 @@ def test_an_experiment_has_the_same_bits_alone_and_in_a_batch(shape, num_dense):
     engine.advance([30])
     kept = [1, 2, 5]
     engine = engine.select(torch.tensor(kept))
-    (losses,) = engine.advance([10]).losses
+    losses = engine.advance([10]).losses[:, 0]
     for position, b in enumerate(kept):
         assert losses[position] == alone_losses[b]
         assert bits([view[position] for view in engine.model.views]) == bits(alone[b])

@@ -113,7 +113,7 @@ def test_runs_leave_the_batch_one_by_one_and_their_histories_are_their_own(nativ
 
 
 def test_a_long_history_survives_a_full_buffer(monkeypatch):
-    monkeypatch.setattr("common.training.lockstep._BUFFER_ROWS", 7)
+    monkeypatch.setattr("common.training.lockstep._BUFFER_BYTES", 7 * 16)
     small = prepared(epochs=1000, validate_every=10, lr=1e-3, init_alpha=0.3)
     train([small])
     monkeypatch.undo()
@@ -122,6 +122,29 @@ def test_a_long_history_survives_a_full_buffer(monkeypatch):
     assert small.history.train["mse_loss"].epochs.tolist() == list(range(9, 1000, 10))
     for name, series in large.history.validation.items():
         assert series.values.tobytes() == small.history.validation[name].values.tobytes()
+
+
+def test_a_run_that_keeps_no_history_knows_its_last_record(monkeypatch, native):
+    monkeypatch.setattr("common.training.lockstep._BUFFER_BYTES", 7 * 16 * 3)
+    experiments = [prepared(epochs=1000 + 20 * s, validate_every=10, lr=1e-3, init_alpha=0.3) for s in range(3)]
+    train(experiments, native=native)
+    short = [prepared(epochs=1000 + 20 * s, validate_every=10, lr=1e-3, init_alpha=0.3) for s in range(3)]
+    for experiment in short:
+        experiment.keeps_history = False
+    train(short, native=native)
+    for experiment, full in zip(short, experiments, strict=True):
+        assert experiment.history.train["mse_loss"].epochs.tolist() == [experiment.epoch]
+        assert experiment.history.last_values() == full.history.last_values()
+
+
+def test_the_latest_metrics_are_those_of_the_last_validation(native):
+    experiment = prepared(epochs=10**8, lr=1e-6, dtype="float64")
+    trainer = trainer_of([experiment], native=native)
+    assert trainer.latest(0) == {}
+    trainer.advance()
+    latest = trainer.latest(0)
+    assert not experiment.history.train
+    assert trainer.sync(0).history.last_values() == latest
 
 
 def test_an_interruption_keeps_what_was_reached(native):

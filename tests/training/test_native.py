@@ -128,8 +128,8 @@ def assert_same_bits(make):
     for position, b in enumerate(kept):
         alone = make().select(torch.tensor([b]))
         alone_seen = alone.advance([60])
-        assert seen.losses[-1, position].tobytes() == alone_seen.losses[-1, 0].tobytes()
-        assert seen.outputs[-1, position].tobytes() == alone_seen.outputs[-1, 0].tobytes()
+        assert seen.losses[position, -1].tobytes() == alone_seen.losses[0, -1].tobytes()
+        assert seen.outputs[position, -1].tobytes() == alone_seen.outputs[0, -1].tobytes()
         for view, alone_view in zip(engine.model.views, alone.model.views, strict=True):
             assert view[position].numpy().tobytes() == alone_view[0].numpy().tobytes()
 
@@ -137,7 +137,7 @@ def assert_same_bits(make):
 def test_what_moved_is_seen_experiment_by_experiment():
     still, moving = (prepared(lr=lr, init_alpha=0.5) for lr in (1e-12, 1e-2))
     engine = trainer_of([still, moving], native=True).engine
-    assert engine.advance([50, 1, 50]).moved.tolist() == [[False, True]] * 3
+    assert engine.advance([50, 1, 50]).moved.tolist() == [[False] * 3, [True] * 3]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -183,7 +183,7 @@ static void advance_one(Work *work, int64_t experiment, const Batch *batch, cons
     int64_t num_steps = batch->num_steps;
     load(work, experiment, batch);
     for (int64_t k = 0; k < observed->count; k++) {
-        const int64_t row = k * batch->batch_size + experiment;
+        const int64_t row = experiment * observed->count + k;
         if (!ADAPTIVE) memcpy(work->begin, work->factors, sizeof(work->factors));
         for (int64_t left = observed->stretches[k]; left > 0; left--) {
             forward(work);

@@ -94,16 +94,14 @@ static void advance_lanes(int64_t first, int64_t lanes, const Batch *batch, cons
         for (int e = 1; e < ROWS * COLS; e++) loss += residuals[e] * residuals[e] * weights[e];
         loss = loss / 2;
         forward(w, prefixes);
-        const int64_t row = k * batch->batch_size + first;
-        scatter(1, &loss, 1, lanes, observed->losses + row);
-        scatter(ROWS * COLS, prefixes[DEPTH - 1], ROWS * COLS, lanes, observed->outputs + row * ROWS * COLS);
-        for (int64_t b = 0; b < lanes; b++) {
-            uint8_t moved = 0;
-            for (int l = 0; l < DEPTH; l++)
-                for (int e = 0; e < ROWS_OF(l) * COLS_OF(l); e++)
-                    moved |= (w[l][e][b] != begin[l][e][b]) | (w[l][e][b] != before[l][e][b]);
-            observed->moved[row + b] = moved;
-        }
+        const int64_t count = observed->count, row = first * count + k;
+        scatter(1, &loss, count, lanes, observed->losses + row);
+        scatter(ROWS * COLS, prefixes[DEPTH - 1], count * ROWS * COLS, lanes, observed->outputs + row * ROWS * COLS);
+        mask moved = {0};
+        for (int l = 0; l < DEPTH; l++)
+            for (int e = 0; e < ROWS_OF(l) * COLS_OF(l); e++)
+                moved |= (w[l][e] != begin[l][e]) | (w[l][e] != before[l][e]);
+        for (int64_t b = 0; b < lanes; b++) observed->moved[row + b * count] = moved[b] != 0;
     }
     for (int l = 0; l < DEPTH; l++) {
         real *values = batch->values + batch->offsets[l] + first * batch->strides[l];

@@ -1,8 +1,9 @@
 /* Vectors of the width that the processor has, and the interface that every kernel implements.
 
-   A kernel is compiled for one shape and one precision: REAL is float or double. Multiplications and additions are
-   contracted to fused ones by the compiler, in the same way for every lane and every step, so that an experiment's
-   bits do not depend on what runs beside it, nor on how many steps are asked for at a time. */
+   A kernel is compiled for one shape and one precision: REAL is float or double, and INTEGER the signed integer of its
+   size. The compiler contracts multiplications and additions to fused ones in the same way for every lane and every
+   step, so that an experiment's bits do not depend on what runs beside it, nor on how many steps are asked for at a
+   time. */
 
 #include <math.h>
 #include <stdint.h>
@@ -19,6 +20,8 @@
 
 typedef REAL real;
 typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
+/* What comparisons of vectors yield, lane by lane: 0 or -1. */
+typedef INTEGER mask __attribute__((vector_size(VECTOR_BYTES)));
 
 #define LANES ((int64_t)(VECTOR_BYTES / sizeof(real)))
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
@@ -40,7 +43,7 @@ typedef struct {
     int64_t num_steps;
 } Batch;
 
-/* What is observed after each stretch of steps: losses and moved (count, batch_size), outputs (count, batch_size,
+/* What is observed after each stretch of steps: losses and moved (batch_size, count), outputs (batch_size, count,
    rows * cols). `moved`: whether a parameter changed in the stretch, from its beginning to its end or in its last step. */
 typedef struct {
     int64_t count;

@@ -1,0 +1,38 @@
+/* The arithmetic of gradient descent on 2x2 matrix completion with DEPTH factors and nothing else: sixteen experiments
+   in the lanes of one vector, nothing observed on the way. What a machine cannot do without. */
+
+#include <stdint.h>
+#include <string.h>
+
+typedef float vec __attribute__((vector_size(64)));
+#define UNROLL _Pragma("GCC unroll 8")
+
+/* Of each block of sixteen experiments: factors (DEPTH, 2, 2), targets (2, 2), weights (2, 2), learning rates. */
+typedef struct {
+    vec factors[DEPTH][2][2], targets[2][2], weights[2][2], lr;
+} Block;
+
+void steps(Block *block, int64_t count) {
+    Block b = *block;
+    while (count-- > 0) {
+        vec prefix[DEPTH][2][2], back[2][2], next[2][2];
+        memcpy(prefix[0], b.factors[0], sizeof(back));
+        UNROLL for (int l = 1; l < DEPTH; l++)
+            UNROLL for (int i = 0; i < 2; i++)
+                UNROLL for (int j = 0; j < 2; j++)
+                    prefix[l][i][j] = prefix[l - 1][i][0] * b.factors[l][0][j] + prefix[l - 1][i][1] * b.factors[l][1][j];
+        UNROLL for (int i = 0; i < 2; i++)
+            UNROLL for (int j = 0; j < 2; j++) back[i][j] = (prefix[DEPTH - 1][i][j] - b.targets[i][j]) * b.weights[i][j];
+        UNROLL for (int l = DEPTH - 1; l > 0; l--) {
+            UNROLL for (int i = 0; i < 2; i++)
+                UNROLL for (int j = 0; j < 2; j++)
+                    next[i][j] = back[i][0] * b.factors[l][j][0] + back[i][1] * b.factors[l][j][1];
+            UNROLL for (int i = 0; i < 2; i++)
+                UNROLL for (int j = 0; j < 2; j++)
+                    b.factors[l][i][j] -= b.lr * (prefix[l - 1][0][i] * back[0][j] + prefix[l - 1][1][i] * back[1][j]);
+            memcpy(back, next, sizeof(back));
+        }
+        UNROLL for (int i = 0; i < 2; i++) UNROLL for (int j = 0; j < 2; j++) b.factors[0][i][j] -= b.lr * back[i][j];
+    }
+    *block = b;
+}
