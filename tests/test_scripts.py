@@ -212,6 +212,41 @@ def test_an_interrupted_run_is_saved_and_can_be_continued(number, run_script, tm
     assert continued["fit_epochs"] == status["last_epoch"] + 1001
 
 
+@pytest.mark.parametrize("asked, used", [("auto", "native"), ("native", "native"), ("torch", "torch")])
+def test_the_engine_is_chosen_and_recorded(asked, used, run_script, tmp_path, dataset):
+    result = run_script("dmf_experiment_runner.py", "-dataset_path", dataset, "-epochs", 100, "-engine", asked)
+    assert succeeded(result).stderr == ""
+    recorded = json.loads((only((tmp_path / "outputs/dmf").iterdir()) / "run_params.json").read_text())
+    assert (recorded["engine"], recorded["provenance"]["engine"]) == (asked, used)
+
+
+def test_without_a_compiler_the_torch_engine_takes_over_and_says_so_once(run_script, tmp_path, dataset, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CC", raising=False)
+    common = ["-dataset_path", dataset, "-epochs", 100]
+    edited = (ROOT / "dmf_multiple_experiments_runner.py").read_text()
+    edited = edited.replace(
+        "\n]\n", "\n]\nEXPERIMENTS += [{**EXPERIMENTS[0], 'depth': depth} for depth in (2, 4)]\n", 1
+    )
+    (tmp_path / "edited.py").write_text(edited)
+    result = run_script(tmp_path / "edited.py", *common, "-output_dir", "out")
+    assert result.returncode == 0
+    line = "the native engine needs a C compiler (cc, gcc or clang), which was not found; the torch engine takes over\n"
+    assert result.stderr == line
+    for folder in (tmp_path / "out").iterdir():
+        assert json.loads((folder / "run_params.json").read_text())["provenance"]["engine"] == "torch"
+
+    refused = run_script("dmf_experiment_runner.py", *common, "-engine", "native", "-output_dir", "none")
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "dmf_experiment_runner.py: -engine native: needs a C compiler (cc, gcc or clang), which was not found; "
+        "give auto or torch\n"
+    )
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_sweep_of_tensor_completion_and_its_figure(run_script, tmp_path):
     generate = ["-mode_dim_size", 4, "-random_seed", 3, "-target_fro_norm", 2.5, "-custom_file_name", "small"]
     succeeded(run_script("tc_data_generator.py", *generate))

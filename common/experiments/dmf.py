@@ -26,7 +26,7 @@ HEADLINE = re.compile(r"sse_loss_div_2|e2e_effective_rank|fro_e2e_norm|e2e_\d+_\
 
 # Multiplications in one step of an experiment up to which the native engine is faster than torch's, also where it runs
 # alone.
-_NATIVE_PAYS_UP_TO = 10**6
+_NATIVE_PAYS_UP_TO = 80_000
 # File name → the metrics that are drawn into it together.
 PICTURES = {"e2e_matrix_values": r"e2e_\d+_\d+_value", "e2e_singular_values": r"singular_value_\d+"}
 

@@ -23,7 +23,7 @@ from common.models.cp_factorization import (
     kernel_constants,
 )
 from common.tensor_files import save_tensors
-from common.training.engines import Engine, Kernel, engine_of
+from common.training.engines import Engine, Kernel, NotNative, engine_of
 from common.training.lockstep import INTERRUPTED
 from common.training.objectives import entry_objective
 from common.training.optimizers import GradientDescent, GroupRMSprop
@@ -31,6 +31,9 @@ from common.training.threads import one_thread
 
 # The zero-loss rule: the loss was below the tolerance at more than this many validations in a row.
 MAX_ZERO_LOSS_VALIDATIONS = 2
+# Multiplications in one step of an experiment up to which the native engine is faster than torch's, also where it runs
+# alone.
+_NATIVE_PAYS_UP_TO = 3 * 10**7
 # What the console shows of an experiment that ended.
 HEADLINE = re.compile(r"mse_loss|reconstruction_error|model_tensor_rank")
 # Each metric is drawn into a picture of its own.
@@ -129,6 +132,8 @@ def _memory(values: dict, dims: tuple[int, ...], rank: int) -> int:
 
 def native_kernel(experiment: Experiment) -> Kernel:
     """The native kernel for an experiment. Raises NotNative where there is none for its kind, NativeUnavailable."""
+    if multiplications_per_step(experiment) > _NATIVE_PAYS_UP_TO:
+        raise NotNative(f"does not pay for tensors of dimensions {tuple(experiment.dataset.target_tensor.shape)}")
     constants = kernel_constants(tuple(experiment.dataset.target_tensor.shape), experiment.factors[0].shape[1])
     adaptive = {
         "ADAPTIVE": int(experiment.parameters["use_adaptive_lr"]),

@@ -14,7 +14,7 @@ from common.training.history import History
 DIVERGED, ZERO_LOSS, STALLED, EPOCHS, INTERRUPTED = "diverged", "zero_loss", "stalled", "epochs", "interrupted"
 
 # What is observed of all runs together is kept in so many bytes, and measured when they are full.
-_BUFFER_BYTES = 256 * 2**20
+_BUFFER_BYTES = 64 * 2**20
 # Rows that are measured at a time: what is computed on the way stays in the cache.
 _ROWS_AT_ONCE = 4096
 
