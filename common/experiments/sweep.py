@@ -23,7 +23,7 @@ from common.experiments.checkpoint import checkpoint_state
 from common.experiments.experiment import Experiment
 from common.experiments.folder import ExperimentFolder, provenance
 from common.files import utc_time
-from common.plotting.pictures import PictureProcess, metric_lines
+from common.plotting.pictures import PictureProcesses, metric_lines
 from common.training.compilation import NativeUnavailable
 from common.training.engines import Engine, Kernel, NotNative
 from common.training.lockstep import DIVERGED, EPOCHS, INTERRUPTED, STALLED, ZERO_LOSS, Ended, LockstepTrainer
@@ -34,6 +34,8 @@ from common.training.threads import one_thread
 _GPU_PAYS_FROM = 10**7
 # Multiplications in one step of an experiment from which on several threads are faster than one (torch engine).
 _THREADS_PAY_FROM = 3 * 10**6
+# Experiments whose pictures one process draws in time; of more, two do.
+_ONE_PROCESS_DRAWS = 20
 # Bytes that the experiments of one batch may take in training, histories at their longest included.
 _BATCH_MEMORY = 2**30
 
@@ -68,7 +70,7 @@ def run_sweep(problem: ModuleType, experiments: Sequence[Parameters]) -> None:
 
     print(f"{len(prepared)} experiment{'s' if len(prepared) != 1 else ''}", flush=True)
     sweep = {"start_time": start_time, "experiments": len(prepared)}
-    with _signals_noted() as stop, _picture_process(prepared) as pictures:
+    with _signals_noted() as stop, _picture_processes(prepared) as pictures:
         for batch, device, kernel in zip(grouped.values(), devices, kernels, strict=True):
             # Of one experiment, not of the batch: an experiment's bits may depend on the number of threads.
             with one_thread(problem.multiplications_per_step(batch[0]) < _THREADS_PAY_FROM):
@@ -150,12 +152,13 @@ def _signals_noted() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _picture_process(experiments: Sequence[Experiment]) -> Iterator[PictureProcess | None]:
-    """The process that draws, where there is something to draw. At the end everything is drawn."""
-    if not any(experiment.parameters["plot_metrics"] for experiment in experiments):
+def _picture_processes(experiments: Sequence[Experiment]) -> Iterator[PictureProcesses | None]:
+    """The processes that draw, where there is something to draw. At the end everything is drawn."""
+    drawn = sum(experiment.parameters["plot_metrics"] for experiment in experiments)
+    if not drawn:
         yield None
         return
-    pictures = PictureProcess()
+    pictures = PictureProcesses(2 if drawn > _ONE_PROCESS_DRAWS else 1)
     try:
         yield pictures
     except BaseException:
@@ -199,7 +202,7 @@ class _Batch:
         experiments: Sequence[Experiment],
         device: torch.device,
         kernel: Kernel | None,
-        pictures: PictureProcess | None,
+        pictures: PictureProcesses | None,
         sweep: dict[str, Any],
     ):
         self._problem, self._device, self._pictures, self._sweep = problem, device, pictures, sweep
@@ -292,7 +295,7 @@ class _Batch:
         for seconds in self._pictures.seconds() if self._pictures else ():
             self._picture_budget.spend(seconds)
         for position, experiment in self._due("plot_metrics"):
-            # They take as long as they take, in their own process: one experiment's after the other's.
+            # They take as long as they take, in their own processes: one experiment's after the other's.
             if self._pictures.pending or not self._picture_budget.affords(0.5):
                 break
             self._trainer.sync(position)

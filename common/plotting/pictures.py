@@ -1,6 +1,6 @@
-"""Pictures of experiments' metrics, drawn by a process of their own while the training goes on.
+"""Pictures of experiments' metrics, drawn by processes of their own while the training goes on.
 
-Only that process imports matplotlib, and it does not import torch.
+Only these import matplotlib, and they do not import torch.
 """
 
 import os
@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,49 +45,51 @@ def metric_lines(history: "History", pictures: Mapping[str, str]) -> Lines:
     return lines
 
 
-class PictureProcess:
-    """The process that draws. It ends with this one, whatever ends this one, and leaves signals to it."""
+class PictureProcesses:
+    """`number` processes that draw. They end with this one, whatever ends this one, and leave signals to it."""
 
-    def __init__(self):
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the process)
-        waiting = {signal.SIGINT, signal.SIGTERM}
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, waiting)
+    def __init__(self, number: int = 1):
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (it lives as long as the processes)
+        # A new process inherits the signals that are held back.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        command = [sys.executable, "-c", _COMMAND]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self._errors}
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _COMMAND], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
-            )
+            self._processes = [subprocess.Popen(command, **pipes) for _ in range(number)]
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        os.set_blocking(self._process.stdout.fileno(), False)
+        for process in self._processes:
+            os.set_blocking(process.stdout.fileno(), False)
+        self._turns = cycle(self._processes)
         self.pending = 0
 
     def draw(self, lines: Lines, directory: Path) -> None:
         """Has pictures drawn into `directory`, some time soon. Raises OSError where earlier ones failed."""
+        process = next(self._turns)
         try:
-            pickle.dump((lines, directory.resolve()), self._process.stdin)
-            self._process.stdin.flush()
+            pickle.dump((lines, directory.resolve()), process.stdin)
+            process.stdin.flush()
         except BrokenPipeError:
-            raise self._failure() from None
+            raise self._failure(process) from None
         self.pending += 1
 
     def seconds(self) -> list[float]:
         """How long those took that were done since the last call, one number for each call of `draw()`."""
-        answered = self._process.stdout.read() or b""
-        costs = [float(line) for line in answered.split()]
+        costs = [float(line) for process in self._processes for line in (process.stdout.read() or b"").split()]
         self.pending -= len(costs)
         return costs
 
     def close(self) -> None:
         """Waits until everything is drawn. Raises OSError where something was not."""
-        if self._process.stdin.closed:
-            return
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
-        if self._process.wait() != 0:
-            raise self._failure()
+        for process in self._processes:
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+        for process in self._processes:
+            if process.wait() != 0:
+                raise self._failure(process)
 
-    def _failure(self) -> OSError:
-        self._process.wait()
+    def _failure(self, process: subprocess.Popen) -> OSError:
+        process.wait()
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return OSError(f"drawing failed: {lines[-1] if lines else f'exit status {self._process.returncode}'}")
+        return OSError(f"drawing failed: {lines[-1] if lines else f'exit status {process.returncode}'}")

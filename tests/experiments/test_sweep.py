@@ -9,7 +9,7 @@ from common.experiments import dmf
 from common.experiments.flags import list_flags, listed_experiments
 from common.experiments.folder import ExperimentFolder
 from common.experiments.sweep import _Budget, run_sweep
-from common.plotting.pictures import PictureProcess
+from common.plotting.pictures import PictureProcesses
 from dmf_experiment_runner import FLAGS
 from tests.conftest import ROOT
 
@@ -106,7 +106,7 @@ def test_checkpoints_and_pictures_are_written_along_the_way(tmp_path, monkeypatc
     saved = []
     monkeypatch.setattr(ExperimentFolder, "write_checkpoint", lambda self, state: saved.append(state["epoch"]))
     drawn = []
-    monkeypatch.setattr(PictureProcess, "draw", lambda self, lines, directory: drawn.append(lines))
+    monkeypatch.setattr(PictureProcesses, "draw", lambda self, lines, directory: drawn.append(lines))
     along = {"epochs": 460, "store_checkpoints": True, "plot_metrics": True, "save_every_num_val": 2}
     # The native engine would pass all of these validations in one call.
     sweep(tmp_path, {**along, "engine": "torch"})

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.image import imread
 
 from common.plotting.metrics import _figure, draw
-from common.plotting.pictures import PictureProcess, metric_lines
+from common.plotting.pictures import PictureProcesses, metric_lines
 from common.training.history import History
 
 
@@ -27,7 +27,7 @@ def test_each_picture_shows_its_own_lines(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"one.png", "two.png", "a.png"}
     pixels = {name: imread(tmp_path / f"{name}.png") for name in ("one", "two", "a")}
     draw(metric_lines(history, {"alone": "a"}), tmp_path)
-    assert pixels["one"].shape == (480, 640, 4)
+    assert pixels["one"].shape == (480, 640, 3)
     assert (pixels["one"] != pixels["two"]).any()
     label = np.s_[:, 60:]  # the label beside the axis is the picture's name
     assert (pixels["one"][label] == pixels["a"][label]).all()
@@ -59,7 +59,7 @@ def lines_of(values):
 def test_the_process_draws_what_it_is_sent_and_says_how_long_it_took(tmp_path):
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-    pictures = PictureProcess()
+    pictures = PictureProcesses()
     pictures.draw(lines_of([3.0, 2.0]), tmp_path / "first")
     pictures.draw(lines_of([3.0, 1.0]), tmp_path / "second")
     assert pictures.pending > 0
@@ -73,16 +73,16 @@ def test_the_process_draws_what_it_is_sent_and_says_how_long_it_took(tmp_path):
 
 
 def test_a_picture_that_cannot_be_drawn_is_an_error(tmp_path):
-    pictures = PictureProcess()
+    pictures = PictureProcesses()
     pictures.draw(lines_of([1.0]), tmp_path / "missing")
     with pytest.raises(OSError, match=r"drawing failed: FileNotFoundError.*missing"):
         pictures.close()
 
 
 def test_signals_are_left_to_the_process_that_trains(tmp_path):
-    pictures = PictureProcess()
+    pictures = PictureProcesses()
     for number in (signal.SIGINT, signal.SIGTERM):
-        pictures._process.send_signal(number)
+        pictures._processes[0].send_signal(number)
     pictures.draw(lines_of([1.0, 2.0]), tmp_path)
     pictures.close()
     assert (tmp_path / "loss.png").exists()
