@@ -1,11 +1,15 @@
 """Runs the deep matrix factorization experiments listed in this script; edit the list to run others.
 
+Without flags it runs those of EXPERIMENTS, with -plan one of the paper's figures, or what the paper leaves open.
 Experiments of the same depth and shape are trained side by side, at hardly more cost than one. A flag given on the
 command line holds for all of them.
 """
 
-from common.cli import parse_flags, run_script
-from common.experiments.flags import list_flags, listed_experiments
+from pathlib import Path
+
+from common.cli import Parameters, parse_flags, run_script
+from common.experiments.plans import Plan, plan_flags, planned_jobs, plans_help
+from common.naming import scientific
 from dmf_experiment_runner import FLAGS as EXPERIMENT_FLAGS
 
 # Each dictionary is one experiment. Its keys are the flags of dmf_experiment_runner.py (see its -h); what is left out
@@ -41,19 +45,132 @@ EXPERIMENTS = [
 # How often each experiment is run. Repetition k of an experiment with seed N has the seed N + k.
 REPETITIONS = 1
 
+DEFAULT = Plan("Figure 1, middle: one run", EXPERIMENTS, "-plot_title 'depth 3'", REPETITIONS)
 
-FLAGS = list_flags(EXPERIMENT_FLAGS, REPETITIONS)
+# What the runs of all plans have in common.
+COMMON = {"random_seed": 0, "file_log": True, "store_checkpoints": True, "save_results": True}
+FIGURE = {**COMMON, "plot_metrics": True, "save_every_num_val": 100, "track_singular_values": True}
+
+# The runs of each panel of Figure 1. init_alpha is the std of each factor; where the initialization is balanced, of the
+# product's entries, which is the init of the legend.
+DEPTH_2 = [
+    {"depth": 2, "lr": 6e-3, "init_alpha": 2.66e-3},
+    {"depth": 2, "lr": 3e-3, "init_alpha": 8.41e-4},
+    {"depth": 2, "lr": 6e-3, "init_alpha": 1e-5, "use_balanced_init": True},
+    {"depth": 2, "lr": 3e-3, "init_alpha": 1e-6, "use_balanced_init": True},
+]
+DEPTH_3 = [
+    {"depth": 3, "lr": 6e-3, "init_alpha": 1.71e-2},
+    {"depth": 3, "lr": 3e-3, "init_alpha": 7.94e-3},
+    {"depth": 3, "lr": 6e-3, "init_alpha": 1e-5, "use_balanced_init": True},
+    {"depth": 3, "lr": 3e-3, "init_alpha": 1e-6, "use_balanced_init": True},
+]
+DEPTH_4 = [
+    {"depth": 4, "lr": 3e-3, "init_alpha": 1.37e-1},
+    {"depth": 4, "lr": 1.5e-3, "init_alpha": 7.71e-2},
+    {"depth": 4, "lr": 3e-3, "init_alpha": 1e-3, "use_balanced_init": True},
+    {"depth": 4, "lr": 1.5e-3, "init_alpha": 1e-4, "use_balanced_init": True},
+]
+
+# Depth, learning rate and initialization that show what lies beyond Figure 1; balanced, and unbalanced beside it.
+BALANCED = {"depth": 3, "lr": 6e-3, "init_alpha": 1e-5, "use_balanced_init": True}
+UNBALANCED = {"depth": 3, "lr": 6e-3, "init_alpha": 1.71e-2}
+
+
+def figure_1(runs: list[dict], seeds: list[int], plot: str = "-show_bound") -> Plan:
+    """A panel of Figure 1. The seeds are those of representative runs, as in the paper: see the README."""
+    experiments = [
+        {**FIGURE, **run, "enforce_pos_det": True, "random_seed": seed} for run, seed in zip(runs, seeds, strict=True)
+    ]
+    title = f"depth {runs[0]['depth']}"
+    return Plan(f"Figure 1, {title}", experiments, f"-plot_title '{title}' {plot}")
+
+
+PLANS = {
+    "figure_1_depth_2": figure_1(DEPTH_2, seeds=[0, 0, 0, 0], plot=""),
+    "figure_1_depth_3": figure_1(DEPTH_3, seeds=[11, 1, 0, 4]),
+    "figure_1_depth_4": figure_1(DEPTH_4, seeds=[3, 0, 0, 0]),
+    "perturbed": Plan(
+        "appendix: observations -2, 0.5 and z, which keep |unobserved entry| near 1/|z|",
+        [
+            {
+                **FIGURE,
+                **BALANCED,
+                "dataset_path": f"data/dmf/completion_2x2_perturbed_w_-2_05_{z}.pt",
+                "enforce_neg_det": True,
+            }
+            for z in ("0", "001", "005", "01", "05")
+        ],
+        "-plot_title 'perturbed observations' -show_bound "
+        "-experiments_names 'z = 0' 'z = 0.01' 'z = 0.05' 'z = 0.1' 'z = 0.5'",
+    ),
+    "repositioned": Plan(
+        "appendix: another entry, (0, 1), is the unobserved one",
+        [
+            {
+                **FIGURE,
+                **run,
+                "dataset_path": "data/dmf/completion_2x2_repositioned_w_1_0_1.pt",
+                "enforce_neg_det": True,
+            }
+            for run in (BALANCED, UNBALANCED)
+        ],
+        "-plot_title 'repositioned observations' -show_bound",
+    ),
+    "larger_matrices": Plan(
+        "appendix: 3x3, 5x5 and 10x10 matrices",
+        [
+            {
+                **FIGURE,
+                **BALANCED,
+                "dataset_path": f"data/dmf/completion_{d}x{d}_w_1_1_0.pt",
+                "num_samples": d**2 - 1,
+                "enforce_pos_det": True,
+            }
+            for d in (3, 5, 10)
+        ],
+        "-plot_title 'larger matrices' -experiments_names 3x3 5x5 10x10",
+    ),
+    "many_seeds": Plan(
+        "every run of Figure 1 with 100 seeds: medians and quartiles",
+        [
+            {**COMMON, **run, "enforce_pos_det": True, "validate_every": 100 if run["depth"] == 2 else 500}
+            for run in (*DEPTH_2, *DEPTH_3, *DEPTH_4)
+        ],
+        "-show_bound",
+        repetitions=100,
+    ),
+    "float64": Plan(
+        "the runs of Figure 1 that stall in float32, with 16 seeds in both precisions",
+        [
+            {**COMMON, **run, "enforce_pos_det": True, "validate_every": 500, "dtype": dtype}
+            for run in (DEPTH_3[3], DEPTH_4[3])
+            for dtype in ("float32", "float64")
+        ],
+        "-plot_title 'balanced, the smaller learning rate' -show_bound",
+        repetitions=16,
+    ),
+}
+
+FLAGS = plan_flags(EXPERIMENT_FLAGS, PLANS)
+
+
+def name(parameters: Parameters) -> str:
+    """The experiment's name, where none is given."""
+    balanced = "_b" if parameters["use_balanced_init"] else ""
+    lr, alpha = scientific(parameters["lr"]), scientific(parameters["init_alpha"])
+    return f"{Path(parameters['dataset_path']).stem}_depth_{parameters['depth']}_lr_{lr}_init_{alpha}{balanced}"
 
 
 def main() -> None:
-    given = parse_flags(FLAGS, __doc__)
-    experiments = listed_experiments(EXPERIMENT_FLAGS, EXPERIMENTS, given)
+    given = parse_flags(FLAGS, __doc__, epilog=plans_help(PLANS))
+    jobs = planned_jobs(EXPERIMENT_FLAGS, DEFAULT, PLANS, given, "outputs/dmf", "dmf_results_plotter.py", name)
 
     # Imported once the parameters are known to be right: torch takes a while.
     from common.experiments import dmf
-    from common.experiments.sweep import run_sweep
+    from common.experiments.sweep import run_jobs
 
-    run_sweep(dmf, experiments)
+    run_jobs(dmf, jobs)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """Runs the tensor completion experiments described in this script; edit it to run others.
 
-Experiments on tensors of one shape are trained side by side. A flag given on the command line holds for all of them.
+Without flags it runs those of BASE and OPTIONS, with -plan one of the paper's figures. Experiments on tensors of one
+shape are trained side by side. A flag given on the command line holds for all of them.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from common.cli import Parameters, parse_flags, run_script
-from common.experiments.flags import combinations, list_flags, listed_experiments
+from common.experiments.plans import Plan, combinations, plan_flags, planned_jobs, plans_help
 from common.naming import scientific
 from tc_experiment_runner import FLAGS as EXPERIMENT_FLAGS
 
@@ -38,7 +40,39 @@ OPTIONS = {
 # How often each experiment is run. Repetition k of an experiment with seed N has the seed N + k.
 REPETITIONS = 5
 
-FLAGS = list_flags(EXPERIMENT_FLAGS, REPETITIONS)
+DEFAULT = Plan(
+    "rank 1, order 3",
+    combinations(BASE, OPTIONS),
+    "-plot_title '8x8x8 (order 3) rank 1 tensor completion'",
+    REPETITIONS,
+)
+
+# The numbers of observations of the paper's figures of order 4.
+ORDER_4 = {**OPTIONS, "num_samples": [100, 500, 1000, 1500, 2000, 2500, 3000, 3500, 4095]}
+
+PLANS = {
+    "rank_1_order_3": replace(DEFAULT, about="Figure 2, left: an 8x8x8 tensor of rank 1; the default"),
+    "rank_1_order_4": Plan(
+        "Figure 2, right: an 8x8x8x8 tensor of rank 1",
+        combinations({**BASE, "dataset_path": "data/tc/tensor_rank_1_fro_1_order_4_dim_8.pt"}, ORDER_4),
+        "-plot_title '8x8x8x8 (order 4) rank 1 tensor completion'",
+        repetitions=5,
+    ),
+    "rank_3_order_3": Plan(
+        "appendix: an 8x8x8 tensor of rank 3",
+        combinations({**BASE, "dataset_path": "data/tc/tensor_rank_3_fro_1_order_3_dim_8.pt"}, OPTIONS),
+        "-plot_title '8x8x8 (order 3) rank 3 tensor completion'",
+        repetitions=5,
+    ),
+    "rank_3_order_4": Plan(
+        "appendix: an 8x8x8x8 tensor of rank 3",
+        combinations({**BASE, "dataset_path": "data/tc/tensor_rank_3_fro_1_order_4_dim_8.pt"}, ORDER_4),
+        "-plot_title '8x8x8x8 (order 4) rank 3 tensor completion'",
+        repetitions=5,
+    ),
+}
+
+FLAGS = plan_flags(EXPERIMENT_FLAGS, PLANS)
 
 
 def name(parameters: Parameters) -> str:
@@ -48,14 +82,14 @@ def name(parameters: Parameters) -> str:
 
 
 def main() -> None:
-    given = parse_flags(FLAGS, __doc__)
-    experiments = listed_experiments(EXPERIMENT_FLAGS, combinations(BASE, OPTIONS), given, name)
+    given = parse_flags(FLAGS, __doc__, epilog=plans_help(PLANS))
+    jobs = planned_jobs(EXPERIMENT_FLAGS, DEFAULT, PLANS, given, "outputs/tc", "tc_results_plotter.py", name)
 
     # Imported once the parameters are known to be right: torch takes a while.
     from common.experiments import tc
-    from common.experiments.sweep import run_sweep
+    from common.experiments.sweep import run_jobs
 
-    run_sweep(tc, experiments)
+    run_jobs(tc, jobs)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ experiments, and prints the table of what it draws.
 
 import sys
 
-from common.cli import Flag, existing_dir, optional, parse_flags, picture_file, run_script, text
+from common.cli import Flag, drawing_flags, existing_dir, parse_flags, run_script
 
 FLAGS = [
     Flag(
@@ -15,8 +15,7 @@ FLAGS = [
         required=True,
         metavar="DIR",
     ),
-    Flag("plot_title", "", "title of the figure", text),
-    Flag("save_plot_to", "", "write the figure to this png, pdf or svg file", optional(picture_file), metavar="FILE"),
+    *drawing_flags(),
 ]
 
 
@@ -24,11 +23,12 @@ def main() -> None:
     parameters = parse_flags(FLAGS, __doc__)
 
     # Imported once the flags are known to be right: matplotlib and torch take a while.
-    from common.plotting.figures import require_screen_or_file, save_and_show
+    from common.plotting.figures import require_screen_or_file, save_and_show, save_data
     from common.plotting.tensor_completion import (
         common_target_rank,
         draw_tensor_completion,
         read_results,
+        rows,
         summarize,
         table,
     )
@@ -43,6 +43,7 @@ def main() -> None:
     print(table(summaries))
     sys.stdout.flush()
     figure = draw_tensor_completion(summaries, common_target_rank(results), parameters["plot_title"])
+    save_data(rows(summaries), parameters["save_data_to"])
     save_and_show(figure, parameters["save_plot_to"])
 
 

@@ -10,12 +10,15 @@ import os
 import random
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+_HELP_WIDTH = 110
 
 
 class UserError(Exception):
@@ -211,15 +214,31 @@ def writable_dir(value: Any) -> str:
     return value
 
 
-def picture_file(value: Any) -> str:
-    """A check for the path of a picture to write: png, pdf or svg, in a folder that exists or can be made."""
-    value = text(value)
-    if Path(value).suffix.lower() not in (".png", ".pdf", ".svg"):
-        raise ValueError("must end in .png, .pdf or .svg")
-    if Path(value).is_dir():
-        raise ValueError("is a folder; give the path of a picture file")
-    writable_dir(str(Path(value).absolute().parent))
-    return value
+def output_file(*endings: str) -> Callable[[Any], str]:
+    """A check for the path of a file to write, with one of the endings, in a folder that exists or can be made."""
+    *most, last = endings
+    wanted = f"{', '.join(most)} or {last}" if most else last
+
+    def check(value: Any) -> str:
+        value = text(value)
+        if Path(value).suffix.lower() not in endings:
+            raise ValueError(f"must end in {wanted}")
+        if Path(value).is_dir():
+            raise ValueError("is a folder; give the path of a file")
+        writable_dir(str(Path(value).absolute().parent))
+        return value
+
+    return check
+
+
+def drawing_flags() -> list[Flag]:
+    """Where a plotter's figure and its data go."""
+    picture, data = optional(output_file(".png", ".pdf", ".svg")), optional(output_file(".csv"))
+    return [
+        Flag("plot_title", "", "title of the figure", text),
+        Flag("save_plot_to", "", "write the figure to this png, pdf or svg file", picture, metavar="FILE"),
+        Flag("save_data_to", "", "write what is drawn to this csv file", data, metavar="FILE"),
+    ]
 
 
 def seed_flag() -> Flag:
@@ -251,20 +270,25 @@ class Parameters:
         return self.values[name]
 
 
-def parse_flags(flags: Sequence[Flag], description: str, argv: Sequence[str] | None = None) -> Parameters:
-    """Flags from the command line, spelled with one dash or two, range-checked.
+def parse_flags(
+    flags: Sequence[Flag], description: str, argv: Sequence[str] | None = None, epilog: str = ""
+) -> Parameters:
+    """Flags from the command line, spelled with one dash or two, range-checked. `epilog` ends what `-h` shows.
 
     Raises UserError; answers `-h` and exits.
     """
     parser = _Parser(
-        description=description,
+        description=textwrap.fill(" ".join(description.split()), _HELP_WIDTH),
+        epilog=epilog.replace("%", "%%"),
         allow_abbrev=False,
         usage="%(prog)s [flags]",
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=36, width=110),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=36, width=_HELP_WIDTH
+        ),
     )
     for flag in flags:
         options: dict[str, Any] = {"dest": flag.name, "default": None, "required": flag.required}
-        default = "" if flag.required else f" (default: {_shown_default(flag)})"
+        default = "" if flag.required or flag.default is None else f" (default: {_shown_default(flag)})"
         options["help"] = f"{flag.help}{default}".replace("%", "%%")
         if flag.switch:
             options.update(action="store_true")
@@ -297,8 +321,6 @@ def _metavar(flag: Flag) -> str:
 
 
 def _shown_default(flag: Flag) -> str:
-    if flag.default is None:
-        return "as in the list"
     if flag.switch:
         return "off"
     if flag.default in ("", []):

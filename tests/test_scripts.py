@@ -29,6 +29,7 @@ PLOTS = {
     "nuc_e2e_norm",
     "e2e_effective_rank",
     "e2e_rank",
+    "distance_from_rank_1",
     "e2e_matrix_values",
     "e2e_singular_values",
 }
@@ -292,8 +293,9 @@ def test_the_list_of_tensor_completion_experiments_is_the_papers():
     namespace = {"__name__": "script"}
     exec((ROOT / "tc_multiple_experiments_runner.py").read_text(), namespace)
     given = namespace["parse_flags"](namespace["FLAGS"], "", ["-dataset_path", str(ROOT / "README.md")])
-    combined = namespace["combinations"](namespace["BASE"], namespace["OPTIONS"])
-    listed = namespace["listed_experiments"](namespace["EXPERIMENT_FLAGS"], combined, given, namespace["name"])
+    lists = namespace["DEFAULT"], namespace["PLANS"], given, "outputs/tc", "tc_results_plotter.py", namespace["name"]
+    (job,) = namespace["planned_jobs"](namespace["EXPERIMENT_FLAGS"], *lists)
+    listed = job.experiments
     assert len(listed) == 100
     assert {each["random_seed"] for each in listed} == {0, 1, 2, 3, 4}
     assert {each["num_samples"] for each in listed} == {*range(50, 500, 50), 511}

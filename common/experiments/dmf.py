@@ -50,6 +50,7 @@ def prepare(parameters: Parameters) -> Experiment:
                 f"the matrix is {rows}x{cols}; give a row below {rows}, a column below {cols}",
             )
     values["random_seed"] = drawn_seed(values["random_seed"])
+    values["unobserved_entry"] = _unobserved_entry(dataset)
 
     if values["trainer_checkpoint"]:
         checkpoint = _continued_checkpoint(parameters, dataset)
@@ -60,6 +61,8 @@ def prepare(parameters: Parameters) -> Experiment:
 
     dtype = getattr(torch, values["dtype"])
     tracked = [tuple(entry) for entry in values["tracked_e2e_value_of"]]
+    if values["unobserved_entry"] and tuple(values["unobserved_entry"]) not in tracked:
+        tracked.append(tuple(values["unobserved_entry"]))
     measure = partial(
         _measure,
         num_samples=values["num_samples"],
@@ -92,6 +95,16 @@ def _continued_checkpoint(parameters: Parameters, dataset: MatrixSensing) -> Che
             f"has factors of shapes {shapes}, which do not fit the dataset's {rows}x{cols}; give its own -dataset_path"
         )
     return checkpoint
+
+
+def _unobserved_entry(dataset: MatrixSensing) -> list[int] | None:
+    """Row and column of the one entry that is not observed, None where there is none or more than one."""
+    rows, cols = dataset.shape
+    observed = dataset.observed_entries
+    if observed is None or len(observed) != rows * cols - 1:
+        return None
+    (entry,) = set(range(rows * cols)) - set(observed.tolist())
+    return list(divmod(entry, cols))
 
 
 def _initial_factors(values: dict, dataset: MatrixSensing) -> list[Tensor]:
@@ -153,7 +166,7 @@ def multiplications_per_step(experiment: Experiment) -> int:
 def _memory(values: dict, dataset: MatrixSensing) -> int:
     """Bytes that an experiment takes in training, about."""
     rows, cols = dataset.shape
-    metrics = 6 + len(values["tracked_e2e_value_of"]) + values["track_singular_values"] * min(rows, cols)
+    metrics = 8 + len(values["tracked_e2e_value_of"]) + values["track_singular_values"] * min(rows, cols)
     validations = values["epochs"] // values["validate_every"] + 1
     history = (values["store_checkpoints"] or values["plot_metrics"]) * validations * (metrics + 2)
     numbers = 8 * values["depth"] * rows * cols + history
@@ -192,6 +205,7 @@ def _measure(
         "fro_e2e_norm": matrix_metrics.frobenius_norm(singular_values),
         "nuc_e2e_norm": matrix_metrics.nuclear_norm(singular_values),
         "e2e_effective_rank": matrix_metrics.effective_rank(singular_values),
+        "distance_from_rank_1": matrix_metrics.distance_from_rank_1(singular_values),
         "e2e_rank": matrix_metrics.rank(singular_values, tuple(products.shape[1:]), dtype),
     }
     for row, col in tracked:

@@ -1,24 +1,6 @@
-"""Flags that the experiment runners for matrices and tensors share, and how a list of experiments is checked."""
+"""Flags that the experiment runners for matrices and tensors share."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from itertools import product
-from typing import Any
-
-from common.cli import (
-    Flag,
-    Parameters,
-    UserError,
-    check_parameters,
-    choice,
-    existing_file,
-    integer,
-    name_part,
-    optional,
-    real,
-    seed_flag,
-    writable_dir,
-)
+from common.cli import Flag, choice, existing_file, integer, name_part, optional, real, seed_flag, writable_dir
 
 
 def runner_flags(
@@ -75,44 +57,3 @@ def runner_flags(
             metavar="FILE",
         ),
     ]
-
-
-def list_flags(flags: Iterable[Flag], repetitions: int) -> list[Flag]:
-    """The flags of a script with a list of experiments that `flags` describe: where one is given, it holds for all."""
-    overrides = [replace(flag, default=None, help=f"{flag.help}; for every experiment of the list") for flag in flags]
-    return [*overrides, Flag("repetitions", repetitions, "runs of each experiment, with seeds N, N + 1, …", integer(1))]
-
-
-def combinations(base: Mapping[str, Any], options: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """`base` with every combination of the values of `options`, the last option varying fastest."""
-    return [{**base, **dict(zip(options, values, strict=True))} for values in product(*options.values())]
-
-
-def listed_experiments(
-    flags: Sequence[Flag],
-    experiments: Sequence[Mapping[str, Any]],
-    given: Parameters,
-    name: Callable[[Parameters], str] | None = None,
-) -> list[Parameters]:
-    """The checked parameters of every experiment in a list of dictionaries, overridden by what was `given` on the
-    command line (`list_flags`). Repetition k of an experiment with a fixed seed N has the seed N + k. `name` makes the
-    names of those that have none.
-
-    Raises UserError that says which experiment it is about.
-    """
-    overriding = {flag.name: given[flag.name] for flag in flags if flag.name in given.given}
-    checked = []
-    for number, experiment in enumerate(experiments, start=1):
-        try:
-            if not isinstance(experiment, Mapping):
-                raise UserError(f"{experiment!r}: must be a dictionary of flags and values")
-            parameters = check_parameters(flags, {**experiment, **overriding})
-        except UserError as error:
-            raise UserError(f"experiment {number} of the list: {error}") from None
-        values, seed = dict(parameters.values), parameters["random_seed"]
-        if name is not None and "experiment_name" not in parameters.given:
-            values["experiment_name"] = name(parameters)
-        for repetition in range(given["repetitions"]):
-            values["random_seed"] = seed + repetition if seed >= 0 else seed
-            checked.append(Parameters(dict(values), parameters.given))
-    return checked

@@ -22,6 +22,7 @@ from common.cli import Interrupted, Parameters, UserError, flag_error
 from common.experiments.checkpoint import checkpoint_state
 from common.experiments.experiment import Experiment
 from common.experiments.folder import ExperimentFolder, provenance
+from common.experiments.plans import Job
 from common.files import utc_time
 from common.plotting.pictures import PictureProcesses, metric_lines
 from common.training.compilation import NativeUnavailable
@@ -46,6 +47,15 @@ _REASONS = {
     EPOCHS: "all epochs done",
     INTERRUPTED: "interrupted",
 }
+
+
+def run_jobs(problem: ModuleType, jobs: Sequence[Job]) -> None:
+    """Runs plans one after the other, and says of each how to draw it. Raises as `run_sweep` does."""
+    for job in jobs:
+        if job.heading:
+            print(job.heading)
+        run_sweep(problem, job.experiments)
+        print(f"to draw it:\n  {job.plot_command}", flush=True)
 
 
 def run_sweep(problem: ModuleType, experiments: Sequence[Parameters]) -> None:

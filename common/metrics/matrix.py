@@ -49,6 +49,15 @@ def effective_rank(singular_values: Tensor) -> Tensor:
     return torch.special.entr(shares).sum(-1).exp()
 
 
+def distance_from_rank_1(singular_values: Tensor) -> Tensor:
+    """Frobenius distance (...) from the nearest matrix of rank 1 (Eckart & Young 1936): (Σ_{i≥2} σ_i²)^½ from
+    `singular_values` (..., k), descending.
+    """
+    if singular_values.shape[-1] == 1:
+        return singular_values[..., 0] * 0
+    return frobenius_norm(singular_values[..., 1:])
+
+
 def rank(singular_values: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """The number of singular values above σ_max · max(rows, cols) · eps, for `shape` (rows, cols) and the precision
     `dtype` in which the matrix was computed. From `singular_values` (..., k), descending; NaN where these are.

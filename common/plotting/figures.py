@@ -1,5 +1,7 @@
-"""Showing and saving the figures that the plotters draw."""
+"""Showing and saving the figures that the plotters draw, and their data."""
 
+import csv
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -26,6 +28,22 @@ def require_screen_or_file(save_plot_to: str) -> None:
         raise UserError(
             "-save_plot_to: is needed, for there is no screen to show the figure on; give a .png, .pdf or .svg file"
         )
+
+
+def save_data(rows: Sequence[Mapping[str, object]], path: str) -> None:
+    """Saves what a figure shows as CSV, one column for each key, where a path is given."""
+    if not path:
+        return
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(Path(path), write)
+    print(f"saved {path}")
 
 
 def save_and_show(figure: Figure, save_plot_to: str) -> None:

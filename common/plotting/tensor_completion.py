@@ -28,7 +28,9 @@ _LINEAR, _GROUND_TRUTH = "linear", "ground truth"
 
 @dataclass(frozen=True)
 class Result:
-    """One finished experiment. Ranks are None where they are not known."""
+    """One finished experiment. Ranks are None where they are not known. `run` tells it from others; None in results of the
+    original code, which did not record its seeds.
+    """
 
     folder: str
     num_samples: int
@@ -39,6 +41,7 @@ class Result:
     memorizer_rank: int | None
     target_rank: int | None
     target: torch.Tensor | None
+    run: tuple | None
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,10 @@ def read_results(directory: str) -> tuple[list[Result], list[str]]:
             result = _read_result(folder)
         except ValueError as error:
             left_out.append(f"{folder.name}: {error}")
+            continue
+        again = [each for each in results if each.run and each.run == result.run]
+        if again:
+            left_out.append(f"{folder.name}: is {again[0].folder} run again, with the same seed")
             continue
         results.append(result)
         for name, rank in (("model", result.model_rank), ("memorizer", result.memorizer_rank)):
@@ -109,7 +116,9 @@ def _read_result(folder: Path) -> Result:
         target = torch.load(target_path, map_location="cpu", weights_only=True) if target_path.exists() else None
     except Exception as error:
         raise ValueError(f"damaged: {target_path.name} cannot be read ({type(error).__name__})") from None
-    return Result(folder.name, num_samples, init_std, *errors, *ranks, target)
+    told = ("dataset_path", "random_seed", "dtype", "lr", "use_adaptive_lr", "epochs", "stop_on_zero_loss_tol")
+    run = (num_samples, init_std, *map(parameters.get, told)) if "provenance" in parameters else None
+    return Result(folder.name, num_samples, init_std, *errors, *ranks, target, run)
 
 
 def _status(parameters: dict) -> str | None:
@@ -168,6 +177,18 @@ def table(summaries: Sequence[Summary]) -> str:
             f"{summary.num_samples:>17}  {summary.method:<16}  {error:<31}  {rank:<18}  {summary.repetitions:>11}"
         )
     return "\n".join(lines)
+
+
+def rows(summaries: Sequence[Summary]) -> list[dict[str, object]]:
+    """What is drawn, in columns."""
+    columns = []
+    for each in summaries:
+        row: dict[str, object] = {"method": each.method, "num_samples": each.num_samples}
+        for name, quartiles in (("error", each.error), ("rank", each.rank)):
+            for place, label in enumerate(("lower_quartile", "median", "upper_quartile")):
+                row[f"{name}_{label}"] = "" if quartiles is None else float(quartiles[place])
+        columns.append({**row, "repetitions": each.repetitions})
+    return columns
 
 
 def draw_tensor_completion(summaries: Sequence[Summary], target_rank: int | None, title: str) -> Figure:

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.cli import UserError, check_parameters
+from common.cli import check_parameters
 from common.experiments import dmf
-from common.experiments.flags import list_flags, listed_experiments
 from common.experiments.folder import ExperimentFolder
 from common.experiments.sweep import _Budget, run_sweep
 from common.plotting.pictures import PictureProcesses
@@ -152,15 +151,3 @@ def test_general_sensing_recovers_a_low_rank_target(tmp_path):
     )
     product = torch.load(folder / "final_e2e_matrix.pt", weights_only=True)
     assert (product - target).norm() < 1e-2 * target.norm()
-
-
-def test_repetitions_count_their_seeds_up_from_the_base():
-    given = check_parameters(list_flags(FLAGS, 1), {"lr": 0.5, "repetitions": 3})
-    checked = listed_experiments(FLAGS, [BASE, {**BASE, "random_seed": -1}], given)
-    assert [each["random_seed"] for each in checked] == [0, 1, 2, -1, -1, -1]
-    assert all(each["lr"] == 0.5 for each in checked)
-
-
-def test_an_unknown_key_of_the_list_is_refused_with_a_hint():
-    with pytest.raises(UserError, match=r"experiment 2 of the list: unknown parameter 'intit_alpha'.*'init_alpha'"):
-        listed_experiments(FLAGS, [BASE, {**BASE, "intit_alpha": 1}], check_parameters(list_flags(FLAGS, 1), {}))

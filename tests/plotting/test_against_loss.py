@@ -1,0 +1,132 @@
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot as plt
+
+from common.cli import UserError
+from common.metrics import theory as bounds
+from common.plotting.against_loss import draw_against_loss, values_below
+from common.plotting.curves import Curve, Panel, load_curve
+
+
+def tracker(epochs, values, as_lists=False):
+    if as_lists:
+        return {"epochs_with_values": list(epochs), "epoch_values": list(values)}
+    return {"epochs_with_values": torch.tensor(list(epochs)), "epoch_values": torch.tensor(list(values))}
+
+
+@pytest.mark.parametrize("as_lists", [False, True])
+def test_loss_and_entry_are_paired_by_epoch(tmp_path, as_lists):
+    """The original code keeps the loss of every epoch, and the entry of every validation."""
+    content = {
+        "train_evaluator": {"sse_loss_div_2": tracker(range(10), [1.0 / (1 + e) for e in range(10)], as_lists)},
+        "val_evaluator": {"e2e_0_0_value": tracker([4, 9, 14], [-1.0, 2.0, 3.0], as_lists)},
+    }
+    torch.save(content, tmp_path / "c.pt")
+    curve = load_curve(str(tmp_path / "c.pt"), "name")
+    assert curve.iterations.tolist() == [5, 10]
+    np.testing.assert_allclose(curve.losses, [1 / 5, 1 / 10])
+    assert curve.values.tolist() == [1, 2]
+
+
+def theory(name="theory", num_points=20_000, last=5e-5):
+    """A run on the curve |W_00| = 1 / √(2ℓ)."""
+    losses = np.geomspace(0.9, last, num_points)
+    return Curve(name, np.arange(1, num_points + 1) * 50, losses, 1 / np.sqrt(2 * losses))
+
+
+def draw(*curves):
+    figure, _ = draw_against_loss([Panel("", [[curve] for curve in curves])], "depth 3", 1e-4)
+    return figure
+
+
+def test_the_figure_is_as_the_paper_describes_it():
+    figure = draw(theory("a"), theory("b", 10_000, 1e-3))
+    axes, bar = figure.axes
+    assert figure.get_size_inches() == pytest.approx((3.1, 3.4))
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("loss", "|unobserved entry|", "depth 3")
+    assert axes.get_xscale() == "log"
+    assert axes.get_xlim() == pytest.approx((0.9, 1e-4))
+    assert axes.get_yscale() == "linear"
+    assert axes.get_ylim()[0] == 0
+    assert axes.get_ylim()[1] > 70
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+
+    # The curves are cut after the first loss below 1e-4, and coloured on one scale.
+    lines = axes.collections
+    ends = [line.get_segments()[-1][-1] for line in lines]
+    assert 0.99e-4 < ends[0][0] < 1e-4
+    assert ends[1][0] == pytest.approx(1e-3)
+    assert len({line.norm for line in lines}) == 1
+    assert (lines[0].norm.vmin, lines[0].norm.vmax) == (1, lines[0].get_array().max())
+    light, dark = lines[0].cmap(0.0)[:3], lines[0].cmap(1.0)[:3]
+    assert dark == (0, 0, 0)
+    assert light[2] > light[0] > 0.5
+
+    markers = [line for line in axes.lines if line.get_marker() != "None"]
+    for marked, curve, expected in zip(markers, (theory("a"), theory("b", 10_000, 1e-3)), (4, 3), strict=True):
+        assert len(marked.get_xdata()) == expected
+        for power, loss in enumerate(marked.get_xdata(), start=1):
+            assert loss == curve.losses[curve.losses < 1.3 * 10.0**-power][0]
+    assert [line.get_marker() for line in markers] == ["o", "v"]
+    greys = [line.get_color()[0] for line in markers]
+    assert greys[0] > greys[1]
+
+    figure.canvas.draw()
+    assert bar.get_xlabel() == "iterations"
+    labels = [label.get_text() for label in bar.get_xticklabels()]
+    assert len(labels) == 4
+    assert labels[0] == "1.0e0"
+    assert labels[-1] == f"{lines[0].norm.vmax:.1e}".replace("e+0", "e")
+    plt.close(figure)
+
+
+def test_nothing_to_draw_is_an_error():
+    with pytest.raises(UserError, match="-min_loss 10"):
+        draw_against_loss([Panel("", [[theory()]])], "", 10.0)
+
+
+def test_of_many_seeds_the_median_and_the_quartiles_are_drawn_and_who_never_got_there_is_counted():
+    curves = [
+        Curve("lr", np.array([1, 2, 3]), np.array([1.0, 0.1, 1e-2]), np.array([0.0, value, 10.0 * value]))
+        for value in (1.0, 2.0, 3.0)
+    ]
+    stuck = Curve("lr", np.array([1, 2]), np.array([1.0, 0.1]), np.array([0.0, 8.0]))
+    losses, values = values_below([*curves, stuck], 1.0, 0.02)
+    assert losses[0] == 1
+    assert losses[-1] == pytest.approx(0.02)
+    assert values[:, 0].tolist() == [1, 2, 3, 8]  # the first validation below 1
+    assert values[:3, -1].tolist() == [10, 20, 30]
+    assert np.isnan(values[3, -1])
+
+    figure, rows = draw_against_loss([Panel("depth 3", [[*curves, stuck]])], "", 0.02)
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["lr\n(1 of 4 not at 2e-2)"]
+    assert (axes.get_title(), rows[0]["median"], rows[-1]["median"]) == ("depth 3", 2.5, 20)
+    assert (rows[-1]["lower_quartile"], rows[-1]["upper_quartile"]) == (15, 25)
+    assert [(row["runs_there"], row["runs"]) for row in (rows[0], rows[-1])] == [(4, 4), (3, 4)]
+    plt.close(figure)
+
+
+def test_the_bound_is_drawn_for_the_observations_and_the_metric():
+    curve = theory()
+    curve = Curve(curve.name, curve.iterations, curve.losses, 1 + curve.losses, (1.0, 1.0, 0.0))
+    figure, _ = draw_against_loss([Panel("", [[curve]])], "", 1e-4, "e2e_effective_rank", True)
+    axes = figure.axes[0]
+    (dashes,) = [line for line in axes.lines if line.get_linestyle() == "--"]
+    np.testing.assert_array_equal(dashes.get_ydata(), bounds.effective_rank(dashes.get_xdata(), 1, 1, 0))
+    assert axes.get_ylabel() == "effective rank"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["theory", "upper bound"]
+    plt.close(figure)
+
+
+def test_no_curve_runs_behind_the_legend():
+    """It takes the upper left, where a curve that rises early and levels off would be."""
+    losses = np.geomspace(1, 5e-5, 200)
+    figure = draw(Curve("a long name of a run", np.arange(1, 201), losses, np.minimum(5, 1 / losses - 1)))
+    figure.canvas.draw()
+    axes = figure.axes[0]
+    box = axes.get_legend().get_window_extent()
+    points = axes.transData.transform(np.concatenate(axes.collections[0].get_segments()))
+    assert not box.count_contains(points)
+    plt.close(figure)

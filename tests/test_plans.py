@@ -1,0 +1,123 @@
+"""Every plan, in small: from the shell to the figure that its last line of output asks for."""
+
+import csv
+import json
+import re
+import shlex
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.test_scripts import PNG, succeeded
+
+
+def plans(script):
+    namespace = {"__name__": "script"}
+    exec((ROOT / script).read_text(), namespace)
+    return namespace["PLANS"]
+
+
+DMF, TC = "dmf_multiple_experiments_runner.py", "tc_multiple_experiments_runner.py"
+
+
+@pytest.fixture
+def run_here(run_script, tmp_path):
+    """Runs a script in a folder with the datasets."""
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    return run_script
+
+
+def draw(output, run_script, tmp_path, *more):
+    """Runs the commands that were printed; what each printed, and its rows."""
+    commands = [line.strip() for line in output.splitlines() if line.startswith("  python ")]
+    drawn = []
+    for command in commands:
+        python, script, *flags = shlex.split(command)
+        assert python == "python"
+        assert (tmp_path / script).resolve().parent == ROOT
+        result = succeeded(run_script((tmp_path / script).resolve(), *flags, *more, "-save_data_to", "data.csv"))
+        assert (tmp_path / flags[flags.index("-save_plot_to") + 1]).read_bytes().startswith(PNG)
+        with open(tmp_path / "data.csv", newline="") as file:
+            drawn.append((result.stdout, list(csv.DictReader(file))))
+    return drawn
+
+
+def recorded(folder):
+    return [json.loads(path.read_text()) for path in folder.glob("*/run_params.json")]
+
+
+def test_all_plans_of_matrix_factorization(run_here, tmp_path):
+    small = ["-epochs", 3000, "-repetitions", 2, "-random_seed", 1000]
+    result = succeeded(run_here(DMF, "-plan", "all", *small))
+    drawn = dict(zip(plans(DMF), draw(result.stdout, run_here, tmp_path), strict=True))
+    for name, plan in plans(DMF).items():
+        assert f"plan {name}: {plan.about}\n{2 * len(plan.experiments)} experiments\n" in result.stdout
+        runs = recorded(tmp_path / "outputs/dmf" / name)
+        expected = [each["random_seed"] + 1000 + repetition for each in plan.experiments for repetition in (0, 1)]
+        assert sorted(each["random_seed"] for each in runs) == sorted(expected)
+        output, rows = drawn[name]
+        assert output.startswith(f"{len(runs)} experiments, 0 passed over\n")
+        assert {row["runs"] for row in rows} == {"2"}
+        assert len({(row["panel"], row["name"]) for row in rows}) == len(plan.experiments)
+    (entry,) = {tuple(each["unobserved_entry"]) for each in recorded(tmp_path / "outputs/dmf/repositioned")}
+    assert entry == (0, 1)
+    names = {name: list(dict.fromkeys(row["name"] for row in rows)) for name, (_, rows) in drawn.items()}
+    figure_1 = ["lr 6e-3 init 1e-5", "lr 3e-3 init 1e-6", "lr 6e-3 init 1e-5 (b)", "lr 3e-3 init 1e-6 (b)"]
+    assert names["figure_1_depth_2"] == names["figure_1_depth_3"] == figure_1
+    assert names["figure_1_depth_4"][::3] == ["lr 3e-3 init 1e-3", "lr 1.5e-3 init 1e-4 (b)"]
+    assert names["perturbed"] == ["z = 0", "z = 0.01", "z = 0.05", "z = 0.1", "z = 0.5"]
+    assert names["larger_matrices"] == ["3x3", "5x5", "10x10"]
+    assert names["float64"] == ["float32", "float64"]
+    assert {row["panel"] for row in drawn["many_seeds"][1]} == {"depth 2", "depth 3", "depth 4"}
+
+
+@pytest.mark.parametrize("name", plans(TC))
+def test_plans_of_tensor_completion(name, run_here, tmp_path):
+    result = succeeded(run_here(TC, "-plan", name, "-epochs", 200, "-repetitions", 1, "-random_seed", 7))
+    plan = plans(TC)[name]
+    ((output, rows),) = draw(result.stdout, run_here, tmp_path)
+    assert output.startswith(f"{len(plan.experiments)} finished experiments, 0 folders passed over\n")
+    samples = {str(each["num_samples"]) for each in plan.experiments}
+    assert {row["num_samples"] for row in rows} == samples
+    assert list(dict.fromkeys(row["method"] for row in rows)) == [
+        "linear",
+        "tf, init 1e-2",
+        "tf, init 1e-3",
+    ]
+    assert {each["random_seed"] for each in recorded(tmp_path / "outputs/tc" / name)} == {7}
+    rank, order = re.fullmatch(r"rank_(\d)_order_(\d)", name).groups()
+    dataset = f"data/tc/tensor_rank_{rank}_fro_1_order_{order}_dim_8.pt"
+    assert {each["dataset_path"] for each in recorded(tmp_path / "outputs/tc" / name)} == {dataset}
+
+
+def test_a_folder_of_experiments_is_sorted_out(run_here, tmp_path):
+    """One line for each configuration, in the list's order; runs that were repeated, or never ended, are left out."""
+    run = ["-depth", 2, "-lr", "6e-3", "-epochs", 4000, "-random_seed", 1, "-enforce_pos_det", "-output_dir", "out"]
+    for flags in (["-init_alpha", "1e-3"], ["-init_alpha", "1e-3"], ["-init_alpha", "1e-5", "-use_balanced_init"]):
+        succeeded(run_here("dmf_experiment_runner.py", *run, *flags, "-store_checkpoints"))
+    succeeded(run_here("dmf_experiment_runner.py", *run, "-experiment_name", "bare"))
+    (tmp_path / "out/empty").mkdir()
+    plot = ["dmf_results_plotter.py", "-experiments_dir", "out", "-save_plot_to", "x.svg"]
+    result = succeeded(run_here(*plot, "-save_data_to", "x.csv", "-y", "distance_from_rank_1", "-show_bound"))
+    lines = result.stdout.splitlines()
+    assert lines[0] == "2 experiments, 3 passed over"
+    assert re.fullmatch(r"  bare_\S+: has no checkpoint; give -store_checkpoints", lines[1])
+    assert lines[2] == "  empty: no matrix factorization experiment"
+    assert re.fullmatch(r"  matrix_comp_\S+: was run again, with the same seed", lines[3])
+    with open(tmp_path / "x.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(dict.fromkeys(row["name"] for row in rows)) == ["lr 6e-3 init 1.4e-6", "lr 6e-3 init 1e-5 (b)"]
+    assert all(float(row["value"]) >= 0 for row in rows)
+
+    for flags, expected in [
+        (["-y", "e2e_rank", "-show_bound"], "-show_bound: there is none for e2e_rank"),
+        (["-y", "erank"], "-y erank: "),
+        (["-unobserved_entry", 1, 1], "did not track entry (1, 1)"),
+        (["-experiments_names", "a"], "-experiments_names a: there are 2 lines"),
+        (["-experiments_checkpoint_paths", ROOT / "README.md"], "-experiments_dir out: give either"),
+        (["-save_data_to", "x.txt"], "-save_data_to x.txt: must end in .csv"),
+    ]:
+        result = run_here(*plot, *flags)
+        assert result.returncode == 2
+        assert expected in result.stderr
+        assert result.stderr.count("\n") == 1
