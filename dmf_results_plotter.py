@@ -90,7 +90,7 @@ def main() -> None:
     if directory:
         panels, left_out = read_panels(directory, wanted)
         experiments = sum(len(line) for panel in panels for line in panel.lines)
-        print(f"{experiments} experiments, {len(left_out)} passed over")
+        print(f"{experiments} experiment{'s' if experiments != 1 else ''}, {len(left_out)} passed over")
         for line in left_out:
             print(f"  {line}")
         panels = named(panels, names) if names else panels

@@ -75,6 +75,7 @@ def draw_against_loss(
     of_seeds = any(len(line) > 1 for panel in panels for line in panel.lines)
     size = (3.1 * len(panels), 3.1 if of_seeds else 3.4)
     figure, grid = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False, sharey=True)
+    figure.get_layout_engine().set(wspace=0.06)
     cut = [curve.down_to(min_loss) for panel in panels for line in panel.lines for curve in line]
     scale = Normalize(1, max(2, *(curve.iterations[-1] for curve in cut)))
     rows, highest = [], 0.0
@@ -184,8 +185,11 @@ def _draw_seeds(
         if missing:
             name += f"\n({missing} of {len(curves)} not at {scientific(min_loss)})"
         colour = _OF_SEEDS[index % len(_OF_SEEDS)]
+        # Lines that lie on one another show all the same: each is narrower than the one below.
         axes.fill_between(losses[some], low, high, color=colour, alpha=0.2, linewidth=0, zorder=1)
-        (line,) = axes.plot(losses[some], median, color=colour, linewidth=1.4, label=name, zorder=2)
+        (line,) = axes.plot(
+            losses[some], median, color=colour, linewidth=max(1.0, 3.4 - 0.8 * index), label=name, zorder=2
+        )
         handles.append(line)
         numbers = zip(losses[some], low, median, high, reached[some], strict=True)
         names = ("loss", "lower_quartile", "median", "upper_quartile", "runs_there")

@@ -28,8 +28,8 @@ _LINEAR, _GROUND_TRUTH = "linear", "ground truth"
 
 @dataclass(frozen=True)
 class Result:
-    """One finished experiment. Ranks are None where they are not known. `run` tells it from others; None in results of the
-    original code, which did not record its seeds.
+    """One finished experiment. Ranks are None where they are not known. `run` tells it from others; None in results of
+    the original code, which did not record its seeds.
     """
 
     folder: str
@@ -208,15 +208,15 @@ def draw_tensor_completion(summaries: Sequence[Summary], target_rank: int | None
         if target_rank is not None:
             ranks.axhline(target_rank, color="red", linewidth=3, label=_GROUND_TRUTH, zorder=1)
         ranks.set_ylim(bottom=0)
-        ranks.yaxis.set_major_locator(MaxNLocator(integer=True))
+        ranks.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
         ranks.set_ylabel("rank")
     for axes in panels.flat:
         axes.set_xlabel("# of observations")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
     # Matplotlib would list the ground truth, which has no error bars, first.
     handles, labels = panels[0, -1].get_legend_handles_labels()
     order = sorted(range(len(labels)), key=lambda index: labels[index] == _GROUND_TRUTH)
-    panels[0, -1].legend([handles[i] for i in order], [labels[i] for i in order], fontsize="small")
+    panels[0, -1].legend([handles[i] for i in order], [labels[i] for i in order], fontsize="small", borderaxespad=1.2)
     figure.suptitle(title)
     return figure
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from common.models.factorization import BatchedFactorization, batch_views
 from common.training.compilation import compiled_kernel
 from common.training.objectives import EntryObjective, Objective
-from common.training.optimizers import GroupRMSprop, Optimizer
+from common.training.optimizers import GradientDescent, GroupRMSprop, Optimizer
 from common.training.threads import NUM_THREADS
 
 # Multiplications in one call of the native engine: about half a second may pass before a signal is heeded.
@@ -179,8 +179,8 @@ Engine = TorchEngine | NativeEngine
 
 
 def engine_of(model: BatchedFactorization, objective: Objective, optimizer: Optimizer, kernel: Kernel | None) -> Engine:
-    """The native engine where there is a `kernel` for it, else the torch engine."""
-    if kernel is None:
+    """The native engine where there is a `kernel` for it, which knows two optimizers, else the torch engine."""
+    if kernel is None or type(optimizer) not in (GradientDescent, GroupRMSprop):
         return TorchEngine(model, objective, optimizer)
     return NativeEngine(model, objective, optimizer, kernel)
 

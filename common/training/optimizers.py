@@ -32,7 +32,7 @@ class GradientDescent:
 
     def select(self, kept: Tensor, model: BatchedFactorization) -> "GradientDescent":
         """The optimizer of the experiments at the positions `kept`, for the `model` of just these."""
-        return GradientDescent([self.lrs[position] for position in kept.tolist()], model)
+        return type(self)([self.lrs[position] for position in kept.tolist()], model)
 
     def experiment_state(self, position: int, num_parameters: int) -> dict:
         """As torch.optim.SGD writes it for one experiment."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from common.experiments import dmf, tc
 from common.models.cp_factorization import CPFactorization, full_rank, initial_factors, kernel_constants
 from common.models.deep_matrix_factorization import DeepMatrixFactorization, factor_shapes
-from common.training.engines import Kernel, NativeEngine, TorchEngine
+from common.training.engines import Kernel, NativeEngine, TorchEngine, engine_of
 from common.training.objectives import entry_objective
 from common.training.optimizers import GradientDescent, GroupRMSprop
 from tests.conftest import prepared, prepared_tc, train, trainer_of
@@ -203,3 +203,23 @@ def test_dense_sensing_has_no_kernel(tmp_path):
     torch.save(content, tmp_path / "dense.pt")
     with pytest.raises(dmf.NotNative, match="observed entries only"):
         dmf.native_kernel(prepared(dataset_path=str(tmp_path / "dense.pt"), num_samples=4))
+
+
+def test_an_optimizer_without_a_kernel_is_left_to_torch():
+    """One that a user added must not be taken for plain gradient descent."""
+
+    class SignDescent(GradientDescent):
+        def step(self, model):
+            model.gradients.sign_()
+            super().step(model)
+
+    experiment = prepared(depth=3)
+    engine = dmf.stack([experiment, prepared(depth=3, random_seed=1)], torch.device("cpu"))
+    optimizer = SignDescent([0.25, 0.5], engine.model)
+    chosen = engine_of(engine.model, engine.objective, optimizer, dmf.native_kernel(experiment))
+    assert isinstance(chosen, TorchEngine)
+    before = engine.model.values.clone()
+    chosen.advance([1])
+    moved = (engine.model.values - before).abs()
+    assert set(moved.round(decimals=4).unique().tolist()) - {0.0} == {0.25, 0.5}
+    assert isinstance(optimizer.select(torch.tensor([1]), chosen.model), SignDescent)
