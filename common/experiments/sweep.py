@@ -203,6 +203,40 @@ class _Budget:
         self.spend(time.monotonic() - begin)
 
 
+class _Progress:
+    """The bar on a terminal: epochs of one experiment, or how many of several have ended.
+
+    Few take all of their epochs, so that these would say little about the time that is left to several.
+    """
+
+    def __init__(self, trainer: LockstepTrainer):
+        self._trainer, self._many = trainer, len(trainer.running)
+        self._next = 0.0
+        if self._many > 1:
+            self._bar = tqdm(total=self._many, unit="experiment", smoothing=0, disable=None)
+        else:
+            self._bar = tqdm(total=trainer.running[0].num_epochs, unit="epoch", unit_scale=True, disable=None)
+            self._begin = trainer.epoch
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def report(self) -> None:
+        """Shows where the trainer is, several times a second, and at the end."""
+        if self._bar.disable or (time.monotonic() < self._next and self._trainer.running):
+            return
+        self._next = time.monotonic() + 0.2
+        if self._many > 1:
+            self._bar.n = self._many - len(self._trainer.running)
+            self._bar.set_postfix(epoch=f"{self._trainer.epoch + 1:,}")
+        else:
+            self._bar.n = self._trainer.epoch - self._begin
+            self._bar.refresh()
+
+
 class _Batch:
     """A batch of experiments in training, with their folders. `sweep` says which sweep it is part of."""
 
@@ -230,12 +264,10 @@ class _Batch:
     def train(self, stop: threading.Event) -> None:
         """Trains until every experiment has ended, or `stop` is set."""
         trainer = self._trainer
-        total = max(experiment.num_epochs for experiment in trainer.running)
-        done = trainer.epoch
         try:
             for experiment in trainer.running:
                 self._begin(experiment)
-            with tqdm(total=total, unit="epoch", unit_scale=True, disable=None) as bar:
+            with _Progress(trainer) as progress:
                 while trainer.running:
                     ended = trainer.interrupt() if stop.is_set() else trainer.advance()
                     for each in ended:
@@ -243,10 +275,7 @@ class _Batch:
                     trainer.drop_ended()
                     self._save_along_the_way()
                     self._report_along_the_way()
-                    if trainer.epoch - done >= total / 1000 or not trainer.running:
-                        bar.set_postfix(running=len(trainer.running), refresh=False)
-                        bar.update(trainer.epoch - done)
-                        done = trainer.epoch
+                    progress.report()
         except BaseException as error:
             for experiment in trainer.running:
                 self._fail(experiment, error)
