@@ -1,7 +1,7 @@
 """Runs one deep matrix factorization experiment: gradient descent on W = W_1 W_2 ⋯ W_L from small initialization."""
 
 from common.cli import Flag, choice, integer, parse_flags, real, run_script
-from common.experiments.flags import runner_flags
+from common.experiments.flags import RESUME, runner_flags, without_resume
 
 FLAGS = [
     *runner_flags(
@@ -46,13 +46,13 @@ FLAGS = [
 
 
 def main() -> None:
-    parameters = parse_flags(FLAGS, __doc__)
+    parameters = parse_flags([*FLAGS, RESUME], __doc__)
 
     # Imported once the flags are known to be right: torch takes a while.
     from common.experiments import dmf
     from common.experiments.sweep import run_sweep
 
-    run_sweep(dmf, [parameters])
+    run_sweep(dmf, [without_resume(parameters)], parameters["resume"])
 
 
 if __name__ == "__main__":

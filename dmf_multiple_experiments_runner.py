@@ -170,7 +170,7 @@ def main() -> None:
     from common.experiments import dmf
     from common.experiments.sweep import run_jobs
 
-    run_jobs(dmf, jobs)
+    run_jobs(dmf, jobs, given["resume"])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ tensor's entries.
 """
 
 from common.cli import Flag, parse_flags, real, run_script
-from common.experiments.flags import runner_flags
+from common.experiments.flags import RESUME, runner_flags, without_resume
 
 FLAGS = [
     *runner_flags(
@@ -35,13 +35,13 @@ FLAGS = [
 
 
 def main() -> None:
-    parameters = parse_flags(FLAGS, __doc__)
+    parameters = parse_flags([*FLAGS, RESUME], __doc__)
 
     # Imported once the flags are known to be right: torch takes a while.
     from common.experiments import tc
     from common.experiments.sweep import run_sweep
 
-    run_sweep(tc, [parameters])
+    run_sweep(tc, [without_resume(parameters)], parameters["resume"])
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def main() -> None:
     from common.experiments import tc
     from common.experiments.sweep import run_jobs
 
-    run_jobs(tc, jobs)
+    run_jobs(tc, jobs, given["resume"])
 
 
 if __name__ == "__main__":

@@ -25,8 +25,16 @@ class UserError(Exception):
     """A mistake of the user's: one line that names the flag, its value and the remedy; exit status 2."""
 
 
+class RunFailed(Exception):
+    """Something went wrong while running, and everything else is done; exit status 1."""
+
+
 class Interrupted(Exception):
-    """The run was interrupted by a signal, after everything was saved; exit status 130."""
+    """A signal ended the run, after everything was saved; exit status 128 and the signal's number."""
+
+    def __init__(self, number: int, message: str = "interrupted"):
+        super().__init__(message)
+        self.number = number
 
 
 def flag_error(name: str, value: Any, remedy: str) -> UserError:
@@ -377,8 +385,16 @@ def run_script(main: Callable[[], None]) -> None:
         sys.stdout.flush()
     except UserError as error:
         _fail(script, str(error), 2)
-    except (KeyboardInterrupt, Interrupted):
+    except Interrupted as interruption:
+        _fail(script, str(interruption), 128 + interruption.number)
+    except KeyboardInterrupt:
         _fail(script, "interrupted; what was written so far is kept", 130)
+    except RunFailed as error:
+        _fail(script, str(error), 1)
+    except BrokenPipeError:
+        # Who read what this says has gone. Python would complain about it once more at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _fail(script, "failed: standard output was closed", 1)
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(frame.filename).name}:{frame.lineno}"

@@ -198,8 +198,10 @@ def test_an_interrupted_run_is_saved_and_can_be_continued(number, run_script, tm
         time.sleep(0.1)
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert errors == "dmf_experiment_runner.py: interrupted; what was written so far is kept\n"
+    assert process.returncode == 128 + number
+    assert errors.startswith("dmf_experiment_runner.py: interrupted; to go on where it was: python ")
+    assert errors.endswith(" -resume\n")
+    assert errors.count("\n") == 1
     assert "interrupted, epoch" in output
     folder = only((tmp_path / "out").iterdir())
     status = json.loads((folder / "run_params.json").read_text())["status"]

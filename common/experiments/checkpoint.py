@@ -12,16 +12,21 @@ from common.cli import Parameters, UserError, flag_error
 from common.tensor_files import is_plain_tensor, load_dictionary
 from common.training.engines import Engine
 from common.training.history import History, evaluator_state, series_of_evaluator
-from common.training.lockstep import Run
+from common.training.lockstep import DIVERGED, EPOCHS, INTERRUPTED, STALLED, ZERO_LOSS, Run
+
+FINAL_REASONS = (DIVERGED, EPOCHS, STALLED, ZERO_LOSS)
+STOP_REASONS = (*FINAL_REASONS, INTERRUPTED)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """What a checkpoint file holds: one experiment's factors and their precision, optimizer state (as it was written),
-    history, last epoch, count of zero-loss validations, and whether it moved since its last validation.
+    history, last epoch, count of zero-loss validations, whether it moved since its last validation, and where it ended,
+    why, and with which end-to-end matrix or tensor. `flag` is the one that named the file.
     """
 
     path: str
+    flag: str
     factors: list[Tensor]
     dtype: str
     optimizer: dict[str, Any]
@@ -29,6 +34,8 @@ class Checkpoint:
     epoch: int
     zero_loss_validations: int
     moved_since_validation: bool
+    stop_reason: str | None
+    output: Tensor | None
 
     def adopted(self, parameters: Parameters) -> dict[str, Any]:
         """The parameters that are the checkpoint's: precision, and learning rate unless one was given."""
@@ -46,12 +53,14 @@ class Checkpoint:
         }
 
     def error(self, problem: str) -> UserError:
-        """A UserError about -trainer_checkpoint."""
-        return flag_error("trainer_checkpoint", self.path, problem)
+        """A UserError about the file."""
+        return flag_error(self.flag, self.path, problem)
 
 
-def checkpoint_state(run: Run, engine: Engine, position: int) -> dict[str, Any]:
-    """The checkpoint of a run that is up to date, and whose state is at a position of the engine's batch."""
+def checkpoint_state(run: Run, engine: Engine, position: int, output: Tensor | None = None) -> dict[str, Any]:
+    """The checkpoint of a run that is up to date, and whose state is at a position of the engine's batch. Of one that
+    ended, `output` is its last end-to-end matrix or tensor.
+    """
     return {
         "model": engine.model.experiment_state(position),
         "optimizer": engine.optimizer.experiment_state(position, len(engine.model.views)),
@@ -61,18 +70,38 @@ def checkpoint_state(run: Run, engine: Engine, position: int) -> dict[str, Any]:
         "trainer": {
             "zero_loss_validations": run.zero_loss_validations,
             "moved_since_validation": run.moved_since_validation,
+            "stop_reason": run.stop_reason,
+            "output": output,
         },
     }
 
 
-def load_checkpoint(parameters: Parameters, factors_name: str, adaptive: bool = False) -> Checkpoint:
-    """The checkpoint to continue: of a model whose parameters are `factors_name`.0, `factors_name`.1, …, trained by
-    GroupRMSprop where `adaptive`, else by plain gradient descent. In its own precision, unless -dtype was given.
+def go_on_from(run: Run, checkpoint: Checkpoint, validate_every: int) -> None:
+    """Makes a run that has not begun go on from a checkpoint of its own, to where it was to end."""
+    last_epoch, first_epoch = run.epoch + run.num_epochs, run.epoch
+    if not first_epoch <= checkpoint.epoch <= last_epoch:
+        raise checkpoint.error(f"is at epoch {checkpoint.epoch}, where the run was from {first_epoch} to {last_epoch}")
+    for name, value in checkpoint.progress(validate_every).items():
+        setattr(run, name, value)
+    run.num_epochs = last_epoch - checkpoint.epoch
+    if checkpoint.stop_reason == INTERRUPTED:
+        # What an interruption recorded between validations, an undisturbed run does not have.
+        if (checkpoint.epoch + 1) % validate_every and checkpoint.epoch > first_epoch:
+            run.history.drop_last(checkpoint.epoch)
+    elif checkpoint.stop_reason is not None:
+        run.stop_reason = checkpoint.stop_reason
 
-    Raises UserError, naming -trainer_checkpoint, where the file is something else.
+
+def load_checkpoint(
+    path: str, flag: str, parameters: Parameters, factors_name: str, adaptive: bool = False
+) -> Checkpoint:
+    """The checkpoint to continue, which `flag` named: of a model whose parameters are `factors_name`.0,
+    `factors_name`.1, …, trained by GroupRMSprop where `adaptive`, else by plain gradient descent. In its own precision,
+    unless -dtype was given.
+
+    Raises UserError, naming the flag, where the file is something else.
     """
-    path = parameters["trainer_checkpoint"]
-    content = load_dictionary(path, "trainer_checkpoint")
+    content = load_dictionary(path, flag)
     try:
         model = content["model"]
         factors = [model[f"{factors_name}.{index}"] for index in range(len(model))]
@@ -86,8 +115,14 @@ def load_checkpoint(parameters: Parameters, factors_name: str, adaptive: bool = 
         history.train = series_of_evaluator(content["train_evaluator"], np.dtype(dtype))
         history.validation = series_of_evaluator(content["val_evaluator"], np.dtype(dtype))
         trainer = content.get("trainer", {})
+        stop_reason, output = trainer.get("stop_reason"), trainer.get("output")
+        if stop_reason not in (None, *STOP_REASONS) or not (output is None or is_plain_tensor(output)):
+            raise ValueError("how it ended is not known here")
+        if stop_reason in FINAL_REASONS and output is None:
+            raise ValueError("what it ended with is missing")
         checkpoint = Checkpoint(
             path,
+            flag,
             [factor.detach().to(getattr(torch, dtype)) for factor in factors],
             dtype,
             content["optimizer"],
@@ -95,15 +130,18 @@ def load_checkpoint(parameters: Parameters, factors_name: str, adaptive: bool = 
             int(content["epoch"]),
             int(trainer.get("zero_loss_validations", 0)),
             bool(trainer.get("moved_since_validation", True)),
+            stop_reason,
+            output,
         )
         recorded = [series.last[0] for series in (history.train | history.validation).values()]
+        if not 0 <= checkpoint.epoch < 2**62:
+            raise ValueError("its epoch is out of range")
         if checkpoint.epoch < max(recorded, default=-1):
             raise ValueError(f"its epoch, {checkpoint.epoch}, is before its last record")
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise flag_error(
-            "trainer_checkpoint", path, f"is no checkpoint of such a model ({reason}); give one written by this runner"
-        ) from None
+        remedy = "give one written by this runner" if flag == "trainer_checkpoint" else "remove it to begin anew"
+        raise flag_error(flag, path, f"is no checkpoint of such a model ({reason}); {remedy}") from None
     if not _is_of_optimizer(checkpoint.optimizer, adaptive):
         name = "GroupRMSprop (-use_adaptive_lr)" if adaptive else "plain gradient descent"
         raise checkpoint.error(f"was not written by {name}; give one that was")

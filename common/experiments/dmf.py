@@ -10,11 +10,10 @@ from torch import Tensor
 from common.cli import Parameters, UserError, drawn_seed, exclusive, flag_error
 from common.datasets.matrix_sensing import MatrixSensing, load_matrix_sensing
 from common.experiments.checkpoint import Checkpoint, load_checkpoint
-from common.experiments.experiment import Experiment
-from common.files import save_json
+from common.experiments.experiment import Experiment, Results
+from common.experiments.shares import expected_steps
 from common.metrics import matrix as matrix_metrics
 from common.models.deep_matrix_factorization import DeepMatrixFactorization, factor_shapes, initial_factors
-from common.tensor_files import save_tensors
 from common.training.engines import Engine, Kernel, NotNative, engine_of
 from common.training.objectives import SensingObjective, entry_objective
 from common.training.optimizers import GradientDescent
@@ -53,7 +52,7 @@ def prepare(parameters: Parameters) -> Experiment:
     values["unobserved_entry"] = _unobserved_entry(dataset)
 
     if values["trainer_checkpoint"]:
-        checkpoint = _continued_checkpoint(parameters, dataset)
+        checkpoint = _loaded_checkpoint(values["trainer_checkpoint"], "trainer_checkpoint", parameters, dataset)
         values.update(checkpoint.adopted(parameters))
         factors, progress = checkpoint.factors, checkpoint.progress(values["validate_every"])
     else:
@@ -84,8 +83,24 @@ def prepare(parameters: Parameters) -> Experiment:
     )
 
 
-def _continued_checkpoint(parameters: Parameters, dataset: MatrixSensing) -> Checkpoint:
-    checkpoint = load_checkpoint(parameters, DeepMatrixFactorization.factors_name)
+def go_on(experiment: Experiment, path: str) -> None:
+    """Makes a prepared experiment go on from a checkpoint of its own. Raises UserError, naming -resume."""
+    parameters = Parameters(experiment.parameters)
+    experiment.go_on_from(_loaded_checkpoint(path, "resume", parameters, experiment.dataset))
+
+
+def expected_cost(parameters: Parameters) -> float:
+    """How long an experiment takes, about, in a unit of its own. Raises UserError."""
+    rows, cols = _load(parameters["dataset_path"], parameters["num_samples"]).shape
+    depth, std = parameters["depth"], abs(parameters["init_alpha"])
+    if parameters["use_balanced_init"]:
+        std **= 1 / depth
+    steps = expected_steps(depth, std, parameters["lr"], parameters["epochs"])
+    return steps * depth * rows * cols * min(rows, cols)
+
+
+def _loaded_checkpoint(path: str, flag: str, parameters: Parameters, dataset: MatrixSensing) -> Checkpoint:
+    checkpoint = load_checkpoint(path, flag, parameters, DeepMatrixFactorization.factors_name)
     depth, (rows, cols) = len(checkpoint.factors), dataset.shape
     if depth != parameters["depth"]:
         raise checkpoint.error(f"has depth {depth}, not {parameters['depth']}; give -depth {depth}")
@@ -220,12 +235,9 @@ def _measure(
     return as_arrays(train), as_arrays(validation)
 
 
-def write_results(experiment: Experiment, product: Tensor) -> dict[str, float]:
-    """Writes what -save_results asks for, at the end: the product matrix (rows, cols) and the last metrics. Returns
-    what there is to say of them beside the metrics: nothing.
-    """
-    if experiment.parameters["save_results"]:
-        save_tensors(product, experiment.folder.path / "final_e2e_matrix.pt")
-        results = {**experiment.history.last_values(), "fit_epochs": experiment.epoch + 1}
-        save_json(results, experiment.folder.path / "final_metrics_values.json")
-    return {}
+def results(experiment: Experiment, product: Tensor) -> Results:
+    """What -save_results asks for: the product matrix (rows, cols) and the last metrics."""
+    if not experiment.parameters["save_results"]:
+        return Results()
+    numbers = {**experiment.history.last_values(), "fit_epochs": experiment.epoch + 1}
+    return Results({"final_e2e_matrix.pt": product}, "final_metrics_values.json", numbers)

@@ -1,6 +1,30 @@
 """Flags that the experiment runners for matrices and tensors share."""
 
-from common.cli import Flag, choice, existing_file, integer, name_part, optional, real, seed_flag, writable_dir
+from common.cli import (
+    Flag,
+    Parameters,
+    choice,
+    existing_file,
+    integer,
+    name_part,
+    optional,
+    real,
+    seed_flag,
+    writable_dir,
+)
+
+RESUME = Flag(
+    "resume",
+    False,
+    "go on with what an earlier run of the same command left unfinished, and leave alone what is finished",
+    switch=True,
+)
+
+
+def without_resume(parameters: Parameters) -> Parameters:
+    """The experiment's own parameters."""
+    values = {name: value for name, value in parameters.values.items() if name != RESUME.name}
+    return Parameters(values, parameters.given - {RESUME.name})
 
 
 def runner_flags(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import Flag, Parameters, UserError, check_parameters, choice, integer, optional, seed_flag
+from common.experiments.flags import RESUME
 
 _PROJECT = Path(__file__).parents[2]
 _ALL = "all"
@@ -70,6 +71,7 @@ def plan_flags(flags: Sequence[Flag], plans: Mapping[str, Plan]) -> list[Flag]:
             for flag in flags
         ),
         replace(_REPETITIONS, default=None, help=f"{_REPETITIONS.help} (default: as listed)"),
+        RESUME,
     ]
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from common.cli import Parameters, drawn_seed
 from common.datasets.tensor_completion import TensorCompletion, load_tensor_completion
 from common.experiments.checkpoint import Checkpoint, load_checkpoint
-from common.experiments.experiment import Experiment
-from common.files import save_json
+from common.experiments.experiment import Experiment, Results
+from common.experiments.shares import expected_steps
 from common.metrics.cp_rank import estimate_cp_rank, unfolding_rank_bound
 from common.metrics.tensor import reconstruction_error
 from common.models.cp_factorization import (
@@ -22,7 +22,6 @@ from common.models.cp_factorization import (
     initial_factors,
     kernel_constants,
 )
-from common.tensor_files import save_tensors
 from common.training.engines import Engine, Kernel, NotNative, engine_of
 from common.training.lockstep import INTERRUPTED
 from common.training.objectives import entry_objective
@@ -55,7 +54,7 @@ def prepare(parameters: Parameters) -> Experiment:
     dims, adaptive = tuple(dataset.target_tensor.shape), values["use_adaptive_lr"]
     optimizer_state = None
     if values["trainer_checkpoint"]:
-        checkpoint = _continued_checkpoint(parameters, dims)
+        checkpoint = _loaded_checkpoint(values["trainer_checkpoint"], "trainer_checkpoint", parameters, dims)
         values.update(checkpoint.adopted(parameters))
         factors, progress = checkpoint.factors, checkpoint.progress(values["validate_every"])
         optimizer_state = checkpoint.optimizer["state"] if adaptive else None
@@ -64,13 +63,12 @@ def prepare(parameters: Parameters) -> Experiment:
         dtype = getattr(torch, values["dtype"])
         factors, progress = initial_factors(dims, full_rank(dims), values["init_std"], generator, dtype), {}
 
-    num_steps = int(optimizer_state["step"]) if optimizer_state else 0
     return Experiment(
         parameters=values,
         factors=factors,
         optimizer_state=optimizer_state,
         dataset=dataset,
-        batch_key=(dims, factors[0].shape[1], adaptive, num_steps),
+        batch_key=(dims, factors[0].shape[1], adaptive),
         memory=_memory(values, dims, factors[0].shape[1]),
         num_epochs=values["epochs"],
         zero_loss_tol=values["stop_on_zero_loss_tol"],
@@ -84,8 +82,24 @@ def prepare(parameters: Parameters) -> Experiment:
     )
 
 
-def _continued_checkpoint(parameters: Parameters, dims: tuple[int, ...]) -> Checkpoint:
-    checkpoint = load_checkpoint(parameters, CPFactorization.factors_name, parameters["use_adaptive_lr"])
+def go_on(experiment: Experiment, path: str) -> None:
+    """Makes a prepared experiment go on from a checkpoint of its own. Raises UserError, naming -resume."""
+    parameters, dims = Parameters(experiment.parameters), tuple(experiment.dataset.target_tensor.shape)
+    checkpoint = _loaded_checkpoint(path, "resume", parameters, dims)
+    experiment.go_on_from(checkpoint)
+    if parameters["use_adaptive_lr"]:
+        experiment.optimizer_state = checkpoint.optimizer["state"]
+
+
+def expected_cost(parameters: Parameters) -> float:
+    """How long an experiment takes, about, in a unit of its own. Raises UserError."""
+    dims = tuple(_load(parameters["dataset_path"], parameters["num_samples"]).target_tensor.shape)
+    steps = expected_steps(len(dims), parameters["init_std"], parameters["lr"], parameters["epochs"])
+    return steps * prod(dims) * full_rank(dims)
+
+
+def _loaded_checkpoint(path: str, flag: str, parameters: Parameters, dims: tuple[int, ...]) -> Checkpoint:
+    checkpoint = load_checkpoint(path, flag, parameters, CPFactorization.factors_name, parameters["use_adaptive_lr"])
     shapes = [tuple(factor.shape) for factor in checkpoint.factors]
     if [dim for dim, _ in shapes] != list(dims) or len({rank for _, rank in shapes}) != 1:
         size = "x".join(map(str, dims))
@@ -183,28 +197,26 @@ def _target_rank(path: str, tol: float) -> tuple[int, int]:
     return _rank_and_bound(_load(path, 1).target_tensor, tol)
 
 
-def write_results(experiment: Experiment, output: Tensor) -> dict[str, float]:
-    """Writes the tensors and, last, tensor_rank_and_reconstruction_metrics.json, which an experiment that was
-    interrupted does not have. Returns what there is to say beside the metrics.
+def results(experiment: Experiment, output: Tensor) -> Results:
+    """The tensors, and their errors and ranks; not these where the experiment was interrupted, for they say that it is
+    finished.
     """
     dataset: TensorCompletion = experiment.dataset
-    parameters, path = experiment.parameters, experiment.folder.path
-    target = dataset.target_tensor
+    parameters, target = experiment.parameters, dataset.target_tensor
     tensors = {"model": output.reshape(target.shape), "memorizer": dataset.memorizer, "targets": target.clone()}
-    for name, tensor in tensors.items():
-        save_tensors(tensor, path / f"{name}_tensor.pt")
+    files = {f"{name}_tensor.pt": tensor for name, tensor in tensors.items()}
     if experiment.stop_reason == INTERRUPTED:
-        return {}
+        return Results(files)
 
     rows = torch.stack([tensors[name].double().flatten() for name in ("model", "memorizer")])
     errors = reconstruction_error(rows, target.double().flatten()).tolist()
-    results = {"model_reconstruction_error": errors[0], "memorizer_reconstruction_error": errors[1]}
+    numbers = {"model_reconstruction_error": errors[0], "memorizer_reconstruction_error": errors[1]}
     if parameters["compute_final_tensor_ranks"]:
         tol = parameters["tensor_rank_tol"]
         ranks = {"model": _rank_and_bound(tensors["model"].double(), tol)}
         ranks |= _dataset_ranks(parameters["dataset_path"], parameters["num_samples"], tol)
         for name, (rank, bound) in ranks.items():
-            results |= {f"{name}_tensor_rank": rank, f"{name}_tensor_rank_lower_bound": bound}
-    save_json(results, path / "tensor_rank_and_reconstruction_metrics.json")
-    rank = results.get("model_tensor_rank")
-    return {} if rank is None else {"model_tensor_rank": rank}
+            numbers |= {f"{name}_tensor_rank": rank, f"{name}_tensor_rank_lower_bound": bound}
+    rank = numbers.get("model_tensor_rank")
+    told = {} if rank is None else {"model_tensor_rank": rank}
+    return Results(files, "tensor_rank_and_reconstruction_metrics.json", numbers, told)

@@ -1,6 +1,5 @@
 """The ways of matrix factorization experiments down the loss: a recorded metric at every loss."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from common.cli import UserError, flag_error
 from common.datasets.matrix_sensing import load_matrix_sensing
 from common.naming import scientific
+from common.run_files import newest_checkpoint, run_parameters
 from common.tensor_files import load_dictionary
 from common.training.history import series_of_evaluator
 
@@ -82,7 +82,12 @@ def load_curve(path: str, name: str, wanted: Wanted = Wanted(), flag: str = "exp
 
     Raises UserError, naming `flag`, where there is none in the file.
     """
-    parameters = _read_parameters(Path(path).parent.parent) or {}
+    try:
+        parameters = run_parameters(Path(path).parent.parent)
+    except FileNotFoundError:
+        parameters = {}
+    except ValueError as error:
+        raise flag_error(flag, path, f"beside it, {error}; give one of an experiment's folder as it was") from None
     entry = wanted.entry or tuple(parameters.get("unobserved_entry") or (0, 0))
     metric = wanted.metric or f"e2e_{entry[0]}_{entry[1]}_value"
     content = load_dictionary(path, flag)
@@ -137,13 +142,19 @@ def read_panels(directory: str, wanted: Wanted) -> tuple[list[Panel], list[str]]
     Raises UserError, naming -experiments_dir, where there is none.
     """
     found, left_out = [], []
-    for folder in sorted(path for path in Path(directory).iterdir() if path.is_dir()):
-        parameters = _read_parameters(folder)
-        if parameters is None or "depth" not in parameters:
+    for folder in sorted(path for path in Path(directory).glob("[!.]*") if path.is_dir()):
+        try:
+            parameters = run_parameters(folder)
+        except FileNotFoundError:
+            parameters = {}
+        except ValueError as error:
+            left_out.append(f"{folder.name}: {error}")
+            continue
+        if not all(parameters.get(name) is not None for name in ("depth", "lr", "init_alpha")):
             left_out.append(f"{folder.name}: no matrix factorization experiment")
-        elif "status" in parameters and not parameters["status"].get("finished"):
+        elif parameters.get("status") and not parameters["status"].get("finished"):
             left_out.append(f"{folder.name}: not finished")
-        elif not (checkpoint := _newest_checkpoint(folder)):
+        elif not (checkpoint := newest_checkpoint(folder)):
             left_out.append(f"{folder.name}: has no checkpoint; give -store_checkpoints")
         else:
             found.append((_place(parameters), folder.name, parameters, checkpoint))
@@ -189,27 +200,10 @@ def named(panels: Sequence[Panel], names: Sequence[str]) -> list[Panel]:
     ]
 
 
-def _read_parameters(folder: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads((folder / "run_params.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def _newest_checkpoint(folder: Path) -> Path | None:
-    epochs = {}
-    for path in (folder / "checkpoints").glob("*_epoch_*.pt"):
-        number = path.stem.rpartition("_")[2]
-        if number.isdecimal():
-            epochs[int(number)] = path
-    return epochs[max(epochs)] if epochs else None
-
-
 def _place(parameters: dict[str, Any]) -> tuple[str, int]:
     """Where it stands among the experiments of all sweeps."""
-    sweep = parameters.get("provenance", {}).get("sweep", {})
-    return sweep.get("start_time", ""), sweep.get("experiment", 0)
+    sweep = (parameters.get("provenance") or {}).get("sweep") or {}
+    return sweep.get("start_time") or "", sweep.get("experiment") or 0
 
 
 def _what_is_run(parameters: dict[str, Any]) -> tuple:

@@ -64,12 +64,17 @@ def draw(lines: Lines, directory: Path) -> None:
 
 
 def main() -> None:
-    """Draws what comes in on standard input from the process that trains, and answers with the seconds it took."""
+    """Draws what comes in on standard input from the process that trains. Answers each time with a line: the seconds it
+    took, and what went wrong, if it did.
+    """
     while True:
         try:
             lines, directory = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        begin = time.monotonic()
-        draw(lines, directory)
-        print(time.monotonic() - begin, flush=True)
+        begin, problem = time.monotonic(), ""
+        try:
+            draw(lines, directory)
+        except OSError as error:
+            problem = f" {error}"
+        print(f"{time.monotonic() - begin}{problem}", flush=True)

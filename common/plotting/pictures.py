@@ -10,7 +10,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from itertools import cycle
 from pathlib import Path
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 # Picture → label → epochs (n,) and values (n,).
 Lines = dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
+Then = Callable[[OSError | None], None]
 
 _ROOT = Path(__file__).resolve().parents[2]
 _COMMAND = f"import sys; sys.path.insert(0, {str(_ROOT)!r}); from common.plotting.metrics import main; main()"
@@ -60,33 +63,55 @@ class PictureProcesses:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for process in self._processes:
             os.set_blocking(process.stdout.fileno(), False)
+        # Of each process, what to do after each of its pictures that are not drawn yet, and the beginning of a line.
+        self._waiting: dict[subprocess.Popen, deque[Then]] = {process: deque() for process in self._processes}
+        self._begun = dict.fromkeys(self._processes, b"")
         self._turns = cycle(self._processes)
-        self.pending = 0
 
-    def draw(self, lines: Lines, directory: Path) -> None:
-        """Has pictures drawn into `directory`, some time soon. Raises OSError where earlier ones failed."""
+    @property
+    def pending(self) -> int:
+        """How many calls of `draw()` are not done."""
+        return sum(map(len, self._waiting.values()))
+
+    def draw(self, lines: Lines, directory: Path, then: Then = lambda error: None) -> None:
+        """Has pictures drawn into `directory`, some time soon. After that, `seconds()` or `close()` calls `then` with
+        None, or with the OSError that says why they could not be drawn.
+        """
         process = next(self._turns)
-        try:
+        self._waiting[process].append(then)
+        with suppress(BrokenPipeError):  # `seconds()` sees that the process has ended
             pickle.dump((lines, directory.resolve()), process.stdin)
             process.stdin.flush()
-        except BrokenPipeError:
-            raise self._failure(process) from None
-        self.pending += 1
 
     def seconds(self) -> list[float]:
         """How long those took that were done since the last call, one number for each call of `draw()`."""
-        costs = [float(line) for process in self._processes for line in (process.stdout.read() or b"").split()]
-        self.pending -= len(costs)
+        costs = []
+        for process in self._processes:
+            answer = process.stdout.read()
+            *lines, self._begun[process] = (self._begun[process] + (answer or b"")).split(b"\n")
+            for line in lines:
+                cost, _, problem = line.decode(errors="replace").partition(" ")
+                costs.append(float(cost))
+                self._waiting[process].popleft()(OSError(f"drawing failed: {problem}") if problem else None)
+            if answer == b"" and self._waiting[process]:  # its output is closed
+                error = self._failure(process)
+                while self._waiting[process]:
+                    self._waiting[process].popleft()(error)
         return costs
 
-    def close(self) -> None:
-        """Waits until everything is drawn. Raises OSError where something was not."""
+    def close(self, give_up: Callable[[], bool] = lambda: False) -> None:
+        """Waits until everything is drawn, or until `give_up()` holds; then what is left is not drawn, and its `then`
+        not called.
+        """
+        while self.pending and not give_up():
+            self.seconds()
+            time.sleep(0.01)
         for process in self._processes:
+            if self._waiting[process]:
+                process.kill()
             with suppress(BrokenPipeError):
                 process.stdin.close()
-        for process in self._processes:
-            if process.wait() != 0:
-                raise self._failure(process)
+            process.wait()
 
     def _failure(self, process: subprocess.Popen) -> OSError:
         process.wait()

@@ -2,8 +2,6 @@
 Cohen 2020, Figure 2), from the folders of the experiments.
 """
 
-import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +15,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from common.cli import flag_error
+from common.files import load_json
 from common.naming import scientific
 from common.plotting.figures import MARKERS
+from common.run_files import is_number, run_parameters, stop_reason
+from common.tensor_files import NotPlainData, is_plain_tensor, load_plain
 
 # tab10 without red, which is the ground truth's, and purple, which is too close to blue.
 _COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
@@ -64,7 +65,7 @@ def read_results(directory: str) -> tuple[list[Result], list[str]]:
     Raises UserError, naming -experiments_dir, where there is none, or where their targets differ.
     """
     results, left_out = [], []
-    for folder in sorted(path for path in Path(directory).iterdir() if path.is_dir()):
+    for folder in sorted(path for path in Path(directory).glob("[!.]*") if path.is_dir()):
         try:
             result = _read_result(folder)
         except ValueError as error:
@@ -94,54 +95,43 @@ def read_results(directory: str) -> tuple[list[Result], list[str]]:
 
 def _read_result(folder: Path) -> Result:
     """Raises ValueError that says why the folder is passed over."""
-    metrics = _read_json(folder / "tensor_rank_and_reconstruction_metrics.json")
-    parameters = _read_json(folder / "run_params.json")
-    if metrics is None:
-        unfinished = parameters is not None and "num_samples" in parameters
-        raise ValueError("not finished" if unfinished else "no tensor completion experiment")
-    parameters = parameters or {}
-    if _status(parameters) == "diverged":
+    try:
+        parameters = run_parameters(folder)
+    except FileNotFoundError:
+        parameters = {}
+    try:
+        metrics = load_json(folder / "tensor_rank_and_reconstruction_metrics.json")
+    except FileNotFoundError:
+        raise ValueError("not finished" if "num_samples" in parameters else "no tensor completion experiment") from None
+    if stop_reason(parameters) == "diverged":
         raise ValueError("diverged")
     named = re.search(r"_samples_(\d+)(?:_init_([\d.]+(?:e[+-]?\d+)?))?", folder.name)
-    num_samples = parameters.get("num_samples", named and int(named[1]))
-    init_std = parameters.get("init_std", named and named[2] and float(named[2]))
-    if not isinstance(num_samples, int):
+    num_samples, init_std = parameters.get("num_samples"), parameters.get("init_std")
+    if num_samples is None and named:
+        num_samples = int(named[1])
+    if init_std is None and named and named[2]:
+        init_std = float(named[2])
+    if num_samples is None:
         raise ValueError("damaged: the number of samples is neither in run_params.json nor in the folder's name")
     errors = [metrics.get(f"{name}_reconstruction_error") for name in ("model", "memorizer")]
-    if not all(isinstance(error, (int, float)) and math.isfinite(error) for error in errors):
+    if not all(is_number(error) for error in errors):
         raise ValueError("damaged or diverged: a reconstruction error is not a number")
     ranks = [_rank(metrics.get(f"{name}_tensor_rank")) for name in ("model", "memorizer", "targets")]
     target_path = folder / "targets_tensor.pt"
     try:
-        target = torch.load(target_path, map_location="cpu", weights_only=True) if target_path.exists() else None
-    except Exception as error:
-        raise ValueError(f"damaged: {target_path.name} cannot be read ({type(error).__name__})") from None
+        target = load_plain(target_path) if target_path.exists() else None
+    except (OSError, NotPlainData) as error:
+        raise ValueError(f"damaged: {target_path.name} {error}") from None
+    if target is not None and not is_plain_tensor(target):
+        raise ValueError(f"damaged: {target_path.name} holds no tensor of floating-point numbers")
     told = ("dataset_path", "random_seed", "dtype", "lr", "use_adaptive_lr", "epochs", "stop_on_zero_loss_tol")
     run = (num_samples, init_std, *map(parameters.get, told)) if "provenance" in parameters else None
     return Result(folder.name, num_samples, init_std, *errors, *ranks, target, run)
 
 
-def _status(parameters: dict) -> str | None:
-    status = parameters.get("status")
-    return status.get("stop_reason") if isinstance(status, dict) else None
-
-
 def _rank(value: object) -> int | None:
     """A rank of a file: the original code has -1 where none was found."""
-    return int(value) if isinstance(value, (int, float)) and value >= 0 else None
-
-
-def _read_json(path: Path) -> dict | None:
-    """The dictionary in a file, None where there is no file."""
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise ValueError(f"damaged: {path.name} cannot be read") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"damaged: {path.name} holds no dictionary")
-    return content
+    return int(value) if is_number(value) and value >= 0 else None
 
 
 def summarize(results: Sequence[Result]) -> list[Summary]:

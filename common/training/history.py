@@ -66,6 +66,18 @@ class History:
         for column in gone_on.values():
             column.extend(epochs)
 
+    def drop_last(self, epoch: int) -> None:
+        """Takes out what was recorded at `epoch`, which is the last one of what it has."""
+        shared: dict[bytes, _Column] = {}
+        for metrics in (self.train, self.validation):
+            for name, series in list(metrics.items()):
+                epochs = series.epochs[series.epochs < epoch]
+                if len(epochs):
+                    column = shared.setdefault(epochs.tobytes(), _Column(epochs))
+                    metrics[name] = Series(column, series.values[: len(epochs)])
+                else:
+                    del metrics[name]
+
     def last_values(self) -> dict[str, float]:
         """The value at the last epoch of every metric that was recorded then."""
         last = {name: series.last for name, series in (self.train | self.validation).items()}

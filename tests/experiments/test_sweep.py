@@ -1,13 +1,15 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from common.cli import check_parameters
+from common.cli import RunFailed, check_parameters
 from common.experiments import dmf
-from common.experiments.folder import ExperimentFolder
-from common.experiments.sweep import _Budget, run_sweep
+from common.experiments.batch import _Budget
+from common.experiments.folder import ExperimentFolder, new_folder
+from common.experiments.sweep import run_sweep
 from common.plotting.pictures import PictureProcesses
 from dmf_experiment_runner import FLAGS
 from tests.conftest import ROOT
@@ -44,9 +46,10 @@ def test_experiments_of_different_depth_and_precision_run_in_one_sweep(tmp_path)
 
 def test_experiments_that_start_at_once_have_folders_of_their_own(tmp_path):
     parameters = {"output_dir": str(tmp_path), "experiment_name": "same"}
-    paths = [ExperimentFolder(parameters, {}).path for _ in range(5)]
+    paths = [new_folder(parameters, {"process": "a"}).path for _ in range(5)]
     assert len(set(paths)) == 5
-    assert all(path.is_dir() for path in paths)
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    assert all((path / "run_params.json").exists() for path in paths)
 
 
 def test_a_seed_is_drawn_and_recorded_and_repeats_the_run(tmp_path):
@@ -69,27 +72,27 @@ def test_json_has_null_for_what_is_not_finite(tmp_path):
 
 
 def test_a_failure_keeps_what_was_written_and_is_recorded(tmp_path, monkeypatch):
-    write_results = dmf.write_results
+    results = dmf.results
 
     def failing(experiment, product):
         if experiment.number == 2:
             raise OSError("no space left on device")
-        return write_results(experiment, product)
+        return results(experiment, product)
 
-    monkeypatch.setattr(dmf, "write_results", failing)
-    with pytest.raises(OSError, match="no space left"):
+    monkeypatch.setattr(dmf, "results", failing)
+    with pytest.raises(RunFailed, match=r"1 of 3 failed: .*no space left"):
         sweep(tmp_path, {}, {"file_log": True}, {})
     statuses = {}
     for folder in tmp_path.iterdir():
         parameters = json.loads((folder / "run_params.json").read_text())
         statuses[parameters["provenance"]["sweep"]["experiment"]] = parameters["status"]["stop_reason"]
-    assert statuses == {1: "epochs", 2: "failed", 3: "failed"}
+    assert statuses == {1: "epochs", 2: "failed", 3: "epochs"}
 
 
 def test_outputs_along_the_way_cost_a_share_of_the_time(monkeypatch):
     """With a clock that only outputs and training move: a second of training for every chance to write."""
     clock = [0.0]
-    monkeypatch.setattr("common.experiments.sweep.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("common.experiments.batch.time.monotonic", lambda: clock[0])
     budget, written = _Budget(0.05), 0
     for _ in range(10_000):
         clock[0] += 1
@@ -105,7 +108,7 @@ def test_checkpoints_and_pictures_are_written_along_the_way(tmp_path, monkeypatc
     saved = []
     monkeypatch.setattr(ExperimentFolder, "write_checkpoint", lambda self, state: saved.append(state["epoch"]))
     drawn = []
-    monkeypatch.setattr(PictureProcesses, "draw", lambda self, lines, directory: drawn.append(lines))
+    monkeypatch.setattr(PictureProcesses, "draw", lambda self, lines, directory, then: drawn.append(lines))
     along = {"epochs": 460, "store_checkpoints": True, "plot_metrics": True, "save_every_num_val": 2}
     # The native engine would pass all of these validations in one call.
     sweep(tmp_path, {**along, "engine": "torch"})
@@ -114,17 +117,17 @@ def test_checkpoints_and_pictures_are_written_along_the_way(tmp_path, monkeypatc
 
 
 def test_an_older_checkpoint_goes_only_after_the_newer_is_safely_written(tmp_path, monkeypatch):
-    folder = ExperimentFolder({"output_dir": str(tmp_path), "experiment_name": "x"}, {})
+    folder = new_folder({"output_dir": str(tmp_path), "experiment_name": "x"}, {"process": "a"})
     folder.write_checkpoint({"epoch": 1})
     (first,) = (folder.path / "checkpoints").iterdir()
     content = first.read_bytes()
 
-    def breaking(content, path):
-        path.write_bytes(b"half of it")
+    def breaking(path, content):
+        path.write_text("half of it")
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match="no space left"):
-        patched.setattr(torch, "save", breaking)
+        patched.setattr(Path, "write_bytes", breaking)
         folder.write_checkpoint({"epoch": 2})
     assert [path.read_bytes() for path in (folder.path / "checkpoints").iterdir()] == [content]
     folder.write_checkpoint({"epoch": 3})

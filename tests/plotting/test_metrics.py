@@ -1,8 +1,8 @@
+import re
 import signal
 import time
 
 import numpy as np
-import pytest
 from matplotlib.image import imread
 
 from common.plotting.metrics import _figure, draw
@@ -72,11 +72,31 @@ def test_the_process_draws_what_it_is_sent_and_says_how_long_it_took(tmp_path):
     assert (imread(tmp_path / "first/loss.png") != imread(tmp_path / "second/loss.png")).any()
 
 
-def test_a_picture_that_cannot_be_drawn_is_an_error(tmp_path):
-    pictures = PictureProcesses()
-    pictures.draw(lines_of([1.0]), tmp_path / "missing")
-    with pytest.raises(OSError, match=r"drawing failed: FileNotFoundError.*missing"):
-        pictures.close()
+def test_a_picture_that_cannot_be_drawn_is_an_error_of_its_own(tmp_path):
+    pictures, told = PictureProcesses(), []
+    pictures.draw(lines_of([1.0]), tmp_path / "missing", told.append)
+    pictures.draw(lines_of([1.0]), tmp_path, told.append)
+    pictures.close()
+    error, fine = told
+    assert isinstance(error, OSError)
+    assert re.search(r"drawing failed: .*No such file.*missing", str(error))
+    assert fine is None
+
+
+def test_a_process_that_ends_has_drawn_nothing(tmp_path):
+    pictures, told = PictureProcesses(), []
+    pictures._processes[0].kill()
+    pictures.draw(lines_of([1.0]), tmp_path, told.append)
+    pictures.close()
+    assert [type(error) for error in told] == [OSError]
+
+
+def test_what_is_not_wanted_any_more_is_not_waited_for(tmp_path):
+    pictures, told = PictureProcesses(), []
+    pictures.draw(lines_of([1.0]), tmp_path, told.append)
+    pictures.close(give_up=lambda: True)
+    assert told == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_signals_are_left_to_the_process_that_trains(tmp_path):

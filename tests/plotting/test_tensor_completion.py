@@ -67,9 +67,9 @@ def test_what_cannot_be_used_is_passed_over_with_a_line_each(tmp_path):
         "nan": "not a number",
         "diverged": "diverged",
         "nameless": "number of samples",
-        "damaged": "cannot be read",
+        "damaged": "is no JSON",
         "damaged_too": "holds no dictionary",
-        "unreadable_target": "cannot be read",
+        "unreadable_target": "is no torch.save file",
         "unfinished": "not finished",
         "foreign": "no tensor completion experiment",
     }

@@ -1,0 +1,129 @@
+"""Which folders of earlier runs the experiments of a sweep go on in."""
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from common.cli import Parameters, UserError
+from common.run_files import run_parameters
+
+# What may differ between a run and its continuation: names and places, the seed (which is looked at by itself), what is
+# found out from the rest, and, where a checkpoint was continued, what may be the checkpoint's.
+_NOT_COMPARED = {"experiment_name", "output_dir", "disable_gpu", "gpu_id", "random_seed", "unobserved_entry"}
+_NOT_COMPARED |= {"provenance", "status"}
+_OF_CHECKPOINT = {"lr", "dtype"}
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """An experiment's folder of an earlier run: what its run_params.json says, of which `key` is what was run."""
+
+    path: Path
+    parameters: Mapping[str, Any]
+    key: str
+
+    @property
+    def seed(self) -> int | None:
+        return self.parameters.get("random_seed")
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.parameters["status"].get("finished"))
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        return self.parameters["provenance"]
+
+    @property
+    def sweep(self) -> tuple[str, str]:
+        """When its sweep began, and the sweep's id."""
+        sweep = self.provenance["sweep"]
+        return sweep.get("start_time") or "", str(sweep.get("id"))
+
+    @property
+    def number(self) -> int | None:
+        """Its place in its sweep."""
+        return self.provenance["sweep"].get("experiment")
+
+
+def key_of(parameters: Mapping[str, Any], dataset_digest: str) -> str:
+    """What is run, the seed apart, in a form to be compared: runs with equal keys and seeds have equal results."""
+    left_out = _NOT_COMPARED | (_OF_CHECKPOINT if parameters.get("trainer_checkpoint") else set())
+    compared = {name: value for name, value in parameters.items() if name not in left_out}
+    return json.dumps([compared, dataset_digest], sort_keys=True)
+
+
+@cache
+def digest_of_file(path: str) -> str:
+    """The SHA-256 of a file's content."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def digest_of_sweep(experiments: Sequence[Parameters]) -> str:
+    """Two processes that run the same list of experiments have it in common."""
+    digest = hashlib.sha256()
+    for each in experiments:
+        digest.update(key_of(each.values, "").encode())
+        digest.update(str(each["random_seed"]).encode())
+    return digest.hexdigest()
+
+
+def earlier_runs(directory: Path) -> list[Earlier]:
+    """Those of all experiments in a folder that could be gone on with; runs of other code are none."""
+    runs = []
+    for path in sorted(directory.iterdir()) if directory.is_dir() else ():
+        if path.name.startswith(".") or not path.is_dir():
+            continue
+        try:
+            parameters = run_parameters(path)
+        except (FileNotFoundError, ValueError):
+            continue
+        about = parameters.get("provenance") or {}
+        if about.get("sweep") and about.get("dataset_sha256") and parameters.get("status"):
+            runs.append(Earlier(path, parameters, key_of(parameters, str(about["dataset_sha256"]))))
+    return runs
+
+
+def matched(experiments: Mapping[int, Parameters], runs: Sequence[Earlier]) -> dict[int, Earlier]:
+    """The run that each experiment, by its place in the list from 0, goes on with; each run is used once.
+
+    A run is of the same parameters and seed, in the newest sweep that has one; for a seed of -1, only in the newest of
+    all that have the parameters. Of several, it is the one that stood at the same place of its list.
+    """
+    by_key = defaultdict(list)
+    for run in sorted(runs, key=lambda run: run.sweep, reverse=True):
+        by_key[run.key].append(run)
+    of_experiments = {}
+    for index, each in experiments.items():
+        own = by_key.get(key_of(each.values, digest_of_file(each["dataset_path"])))
+        if own:
+            of_experiments[index] = own
+    newest = max((own[0].sweep for own in of_experiments.values()), default=None)
+    matches: dict[int, Earlier] = {}
+    used: set[Path] = set()
+    for same_place in (True, False):
+        for index, own in of_experiments.items():
+            if index in matches:
+                continue
+            seed = experiments[index]["random_seed"]
+            for run in own:
+                # Of processes that were started together, each notes a time of its own.
+                fits = run.seed == seed if seed != -1 else run.sweep[1] == newest[1]
+                if fits and run.path not in used and (run.number == index + 1 or not same_place):
+                    matches[index] = run
+                    used.add(run.path)
+                    break
+    return matches
+
+
+def held_by(other: Mapping[str, Any]) -> UserError:
+    """The UserError that another process is at it."""
+    return UserError(
+        f"-resume: process {other['pid']} on {other['host']} has been at these experiments since "
+        f"{other['start_time']}; wait until it has ended, or end it"
+    )
