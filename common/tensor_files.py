@@ -79,11 +79,11 @@ def _check_before_reading(file: BinaryIO) -> None:
     """Raises NotPlainData where reading might take more memory than the file has bytes for."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
-    if not zipfile.is_zipfile(file):  # of the original code with an old PyTorch, perhaps
-        file.seek(0)
-        _check_pickle(file.read())
-        return
     try:
+        if not zipfile.is_zipfile(file):  # of the original code with an old PyTorch, perhaps
+            file.seek(0)
+            _check_pickle(file.read())
+            return
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)

@@ -32,7 +32,7 @@ _REASONS = {
     INTERRUPTED: "interrupted",
 }
 # Seconds from a signal on in which what is running is saved: the launcher, or the user, may not wait for long.
-_SAVING_TIME = 1.5
+_SAVING_TIME = 1.2
 
 
 @dataclass(frozen=True)
@@ -152,12 +152,14 @@ class Batch:
             raise
 
     def _train(self) -> None:
+        begun = [place for place, each in enumerate(self._experiments) if each.stop_reason != FAILED]
+        if not begun:
+            return
+        engine = self._engine.select(torch.tensor(begun)) if len(begun) < len(self._experiments) else self._engine
+        running = [self._experiments[place] for place in begun]
         max_zero_losses = self._problem.MAX_ZERO_LOSS_VALIDATIONS
-        self._trainer = trainer = LockstepTrainer(
-            self._engine, self._experiments, self._validate_every, max_zero_losses
-        )
+        self._trainer = trainer = LockstepTrainer(engine, running, self._validate_every, max_zero_losses)
         with _Progress(trainer, shown=self._about.rank == 0) as progress:
-            trainer.drop_ended()
             while trainer.running and not self._about.stop:
                 for ended in trainer.advance():
                     experiment, output = ended.run, torch.from_numpy(ended.output)
@@ -263,10 +265,7 @@ class Batch:
     def _say_end(self, experiment: Experiment, end: str, last_values: dict[str, float]) -> None:
         headline = {name: last_values[name] for name in last_values if self._problem.HEADLINE.fullmatch(name)}
         place = f"{experiment.number}/{self._about.sweep['experiments']} {experiment.folder.path}"
-        # Nobody may be listening any more; what was computed is worth no less.
-        with suppress(OSError):
-            tqdm.write(f"{place}: {end}: {_numbers(headline)}", file=sys.stdout)
-            sys.stdout.flush()
+        say(f"{place}: {end}: {_numbers(headline)}")
 
     def _interrupt(self) -> None:
         """Saves what is running as far as the time goes: checkpoints first, of those that have waited longest."""
@@ -281,7 +280,7 @@ class Batch:
                 with self._guarded(experiment):
                     self._save_checkpoint(experiment, engine, position)
         if unsaved:
-            print(f"no time for {unsaved} of {len(running)} checkpoints: these have older ones", flush=True)
+            say(f"no time for {unsaved} of {len(running)} checkpoints: these have older ones")
         for experiment, _, _, output in running:
             if experiment.stop_reason == FAILED or time.monotonic() > deadline:
                 continue
@@ -364,8 +363,16 @@ class Batch:
         if experiment.parameters["file_log"]:
             experiment.folder.log(line)
         elif self._log_to_console:
-            with suppress(OSError):
-                tqdm.write(line, file=sys.stdout)
+            say(line)
+
+
+def say(line: str) -> None:
+    """Says it on standard output, above a progress bar. If nobody is listening any more, what is computed is worth no
+    less.
+    """
+    with suppress(OSError):
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
 
 
 def _count(before: dict[str, Any]) -> int:

@@ -116,7 +116,8 @@ def load_checkpoint(
         history.validation = series_of_evaluator(content["val_evaluator"], np.dtype(dtype))
         trainer = content.get("trainer", {})
         stop_reason, output = trainer.get("stop_reason"), trainer.get("output")
-        if stop_reason not in (None, *STOP_REASONS) or not (output is None or is_plain_tensor(output)):
+        known = stop_reason is None or (isinstance(stop_reason, str) and stop_reason in STOP_REASONS)
+        if not known or not (output is None or is_plain_tensor(output)):
             raise ValueError("how it ended is not known here")
         if stop_reason in FINAL_REASONS and output is None:
             raise ValueError("what it ended with is missing")
@@ -138,7 +139,7 @@ def load_checkpoint(
             raise ValueError("its epoch is out of range")
         if checkpoint.epoch < max(recorded, default=-1):
             raise ValueError(f"its epoch, {checkpoint.epoch}, is before its last record")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         remedy = "give one written by this runner" if flag == "trainer_checkpoint" else "remove it to begin anew"
         raise flag_error(flag, path, f"is no checkpoint of such a model ({reason}); {remedy}") from None
@@ -159,5 +160,5 @@ def _is_of_optimizer(state: Any, adaptive: bool) -> bool:
         if not adaptive:
             return not state["state"] and "beta" not in group
         return int(state["state"]["step"]) >= 0 and float(state["state"]["square_avg"]) >= 0
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError):
         return False

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from common.cli import Interrupted, Parameters, RunFailed, UserError, flag_error
-from common.experiments.batch import Batch, Surroundings
+from common.experiments.batch import Batch, Surroundings, say
 from common.experiments.experiment import Experiment
 from common.experiments.plans import Job
 from common.experiments.presence import present
@@ -49,11 +49,11 @@ def run_jobs(problem: ModuleType, jobs: Sequence[Job], resume: bool = False) -> 
     rank, world_size = own_share().rank, own_share().world_size
     for job in jobs:
         if job.heading and not rank:
-            print(job.heading)
+            say(job.heading)
         run_sweep(problem, job.experiments, resume)
         if not rank:
             when = "once all processes have ended" if world_size > 1 else "it"
-            print(f"to draw {when}:\n  {job.plot_command}", flush=True)
+            say(f"to draw {when}:\n  {job.plot_command}")
 
 
 def run_sweep(problem: ModuleType, experiments: Sequence[Parameters], resume: bool = False) -> None:
@@ -149,7 +149,7 @@ def _say_what_there_is(
         finished = sum(run.finished for run in taken.values())
         gone_on = sum(each.earlier is not None and each.epoch >= 0 for each in prepared.values())
         line += f": {finished} finished before, {gone_on} to continue, {len(prepared) - finished - gone_on} to start"
-    print(line, flush=True)
+    say(line)
 
 
 def _how_to_go_on(experiments: Sequence[Parameters]) -> str:

@@ -104,7 +104,7 @@ def load_curve(path: str, name: str, wanted: Wanted = Wanted(), flag: str = "exp
         float64 = np.dtype(np.float64)
         loss = series_of_evaluator({"": evaluators["sse_loss_div_2"]}, float64)[""]
         series = series_of_evaluator({"": evaluators[metric]}, float64)[""]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         raise flag_error(flag, path, f"is no checkpoint of a matrix factorization ({error!r}); give one") from None
     epochs, at_loss, at_value = np.intersect1d(loss.epochs, series.epochs, return_indices=True)
     losses, values = loss.values[at_loss], series.values[at_value]
@@ -238,7 +238,7 @@ def _initialization(values: dict[str, Any]) -> str:
     if values["use_balanced_init"]:
         return f"{scientific(alpha)} (b)"
     try:
-        shape = load_matrix_sensing(values["dataset_path"], values["num_samples"]).shape
+        shape = load_matrix_sensing(values["dataset_path"] or "", values["num_samples"] or 1).shape
     except UserError:
         shape = (2, 2)
     # A product of depth factors of std α and inner dimension d has entries of variance d^(depth − 1) α^(2 depth).

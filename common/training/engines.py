@@ -5,6 +5,7 @@ steps on the same model, objective and optimizer, and agree within round-off.
 """
 
 import ctypes
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +23,9 @@ from common.training.objectives import EntryObjective, Objective
 from common.training.optimizers import GradientDescent, GroupRMSprop, Optimizer
 from common.training.threads import NUM_THREADS
 
-# Multiplications in one call of the native engine: about half a second may pass before a signal is heeded.
+# Seconds that one call of the torch engine may take: so much may pass before a signal is heeded.
+_HEEDED_AFTER = 0.3
+# The same in multiplications of the native engine: half a second, about.
 _LONGEST_CALL = 10**10
 # The same where a call passes several validations: some ten milliseconds' worth of steps are taken in vain when an
 # experiment ends in between.
@@ -51,15 +54,23 @@ class TorchEngine:
     model: BatchedFactorization
     objective: Objective
     optimizer: Optimizer
+    # Seconds that a step took in the last call.
+    pace: float | None = None
 
     name = "torch"
-    # Steps in one call at most, so that a signal is heeded; and in one that passes several validations: there are none.
-    longest_call, several_validations = 1000, 0
+    # Steps in one call that passes several validations: there are none.
+    several_validations = 0
+
+    @property
+    def longest_call(self) -> int:
+        return 10 if self.pace is None else max(1, min(1000, int(_HEEDED_AFTER / self.pace)))
 
     @torch.inference_mode()
     def advance(self, stretches: Sequence[int]) -> Observed:
         """Takes stretches of so many steps each, all at least 1."""
+        begin = time.monotonic()
         seen = [self._observe(num_steps) for num_steps in stretches]
+        self.pace = (time.monotonic() - begin) / sum(stretches)
         return Observed(*(np.stack(each, axis=1) for each in zip(*seen, strict=True)))
 
     def _observe(self, num_steps: int) -> tuple[np.ndarray, ...]:
@@ -80,7 +91,7 @@ class TorchEngine:
     def select(self, kept: Tensor) -> "TorchEngine":
         """An engine that goes on with the experiments at the positions `kept` (on the model's device) only."""
         model = self.model.select(kept)
-        return TorchEngine(model, self.objective.select(kept), self.optimizer.select(kept, model))
+        return TorchEngine(model, self.objective.select(kept), self.optimizer.select(kept, model), self.pace)
 
 
 class Kernel:

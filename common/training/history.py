@@ -111,10 +111,21 @@ def series_of_evaluator(state: Mapping[str, Mapping], dtype: np.dtype) -> dict[s
     metrics: dict[str, Series] = {}
     shared: dict[bytes, _Column] = {}
     for name, tracker in state.items():
-        epochs = np.asarray(tracker["epochs_with_values"], dtype=np.int64)
-        values = np.asarray(tracker["epoch_values"], dtype=dtype)
-        if epochs.ndim != 1 or epochs.shape != values.shape:
-            raise ValueError(f"metric {name!r} has {values.shape} values at {epochs.shape} epochs")
+        epochs = _numbers(tracker["epochs_with_values"], np.dtype(np.int64))
+        values = _numbers(tracker["epoch_values"], dtype)
+        if epochs.shape != values.shape or (np.diff(epochs) <= 0).any() or (epochs < 0).any():
+            raise ValueError(f"the {len(values)} values of metric {name} are not at epochs in a row")
         if len(epochs):
             metrics[name] = Series(shared.setdefault(epochs.tobytes(), _Column(epochs)), values)
     return metrics
+
+
+def _numbers(values: Tensor | list, dtype: np.dtype) -> np.ndarray:
+    """Values (n,) from a tensor or a list. Raises ValueError where they are something else."""
+    if isinstance(values, Tensor):
+        if values.dim() != 1 or values.is_complex():
+            raise ValueError(f"a metric has values of shape {tuple(values.shape)} and type {values.dtype}")
+        return values.detach().to(torch.float64 if dtype.kind == "f" else torch.int64).numpy().astype(dtype, copy=False)
+    if not isinstance(values, list) or not set(map(type, values)) <= {int, float}:
+        raise ValueError("a metric has values that are no numbers")
+    return np.array(values, dtype=dtype)
