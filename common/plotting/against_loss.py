@@ -101,7 +101,11 @@ def draw_against_loss(
         place = "best" if metric else "upper left"
         labels = [handle.get_label() for handle in handles]
         font = "x-small" if of_seeds else "small"
-        axes.legend(handles, labels, loc=place, fontsize=font, handletextpad=0.4, borderpad=0.3, framealpha=0.7)
+        legend = axes.legend(
+            handles, labels, loc=place, fontsize=font, handletextpad=0.4, borderpad=0.3, framealpha=0.7
+        )
+        # Long names would make the layout shrink the axes until their legend is no wider than they are.
+        legend.set_in_layout(False)
     if _LOGARITHMIC.fullmatch(metric):
         grid[0, 0].set_yscale("log")
     grid[0, 0].set_ylabel(_LABELS.get(metric, metric.replace("_", " ")))
@@ -165,6 +169,8 @@ def _draw_curves(
             zorder=3,
             clip_on=False,
         )
+        # Without points, the layout takes it for one in the corner of the figure.
+        markers.set_in_layout(bool(marked))
         handles.append(markers)
         numbers = zip(curve.iterations[shown].tolist(), *points.T.tolist(), strict=True)
         rows += [{"name": curve.name, "iteration": i, "loss": loss, "value": value} for i, loss, value in numbers]

@@ -139,7 +139,8 @@ def read_panels(directory: str, wanted: Wanted) -> tuple[list[Panel], list[str]]
     """The curves of every finished experiment in a directory, of this project or of the original code: a panel for each
     depth, a line for those that differ only in their seed; and a line of text for everything that was left out.
 
-    Raises UserError, naming -experiments_dir, where there is none.
+    Raises UserError, naming -experiments_dir, where there is none, and what was wrong with the first where none can be
+    drawn.
     """
     found, left_out = [], []
     for folder in sorted(path for path in Path(directory).glob("[!.]*") if path.is_dir()):
@@ -170,17 +171,24 @@ def read_panels(directory: str, wanted: Wanted) -> tuple[list[Panel], list[str]]
         raise flag_error(
             "experiments_dir", directory, f"holds no finished experiment{reason}; give a folder of such folders"
         )
-    grouped: dict[tuple, list] = {}
+    grouped: dict[tuple, list[Curve]] = {}
+    problems = []
     for folder, parameters, checkpoint in newest.values():
-        grouped.setdefault(_what_is_run(parameters), []).append((folder, parameters, checkpoint))
+        try:
+            curve = load_curve(str(checkpoint), folder, wanted, "experiments_dir")
+        except UserError as error:
+            problems.append(error)
+            left_out.append(f"{folder}: {error}")
+            continue
+        grouped.setdefault(_what_is_run(parameters), []).append(curve)
+    if not grouped:
+        raise problems[0]
     depths = sorted({key[0] for key in grouped})
     panels = []
     for depth in depths:
         keys = [key for key in grouped if key[0] == depth]
-        lines = [
-            [load_curve(str(path), name, wanted, "experiments_dir") for _, _, path in grouped[key]]
-            for key, name in zip(keys, _names(keys), strict=True)
-        ]
+        names = _names(keys)
+        lines = [[replace(curve, name=name) for curve in grouped[key]] for key, name in zip(keys, names, strict=True)]
         panels.append(Panel(f"depth {depth}" if len(depths) > 1 else "", lines))
     return panels, left_out
 

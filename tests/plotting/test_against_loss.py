@@ -1,3 +1,6 @@
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +9,7 @@ from matplotlib import pyplot as plt
 from common.cli import UserError
 from common.metrics import theory as bounds
 from common.plotting.against_loss import draw_against_loss, values_below
-from common.plotting.curves import Curve, Panel, load_curve
+from common.plotting.curves import Curve, Panel, Wanted, load_curve, read_panels
 
 
 def tracker(epochs, values, as_lists=False):
@@ -38,6 +41,15 @@ def theory(name="theory", num_points=20_000, last=5e-5):
 def draw(*curves):
     figure, _ = draw_against_loss([Panel("", [[curve] for curve in curves])], "depth 3", 1e-4)
     return figure
+
+
+def test_long_names_leave_the_axes_their_width():
+    name = "lr 1.25e-3 init identity 1.25e-1, epochs 100"
+    # Of a curve that has not come to 1.3e-1, the legend alone shows the marker.
+    panels = [Panel("depth 1", [[theory(name)]]), Panel("depth 2", [[theory(name, last=0.5)]])]
+    figure, _ = draw_against_loss(panels, "", 1e-4)
+    figure.draw_without_rendering()
+    assert all(axes.get_position().width > 0.35 for axes in figure.axes[:2])
 
 
 def test_the_figure_is_as_the_paper_describes_it():
@@ -130,3 +142,37 @@ def test_no_curve_runs_behind_the_legend():
     points = axes.transData.transform(np.concatenate(axes.collections[0].get_segments()))
     assert not box.count_contains(points)
     plt.close(figure)
+
+
+def test_what_cannot_be_drawn_is_passed_over_with_a_line_each(tmp_path):
+    parameters = {"depth": 3, "lr": 1e-3, "init_alpha": 0.1, "weight_init_type": "identity"}
+    status = {"status": {"finished": True}}
+    written = {
+        "good": {**parameters, **status},
+        "original": {"depth": 3, "lr": 2e-3, "init_alpha": 0.1, "use_balanced_init": False},
+        "unfinished": {**parameters, "status": {"finished": False}},
+        "damaged": {**parameters, **status, "lr": 5e-3},
+        "never_finite": {**parameters, **status, "lr": 6e-3},
+        "wrong_type": {**parameters, "depth": "3"},
+        "foreign": {"x": 1},
+    }
+    for name, content in written.items():
+        checkpoint = tmp_path / name / "checkpoints/2020_epoch_9.pt"
+        checkpoint.parent.mkdir(parents=True)
+        (tmp_path / name / "run_params.json").write_text(json.dumps(content))
+        values = [float("nan")] if name == "never_finite" else [1.0]
+        evaluators = {"sse_loss_div_2": tracker([9], values)}, {"e2e_0_0_value": tracker([9], values)}
+        torch.save(dict(zip(("train_evaluator", "val_evaluator"), evaluators, strict=True)), checkpoint)
+    (tmp_path / "damaged/checkpoints/2020_epoch_9.pt").write_bytes(b"PK")
+    panels, left_out = read_panels(str(tmp_path), Wanted())
+    names = [[curve.name for curve in line] for panel in panels for line in panel.lines]
+    assert names == [["lr 1e-3 init identity 1e-1"], ["lr 2e-3 init 2e-3"]]
+    reasons = dict(line.split(": ", 1) for line in left_out)
+    assert reasons.keys() == written.keys() - {"good", "original"}
+    assert "not finished" in reasons["unfinished"]
+    assert "2020_epoch_9.pt: is no torch.save file" in reasons["damaged"]
+    assert "no epoch with both loss and metric" in reasons["never_finite"]
+    assert "depth in run_params.json is not an integer" in reasons["wrong_type"]
+    shutil.rmtree(tmp_path / "damaged")
+    with pytest.raises(UserError, match=r"-y nope: .*did not record it"):
+        read_panels(str(tmp_path), Wanted("nope"))
