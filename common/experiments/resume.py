@@ -73,20 +73,25 @@ def digest_of_sweep(experiments: Sequence[Parameters]) -> str:
     return digest.hexdigest()
 
 
-def earlier_runs(directory: Path) -> list[Earlier]:
-    """Those of all experiments in a folder that could be gone on with; runs of other code are none."""
-    runs = []
+def earlier_runs(directory: Path) -> tuple[list[Earlier], list[str]]:
+    """Those of all experiments in a folder that could be gone on with, and a line for each that is damaged. Runs of
+    other code are none.
+    """
+    runs, problems = [], []
     for path in sorted(directory.iterdir()) if directory.is_dir() else ():
         if path.name.startswith(".") or not path.is_dir():
             continue
         try:
             parameters = run_parameters(path)
-        except (FileNotFoundError, ValueError):
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            problems.append(f"{path}: {error}")
             continue
         about = parameters.get("provenance") or {}
         if about.get("sweep") and about.get("dataset_sha256") and parameters.get("status"):
             runs.append(Earlier(path, parameters, key_of(parameters, str(about["dataset_sha256"]))))
-    return runs
+    return runs, problems
 
 
 def matched(experiments: Mapping[int, Parameters], runs: Sequence[Earlier]) -> dict[int, Earlier]:

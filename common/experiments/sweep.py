@@ -45,15 +45,22 @@ _BATCH_MEMORY = 2**30
 
 
 def run_jobs(problem: ModuleType, jobs: Sequence[Job], resume: bool = False) -> None:
-    """Runs plans one after the other, and says of each how to draw it. Raises as `run_sweep` does."""
-    rank, world_size = own_share().rank, own_share().world_size
+    """Runs plans one after the other, and says of each how to draw it. Raises as `run_sweep` does; what fails in a
+    plan does not keep the others from being run.
+    """
+    share, failures = own_share(), []
     for job in jobs:
-        if job.heading and not rank:
+        if job.heading and not share.rank:
             say(job.heading)
-        run_sweep(problem, job.experiments, resume)
-        if not rank:
-            when = "once all processes have ended" if world_size > 1 else "it"
-            say(f"to draw {when}:\n  {job.plot_command}")
+        try:
+            run_sweep(problem, job.experiments, resume)
+        except RunFailed as failure:
+            failures.append(failure)
+        if not share.rank:
+            when = " once all processes have ended" if share.world_size > 1 else ""
+            say(f"to draw it{when}:\n  {job.plot_command}")
+    if failures:
+        raise failures[0]
 
 
 def run_sweep(problem: ModuleType, experiments: Sequence[Parameters], resume: bool = False) -> None:
@@ -76,8 +83,17 @@ def run_sweep(problem: ModuleType, experiments: Sequence[Parameters], resume: bo
 
     def take(directory: Path, others: list[dict[str, Any]]) -> list[str]:
         here = {index: each for index, each in enumerate(experiments) if Path(each["output_dir"]) == directory}
-        matches = matched(here, earlier_runs(directory))
-        own = {index: run for index, run in matches.items() if index in prepared}
+        runs, problems = earlier_runs(directory)
+        for line in problems:
+            say(f"passed over {line}")
+        matches = matched(here, runs)
+        own = {
+            index: run
+            for index, run in matches.items()
+            # These may be a checkpoint's.
+            if index in prepared
+            and all(run.parameters[name] == prepared[index].parameters[name] for name in ("lr", "dtype"))
+        }
         _refuse_others(others, about, share, [run for run in own.values() if not run.finished])
         taken.update(own)
         newest = max((run.sweep for run in matches.values()), default=None)

@@ -15,7 +15,8 @@ import torch
 from common import files
 from common.cli import RunFailed
 from common.experiments import batch, dmf, tc
-from common.experiments.sweep import run_sweep
+from common.experiments.plans import Job
+from common.experiments.sweep import run_jobs, run_sweep
 from common.training import engines
 from tests.conftest import ROOT
 from tests.experiments.test_resume import TC_BASE, TC_FLAGS, folders, listed
@@ -74,6 +75,16 @@ def test_a_write_that_fails_ends_its_experiment_alone(tmp_path, monkeypatch, eve
             torch.load(checkpoint, weights_only=True)
         run_sweep(dmf, experiments, resume=True)
         assert differences(expected, left_behind(path)) == []
+
+
+def test_a_plan_that_fails_does_not_keep_the_next_from_being_run(tmp_path, monkeypatch, capsys):
+    jobs = [Job(name, listed(tmp_path / name, {"epochs": 100}), f"draw {name}") for name in ("a", "b")]
+    with monkeypatch.context() as patched, pytest.raises(RunFailed, match=f"1 of 1 failed: {tmp_path / 'a'}"):
+        failing_replace(patched, 1)
+        run_jobs(dmf, jobs)
+    assert not list((tmp_path / "a").glob("[!.]*"))
+    assert folders(tmp_path / "b")[1][0][0]["status"]["finished"]
+    assert "draw b" in capsys.readouterr().out
 
 
 def test_a_picture_that_cannot_be_written_ends_its_experiment_alone(tmp_path, every_validation, monkeypatch):

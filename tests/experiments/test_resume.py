@@ -222,6 +222,24 @@ def test_a_damaged_checkpoint_is_named_and_nothing_is_changed(tmp_path, monkeypa
     assert folders(tmp_path)[1][0][0]["status"]["finished"]
 
 
+def test_a_folder_whose_parameters_are_damaged_is_passed_over(tmp_path, monkeypatch, capsys):
+    interrupted_at(500, dmf, listed(tmp_path, {}), monkeypatch)
+    ((_, folder),) = folders(tmp_path)[1]
+    (folder / "run_params.json").write_text("{")
+    run_sweep(dmf, listed(tmp_path, {}), resume=True)
+    assert f"passed over {folder}: damaged: run_params.json is no JSON" in capsys.readouterr().out
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_checkpoint_continued_with_another_learning_rate_is_another_experiment(tmp_path):
+    run_sweep(dmf, listed(tmp_path / "first", {"epochs": 100}))
+    ((_, folder),) = folders(tmp_path / "first")[1]
+    start = {"trainer_checkpoint": str(next((folder / "checkpoints").iterdir()))}
+    for lr in (1e-3, 2e-3, 1e-3):
+        run_sweep(dmf, listed(tmp_path / "second", {**start, "lr": lr}), resume=True)
+    assert len(list((tmp_path / "second").iterdir())) == 2
+
+
 def test_what_a_crash_leaves_is_removed(tmp_path, monkeypatch):
     interrupted_at(500, dmf, listed(tmp_path, {}), monkeypatch)
     ((_, folder),) = folders(tmp_path)[1]

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib import pyplot as plt
 
 from common.cli import Flag, UserError, check_parameters, integer, parse_flags, run_script
 from common.experiments import dmf, tc
@@ -237,7 +238,7 @@ def subjects(directory: Path) -> list[Subject]:
             problem.go_on(problem.prepare(parameters), str(checkpoint))
 
         def look(parameters=parameters, runs=runs) -> None:
-            matched({0: parameters}, earlier_runs(runs))
+            matched({0: parameters}, earlier_runs(runs)[0])
 
         found.append(Subject(path, bad_tensors, run))
         found.append(
@@ -249,7 +250,8 @@ def subjects(directory: Path) -> list[Subject]:
 
             def draw(runs=runs) -> None:
                 panels, _ = read_panels(str(runs), Wanted())
-                draw_against_loss(panels, "", 1e-4)
+                figure, _ = draw_against_loss(panels, "", 1e-4)
+                plt.close(figure)
 
             found.append(Subject(checkpoint, bad_tensors, draw))
             found.append(Subject(folder / "run_params.json", bad_json, draw))
