@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -100,29 +100,31 @@ def matched(experiments: Mapping[int, Parameters], runs: Sequence[Earlier]) -> d
     A run is of the same parameters and seed, in the newest sweep that has one; for a seed of -1, only in the newest of
     all that have the parameters. Of several, it is the one that stood at the same place of its list.
     """
-    by_key = defaultdict(list)
-    for run in sorted(runs, key=lambda run: run.sweep, reverse=True):
-        by_key[run.key].append(run)
-    of_experiments = {}
-    for index, each in experiments.items():
-        own = by_key.get(key_of(each.values, digest_of_file(each["dataset_path"])))
-        if own:
-            of_experiments[index] = own
-    newest = max((own[0].sweep for own in of_experiments.values()), default=None)
+    keys = {index: key_of(each.values, digest_of_file(each["dataset_path"])) for index, each in experiments.items()}
+    asked = set(keys.values())
+    candidates = sorted((run for run in runs if run.key in asked), key=lambda run: run.sweep, reverse=True)
+    # Of processes that were started together, each notes a time of its own, but the id is the same.
+    newest = candidates[0].sweep[1] if candidates else None
     matches: dict[int, Earlier] = {}
     used: set[Path] = set()
     for same_place in (True, False):
-        for index, own in of_experiments.items():
+        waiting = defaultdict(deque)
+        for run in candidates:
+            if run.path not in used:
+                place = (run.number,) if same_place else ()
+                waiting[(run.key, run.seed, *place)].append(run)
+                if run.sweep[1] == newest:
+                    waiting[(run.key, -1, *place)].append(run)
+        for index, key in keys.items():
             if index in matches:
                 continue
-            seed = experiments[index]["random_seed"]
-            for run in own:
-                # Of processes that were started together, each notes a time of its own.
-                fits = run.seed == seed if seed != -1 else run.sweep[1] == newest[1]
-                if fits and run.path not in used and (run.number == index + 1 or not same_place):
-                    matches[index] = run
-                    used.add(run.path)
-                    break
+            place = (index + 1,) if same_place else ()
+            fitting = waiting[(key, experiments[index]["random_seed"], *place)]
+            while fitting and fitting[0].path in used:
+                fitting.popleft()
+            if fitting:
+                matches[index] = fitting.popleft()
+                used.add(matches[index].path)
     return matches
 
 
