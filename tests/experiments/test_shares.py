@@ -77,7 +77,7 @@ def test_the_union_is_what_one_process_leaves(number, tmp_path, alone):
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert differences(alone, left_behind(tmp_path / "out")) == []
-    assert output.count("to draw once all processes have ended") == 1
+    assert output.count("to draw it once all processes have ended") == 1
     for rank in range(number):
         assert f"of them for process {rank} of {number}" in output
 
