@@ -1,14 +1,21 @@
 """Files that are never half-written: a reader, or a crash at any instant, finds the old one or the new one, whole."""
 
+import errno
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+# Of the files that are read: many times what any of them has.
+_LARGEST_JSON = 2**24
+# What tempfile.mkstemp makes of a name that begins with a dot and the file's name.
+_TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?")
 
 
 def utc_time() -> str:
@@ -58,10 +65,13 @@ def _umask() -> int:
 
 
 def sync_directory(path: Path) -> None:
-    """Waits until what was made, renamed or removed in a folder is on the disk."""
+    """Waits until what was made, renamed or removed in a folder is on the disk, where the file system knows how."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(handle)
 
@@ -69,7 +79,8 @@ def sync_directory(path: Path) -> None:
 def remove_temporary_files(directory: Path) -> None:
     """Removes what a crash left of `write_atomically` in a folder that no other process writes into."""
     for path in directory.glob(".*-*"):
-        path.unlink(missing_ok=True)
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def save_json(content: dict, path: Path) -> None:
@@ -83,6 +94,8 @@ def load_json(path: Path) -> dict[str, Any]:
     wrong where it cannot be read or holds something else.
     """
     try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise ValueError
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise

@@ -20,6 +20,9 @@ _MORE_THAN_DATA = re.compile(
 )
 
 
+_OF_TENSOR = re.compile(r"[^/]+/data/\d+")
+
+
 class NotPlainData(Exception):
     """A file is damaged or holds more than plain data; the message says what is wrong with it."""
 
@@ -80,7 +83,8 @@ def _check_before_reading(file: BinaryIO) -> None:
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     try:
-        if not zipfile.is_zipfile(file):  # of the original code with an old PyTorch, perhaps
+        # As torch tells them apart. The others are of the original code with an old PyTorch, perhaps.
+        if file.read(4) != b"PK\x03\x04":
             file.seek(0)
             _check_pickle(file.read())
             return
@@ -90,7 +94,8 @@ def _check_before_reading(file: BinaryIO) -> None:
             if not stored or sum(member.file_size for member in members) > size:
                 raise NotPlainData("is compressed or damaged")
             for member in members:
-                if member.filename.endswith(".pkl"):
+                # Whatever torch may take for the pickle, in whatever case its name is written.
+                if not _OF_TENSOR.fullmatch(member.filename):
                     _check_pickle(archive.read(member))
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, OverflowError):
         raise NotPlainData("is damaged") from None

@@ -1,6 +1,7 @@
 """Helpers that many tests share."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,12 @@ def train(experiments, problem=dmf, native=False):
 def own_cache(tmp_path_factory):
     """Kernels are compiled into a folder of the tests' own."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """What is started here heeds SIGINT, also where this was started to ignore it, in the background of a script."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

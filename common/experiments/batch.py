@@ -143,7 +143,7 @@ class Batch:
                 self._train()
                 return
             for experiment in self._experiments:
-                if experiment.stop_reason != FAILED:
+                if experiment.stop_reason != FAILED and not self._about.stop:
                     self._finish(experiment, experiment.final_output)
         except Exception as error:
             for experiment in self._experiments:
@@ -158,10 +158,14 @@ class Batch:
         engine = self._engine.select(torch.tensor(begun)) if len(begun) < len(self._experiments) else self._engine
         running = [self._experiments[place] for place in begun]
         max_zero_losses = self._problem.MAX_ZERO_LOSS_VALIDATIONS
-        self._trainer = trainer = LockstepTrainer(engine, running, self._validate_every, max_zero_losses)
+        self._trainer = trainer = LockstepTrainer(
+            engine, running, self._validate_every, max_zero_losses, lambda: bool(self._about.stop)
+        )
         with _Progress(trainer, shown=self._about.rank == 0) as progress:
             while trainer.running and not self._about.stop:
                 for ended in trainer.advance():
+                    if self._out_of_time():
+                        break  # the others go on from older checkpoints
                     experiment, output = ended.run, torch.from_numpy(ended.output)
                     if experiment.parameters["store_checkpoints"]:
                         with self._guarded(experiment):
@@ -189,6 +193,7 @@ class Batch:
         folder = experiment.folder
         place = experiment.parameters["output_dir"] if folder is None else folder.path
         self._about.failures.append(f"{place}: {type(error).__name__}: {error}")
+        say(f"{experiment.number}/{self._about.sweep['experiments']} failed: {self._about.failures[-1]}")
         with suppress(Exception):
             folder.write_parameters(False, FAILED, experiment.epoch)
             if experiment.parameters["file_log"]:
@@ -199,7 +204,7 @@ class Batch:
         about = {
             **host_facts(self._device, self._engine.name),
             "process": self._about.process,
-            "dataset_sha256": experiment.dataset_sha256,
+            "inputs_sha256": experiment.inputs_sha256,
             "start_time": utc_time(),
             "sweep": {**self._about.sweep, "experiment": experiment.number},
         }
@@ -269,28 +274,33 @@ class Batch:
 
     def _interrupt(self) -> None:
         """Saves what is running as far as the time goes: checkpoints first, of those that have waited longest."""
-        deadline = self._about.stop.time + _SAVING_TIME
         running = sorted(self._trainer.interrupt(), key=lambda each: each.run.saved_at.get("store_checkpoints", 0))
         unsaved = 0
         for experiment, engine, position, _ in running:
-            if experiment.parameters["store_checkpoints"] and experiment.epoch >= 0:
-                if time.monotonic() > deadline:
+            if experiment.parameters["store_checkpoints"] and self._trainer.epoch >= 0:
+                if self._out_of_time():
                     unsaved += 1
                     continue
                 with self._guarded(experiment):
+                    self._trainer.sync(position)
                     self._save_checkpoint(experiment, engine, position)
         if unsaved:
             say(f"no time for {unsaved} of {len(running)} checkpoints: these have older ones")
-        for experiment, _, _, output in running:
-            if experiment.stop_reason == FAILED or time.monotonic() > deadline:
+        for experiment, _, position, output in running:
+            if experiment.stop_reason == FAILED or self._out_of_time():
                 continue
             with self._guarded(experiment):
+                self._trainer.sync(position)
                 experiment.folder.write_parameters(False, INTERRUPTED, experiment.epoch)
                 self._write_results(experiment, self._problem.results(experiment, torch.from_numpy(output)))
                 end = f"interrupted, epoch {experiment.epoch:,}"
                 if experiment.parameters["file_log"]:
                     experiment.folder.log(end)
                 self._say_end(experiment, end, experiment.history.last_values())
+
+    def _out_of_time(self) -> bool:
+        """Whether a signal came, and so long ago that nothing more is to be saved."""
+        return bool(self._about.stop) and time.monotonic() > self._about.stop.time + _SAVING_TIME
 
     def _save_along_the_way(self) -> None:
         """Where it is time for checkpoints and pictures: of all experiments at once, so that they can go on side by
@@ -300,6 +310,8 @@ class Batch:
         if due and self._checkpoint_budget.affords(0.005 * len(due)):
             with self._checkpoint_budget.spending():
                 for position, experiment in due:
+                    if self._about.stop:
+                        return
                     with self._guarded(experiment):
                         self._trainer.sync(position)
                         self._save_checkpoint(experiment, self._trainer.engine, position)

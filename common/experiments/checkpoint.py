@@ -159,6 +159,6 @@ def _is_of_optimizer(state: Any, adaptive: bool) -> bool:
             return False
         if not adaptive:
             return not state["state"] and "beta" not in group
-        return int(state["state"]["step"]) >= 0 and float(state["state"]["square_avg"]) >= 0
+        return int(state["state"]["step"]) >= 0 and not float(state["state"]["square_avg"]) < 0  # NaN: it diverged
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError):
         return False

@@ -27,7 +27,7 @@ class Experiment(Run):
     number : its place in the sweep, from 1.
     folder : its folder, while it is in training.
     saved_at : the number of validations at the last output of each kind along the way.
-    dataset_sha256 : of the dataset's file.
+    inputs_sha256 : of the files that it reads.
     earlier : the run that it goes on with, None where it begins.
     final_output : the end-to-end matrix or tensor that it ended with, where that run had come so far.
     """
@@ -41,7 +41,7 @@ class Experiment(Run):
     number: int = 1
     folder: ExperimentFolder | None = None
     saved_at: dict[str, int] = field(default_factory=dict)
-    dataset_sha256: str = ""
+    inputs_sha256: str = ""
     earlier: Earlier | None = None
     final_output: Tensor | None = None
 

@@ -18,6 +18,8 @@ from common.files import remove_temporary_files, save_json, sync_directory, utc_
 from common.run_files import newest_checkpoint
 from common.tensor_files import save_tensors
 
+# The names of checkpoints; a copy of another name is the user's.
+_CHECKPOINT = re.compile(r"\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d_epoch_\d+\.pt")
 # The number of the last folder that was made here with a name.
 _last_numbers: dict[Path, int] = defaultdict(int)
 
@@ -30,7 +32,7 @@ class ExperimentFolder:
         # The number that tells it from others begun in the same second is no part of the log's name.
         name = re.sub(r"(-\d\d_\d\d_\d\d)_\d+$", r"\1", path.name)
         self._log = path / f"{name}.log"
-        self._checkpoints = set(path.glob("checkpoints/*_epoch_*.pt"))
+        self._checkpoints = {each for each in path.glob("checkpoints/*.pt") if _CHECKPOINT.fullmatch(each.name)}
 
     def write_parameters(self, finished: bool, stop_reason: str | None, last_epoch: int) -> None:
         """Writes run_params.json: the flags, what repeats the run, and how far it got (`last_epoch` -1: nowhere)."""
@@ -44,7 +46,9 @@ class ExperimentFolder:
     def write_checkpoint(self, state: dict[str, Any]) -> None:
         """Writes a checkpoint, then removes those before it."""
         directory = self.path / "checkpoints"
-        directory.mkdir(exist_ok=True)
+        if not directory.is_dir():
+            directory.mkdir()
+            sync_directory(self.path)
         newest = directory / f"{utc_time()}_epoch_{state['epoch']}.pt"
         save_tensors(state, newest)
         for older in self._checkpoints - {newest}:
@@ -105,7 +109,7 @@ def taken_up(path: Path, parameters: dict[str, Any], provenance: dict[str, Any])
         remove_temporary_files(directory)
     newest = newest_checkpoint(path)
     for checkpoint in path.glob("checkpoints/*_epoch_*.pt"):
-        if checkpoint != newest:
+        if checkpoint != newest and _CHECKPOINT.fullmatch(checkpoint.name):
             checkpoint.unlink(missing_ok=True)
     return ExperimentFolder(path, parameters, provenance)
 

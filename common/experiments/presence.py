@@ -46,6 +46,7 @@ def _announced(path: Path, content: dict[str, Any]) -> Iterator[None]:
         _locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         json.dump(content, file)
         file.flush()
+        os.fsync(file.fileno())  # for other machines
         try:
             yield
         finally:
@@ -60,12 +61,21 @@ def _others(directory: Path) -> list[dict[str, Any]]:
             if _locked(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 path.unlink(missing_ok=True)
             else:
-                others.append(json.load(file))
+                others.append(_told(file, path))
     alive = {other["id"] for other in others}
     for making in directory.glob(".making_*"):
         if making.name.removeprefix(".making_") not in alive:
             discard_folder(making)
     return others
+
+
+def _told(file: TextIO, path: Path) -> dict[str, Any]:
+    """What a process that lives says of itself; what is asked of it is unknown, None, where that cannot be read."""
+    try:
+        return json.load(file)
+    except ValueError:
+        unknown = dict.fromkeys(("pid", "host", "start_time", "sweep", "rank", "world_size"))
+        return {**unknown, "id": path.name.removeprefix(".running_"), "folders": []}
 
 
 @contextmanager

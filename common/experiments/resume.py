@@ -12,11 +12,10 @@ from typing import Any
 from common.cli import Parameters, UserError
 from common.run_files import run_parameters
 
-# What may differ between a run and its continuation: names and places, the seed (which is looked at by itself), what is
-# found out from the rest, and, where a checkpoint was continued, what may be the checkpoint's.
+# What may differ between a run and its continuation: names and places (of files, their content is compared), the seed,
+# which is looked at by itself, and what is found out from the rest.
 _NOT_COMPARED = {"experiment_name", "output_dir", "disable_gpu", "gpu_id", "random_seed", "unobserved_entry"}
-_NOT_COMPARED |= {"provenance", "status"}
-_OF_CHECKPOINT = {"lr", "dtype"}
+_NOT_COMPARED |= {"dataset_path", "trainer_checkpoint", "provenance", "status"}
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,18 @@ class Earlier:
         return self.provenance["sweep"].get("experiment")
 
 
-def key_of(parameters: Mapping[str, Any], dataset_digest: str) -> str:
-    """What is run, the seed apart, in a form to be compared: runs with equal keys and seeds have equal results."""
-    left_out = _NOT_COMPARED | (_OF_CHECKPOINT if parameters.get("trainer_checkpoint") else set())
-    compared = {name: value for name, value in parameters.items() if name not in left_out}
-    return json.dumps([compared, dataset_digest], sort_keys=True)
+def key_of(parameters: Mapping[str, Any], inputs: str) -> str:
+    """What is run, the seed apart, in a form to be compared: runs with equal keys and seeds have equal results.
+    `inputs` are the digests of the files that it reads.
+    """
+    compared = {name: value for name, value in parameters.items() if name not in _NOT_COMPARED}
+    return json.dumps([compared, inputs], sort_keys=True)
+
+
+def digest_of_inputs(parameters: Mapping[str, Any]) -> str:
+    """Of the dataset, and of the checkpoint that is continued, if there is one."""
+    paths = (parameters["dataset_path"], parameters["trainer_checkpoint"])
+    return " ".join(digest_of_file(path) for path in paths if path)
 
 
 @cache
@@ -68,7 +74,7 @@ def digest_of_sweep(experiments: Sequence[Parameters]) -> str:
     """Two processes that run the same list of experiments have it in common."""
     digest = hashlib.sha256()
     for each in experiments:
-        digest.update(key_of(each.values, "").encode())
+        digest.update(key_of(each.values, digest_of_inputs(each.values)).encode())
         digest.update(str(each["random_seed"]).encode())
     return digest.hexdigest()
 
@@ -89,8 +95,8 @@ def earlier_runs(directory: Path) -> tuple[list[Earlier], list[str]]:
             problems.append(f"{path}: {error}")
             continue
         about = parameters.get("provenance") or {}
-        if about.get("sweep") and about.get("dataset_sha256") and parameters.get("status"):
-            runs.append(Earlier(path, parameters, key_of(parameters, str(about["dataset_sha256"]))))
+        if about.get("sweep") and about.get("inputs_sha256") and parameters.get("status"):
+            runs.append(Earlier(path, parameters, key_of(parameters, str(about["inputs_sha256"]))))
     return runs, problems
 
 
@@ -100,7 +106,7 @@ def matched(experiments: Mapping[int, Parameters], runs: Sequence[Earlier]) -> d
     A run is of the same parameters and seed, in the newest sweep that has one; for a seed of -1, only in the newest of
     all that have the parameters. Of several, it is the one that stood at the same place of its list.
     """
-    keys = {index: key_of(each.values, digest_of_file(each["dataset_path"])) for index, each in experiments.items()}
+    keys = {index: key_of(each.values, digest_of_inputs(each.values)) for index, each in experiments.items()}
     asked = set(keys.values())
     candidates = sorted((run for run in runs if run.key in asked), key=lambda run: run.sweep, reverse=True)
     # Of processes that were started together, each notes a time of its own, but the id is the same.

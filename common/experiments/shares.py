@@ -63,5 +63,8 @@ def expected_steps(num_factors: int, std: float, lr: float, most: int) -> float:
     deviation `std`: in gradient flow the product of N factors grows like its (2 − 2/N)-th power, and so leaves the
     neighbourhood of 0 after a time of order std^(2 − N) (Arora et al. 2019). At most `most`.
     """
-    growth = abs(std) ** max(0, num_factors - 2) * lr
+    try:
+        growth = abs(std) ** max(0, num_factors - 2) * lr
+    except OverflowError:
+        return 1
     return most if growth * most < 1 else 1 / growth

@@ -53,7 +53,9 @@ def signals_noted() -> Iterator[Stop]:
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, note)
+            # Who starts it in the background may have it ignore what the terminal sends.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                previous[number] = signal.signal(number, note)
     try:
         yield stop
     finally:

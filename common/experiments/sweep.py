@@ -23,7 +23,7 @@ from common.experiments.batch import Batch, Surroundings, say
 from common.experiments.experiment import Experiment
 from common.experiments.plans import Job
 from common.experiments.presence import present
-from common.experiments.resume import Earlier, digest_of_file, digest_of_sweep, earlier_runs, held_by, matched
+from common.experiments.resume import Earlier, digest_of_inputs, digest_of_sweep, earlier_runs, held_by, matched
 from common.experiments.shares import Share, launch_id, own_share, shared_out
 from common.experiments.signals import Stop, signals_noted
 from common.files import utc_time
@@ -56,6 +56,11 @@ def run_jobs(problem: ModuleType, jobs: Sequence[Job], resume: bool = False) -> 
             run_sweep(problem, job.experiments, resume)
         except RunFailed as failure:
             failures.append(failure)
+        except UserError as error:
+            if job is jobs[0]:
+                raise
+            failures.append(error)
+            say(f"not run: {error}")
         if not share.rank:
             when = " once all processes have ended" if share.world_size > 1 else ""
             say(f"to draw it{when}:\n  {job.plot_command}")
@@ -70,30 +75,45 @@ def run_sweep(problem: ModuleType, experiments: Sequence[Parameters], resume: bo
     Raises UserError before anything is written, Interrupted after everything was saved, where a signal came, and
     RunFailed after everything else was done, where something failed.
     """
+    with signals_noted() as stop:
+        failures, number = _run_share(problem, experiments, resume, stop)
+    if stop:
+        raise Interrupted(stop.number, f"interrupted; {_how_to_go_on(experiments)}")
+    if failures:
+        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        raise RunFailed(f"{len(failures)} of {number} failed: {failures[0]}{more}; {_how_to_go_on(experiments)}")
+
+
+def _run_share(
+    problem: ModuleType, experiments: Sequence[Parameters], resume: bool, stop: Stop
+) -> tuple[list[str], int]:
+    """Does this process's share. Returns what failed, and of how many."""
     share = own_share()
     indices = list(range(len(experiments)))
     if share.world_size > 1:
         costs = [problem.expected_cost(parameters) for parameters in experiments]
         indices = shared_out(costs, share.world_size)[share.rank]
-    prepared = {index: _prepared(problem, experiments[index], index, len(experiments)) for index in indices}
+    prepared: dict[int, Experiment] = {}
+    for index in indices:
+        if stop:
+            return [], len(indices)
+        prepared[index] = _prepared(problem, experiments[index], index, len(experiments))
     _batches(problem, list(prepared.values()), share)
     process = uuid.uuid4().hex[:12]
     sweep = {"id": launch_id() or process, "start_time": utc_time(), "experiments": len(experiments)}
     taken: dict[int, Earlier] = {}
 
     def take(directory: Path, others: list[dict[str, Any]]) -> list[str]:
-        here = {index: each for index, each in enumerate(experiments) if Path(each["output_dir"]) == directory}
+        here = {
+            index: _with_what_is_known(each, prepared.get(index))
+            for index, each in enumerate(experiments)
+            if _resolved(each["output_dir"]) == _resolved(str(directory))
+        }
         runs, problems = earlier_runs(directory)
         for line in problems:
             say(f"passed over {line}")
         matches = matched(here, runs)
-        own = {
-            index: run
-            for index, run in matches.items()
-            # These may be a checkpoint's.
-            if index in prepared
-            and all(run.parameters[name] == prepared[index].parameters[name] for name in ("lr", "dtype"))
-        }
+        own = {index: run for index, run in matches.items() if index in prepared}
         _refuse_others(others, about, share, [run for run in own.values() if not run.finished])
         taken.update(own)
         newest = max((run.sweep for run in matches.values()), default=None)
@@ -103,19 +123,32 @@ def run_sweep(problem: ModuleType, experiments: Sequence[Parameters], resume: bo
         return [run.path.name for run in own.values() if not run.finished]
 
     about = {"sweep": digest_of_sweep(experiments), "rank": share.rank, "world_size": share.world_size}
-    directories = dict.fromkeys(Path(prepared[index].parameters["output_dir"]) for index in indices)
-    with signals_noted() as stop, present(directories, process, about, take if resume else None):
+    # One folder may be spelled in several ways.
+    directories = {
+        _resolved(each.parameters["output_dir"]): Path(each.parameters["output_dir"]) for each in prepared.values()
+    }
+    with present(directories.values(), process, about, take if resume else None):
         for index, run in taken.items():
+            if stop:
+                return [], len(indices)
             if not run.finished:
                 prepared[index] = _taken_up(problem, prepared[index], experiments[index], run)
         _say_what_there_is(len(experiments), share, prepared, taken, resume)
         waiting = [each for index, each in prepared.items() if not (index in taken and taken[index].finished)]
-        failures = _train(problem, waiting, sweep, process, share, stop)
-    if stop:
-        raise Interrupted(stop.number, f"interrupted; {_how_to_go_on(experiments)}")
-    if failures:
-        more = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-        raise RunFailed(f"{len(failures)} of {len(indices)} failed: {failures[0]}{more}; {_how_to_go_on(experiments)}")
+        return _train(problem, waiting, sweep, process, share, stop), len(indices)
+
+
+@cache
+def _resolved(directory: str) -> Path:
+    return Path(directory).resolve()
+
+
+def _with_what_is_known(parameters: Parameters, experiment: Experiment | None) -> Parameters:
+    """The parameters of the list, with the learning rate and the precision, which may be those of a checkpoint."""
+    if experiment is None:
+        return parameters
+    known = {name: experiment.parameters[name] for name in ("lr", "dtype")}
+    return replace(parameters, values={**parameters.values, **known})
 
 
 def _prepared(problem: ModuleType, parameters: Parameters, index: int, total: int) -> Experiment:
@@ -124,7 +157,7 @@ def _prepared(problem: ModuleType, parameters: Parameters, index: int, total: in
     except UserError as error:
         raise error if total == 1 else UserError(f"experiment {index + 1} of the list: {error}") from None
     experiment.number = index + 1
-    experiment.dataset_sha256 = digest_of_file(parameters["dataset_path"])
+    experiment.inputs_sha256 = digest_of_inputs(experiment.parameters)
     experiment.keeps_history = parameters["store_checkpoints"] or parameters["plot_metrics"]
     return experiment
 
@@ -135,7 +168,8 @@ def _refuse_others(
     """Raises UserError where another process that lives is at what is to be taken up."""
     for other in others:
         same = other["sweep"] == about["sweep"] and share.overlaps(other["rank"], other["world_size"])
-        if same or any(run.provenance.get("process") == other["id"] for run in unfinished):
+        unknown = other["sweep"] is None
+        if same or unknown or any(run.provenance.get("process") == other["id"] for run in unfinished):
             raise held_by(other)
         if any(run.path.name in other["folders"] for run in unfinished):
             raise held_by(other)

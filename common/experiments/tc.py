@@ -72,6 +72,7 @@ def prepare(parameters: Parameters) -> Experiment:
         memory=_memory(values, dims, factors[0].shape[1]),
         num_epochs=values["epochs"],
         zero_loss_tol=values["stop_on_zero_loss_tol"],
+        measures_slowly=values["track_tensor_rank"],
         measure=partial(
             _measure,
             target=dataset.target_tensor,

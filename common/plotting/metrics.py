@@ -75,6 +75,6 @@ def main() -> None:
         begin, problem = time.monotonic(), ""
         try:
             draw(lines, directory)
-        except OSError as error:
-            problem = f" {error}"
+        except Exception as error:
+            problem = f" {type(error).__name__}: {' '.join(str(error).split())}"
         print(f"{time.monotonic() - begin}{problem}", flush=True)

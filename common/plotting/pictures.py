@@ -63,7 +63,7 @@ class PictureProcesses:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         for process in self._processes:
             os.set_blocking(process.stdout.fileno(), False)
-        # Of each process, what to do after each of its pictures that are not drawn yet, and the beginning of a line.
+        # Of each process, what to do after each of its pictures that are not drawn yet, and what it said since.
         self._waiting: dict[subprocess.Popen, deque[Then]] = {process: deque() for process in self._processes}
         self._begun = dict.fromkeys(self._processes, b"")
         self._turns = cycle(self._processes)
@@ -79,6 +79,8 @@ class PictureProcesses:
         """
         process = next(self._turns)
         self._waiting[process].append(then)
+        # It may not be able to say what it has done until somebody listens, nor, until then, to take more.
+        self._listen(process)
         with suppress(BrokenPipeError):  # `seconds()` sees that the process has ended
             pickle.dump((lines, directory.resolve()), process.stdin)
             process.stdin.flush()
@@ -87,17 +89,23 @@ class PictureProcesses:
         """How long those took that were done since the last call, one number for each call of `draw()`."""
         costs = []
         for process in self._processes:
-            answer = process.stdout.read()
-            *lines, self._begun[process] = (self._begun[process] + (answer or b"")).split(b"\n")
+            ended = self._listen(process)
+            *lines, self._begun[process] = self._begun[process].split(b"\n")
             for line in lines:
                 cost, _, problem = line.decode(errors="replace").partition(" ")
                 costs.append(float(cost))
                 self._waiting[process].popleft()(OSError(f"drawing failed: {problem}") if problem else None)
-            if answer == b"" and self._waiting[process]:  # its output is closed
+            if ended and self._waiting[process]:
                 error = self._failure(process)
                 while self._waiting[process]:
                     self._waiting[process].popleft()(error)
         return costs
+
+    def _listen(self, process: subprocess.Popen) -> bool:
+        """Notes what a process says. Whether its output is closed."""
+        answer = process.stdout.read()
+        self._begun[process] += answer or b""
+        return answer == b""
 
     def close(self, give_up: Callable[[], bool] = lambda: False) -> None:
         """Waits until everything is drawn, or until `give_up()` holds; then what is left is not drawn, and its `then`

@@ -31,6 +31,7 @@ class Run:
     zero_loss_tol : the loss that counts as zero.
     measure : train and validation metrics (n,) by name, of losses (n,) and end-to-end matrices or tensors (n, ...).
     keeps_history : whether the history is wanted; otherwise it has the last record alone.
+    measures_slowly : whether `measure` takes so long that it is not left for later, when a signal may be waiting.
     epoch : the last epoch it finished, -1 before the first.
     zero_loss_validations : validations in a row, up to the last one, whose loss counted as zero.
     moved_since_validation : whether a parameter changed since the last validation; None where that is not known.
@@ -41,6 +42,7 @@ class Run:
     zero_loss_tol: float
     measure: Callable[[np.ndarray, np.ndarray], tuple[Metrics, Metrics]]
     keeps_history: bool = True
+    measures_slowly: bool = False
     history: History = field(default_factory=History)
     epoch: int = -1
     zero_loss_validations: int = 0
@@ -61,11 +63,19 @@ class LockstepTrainer:
     """Trains a batch of runs that are at the same epoch and are validated at the same epochs.
 
     `running` are the runs that have not ended, in the order of the engine's batch. What is observed at validations is
-    kept in a buffer; metrics are computed from it in bulk, when they are asked for or the buffer is full.
+    kept in a buffer; metrics are computed from it in bulk, when they are asked for or the buffer is full. Those that
+    take long are computed at once, but no more when `stopped()` holds.
     """
 
-    def __init__(self, engine: Engine, runs: Sequence[Run], validate_every: int, max_zero_loss_validations: int):
-        self.engine = engine
+    def __init__(
+        self,
+        engine: Engine,
+        runs: Sequence[Run],
+        validate_every: int,
+        max_zero_loss_validations: int,
+        stopped: Callable[[], bool] = lambda: False,
+    ):
+        self.engine, self._stopped = engine, stopped
         self.running = list(runs)
         self.epoch = runs[0].epoch
         self._validate_every = validate_every
@@ -130,6 +140,9 @@ class LockstepTrainer:
             run.zero_loss_validations = int(zero_losses[position, row])
             run.moved_since_validation = bool(moved[position, row] and not is_validation[0, row])
             self._measure(position, first_row + row + 1)
+        for position, run in enumerate(self.running):
+            if run.measures_slowly and run.stop_reason is None and is_observed[position, -1] and not self._stopped():
+                self._measure(position, self._num_rows)
         # At the last epoch of another run, between validations, these are not observed: they skip the row.
         for position in np.flatnonzero(~is_observed[:, -1] & ~ended.any(axis=1)):
             self._measure(position, self._num_rows - 1)
@@ -137,13 +150,14 @@ class LockstepTrainer:
         return self._with_last_state(end_rows, begin, stretches, observed.outputs)
 
     def interrupt(self) -> list[Ended]:
-        """Ends all runs where they are, and returns them as `advance()` does."""
+        """Ends all runs where they are, and returns them as `advance()` does, but for `sync()`, which is up to the
+        caller: it may take a while.
+        """
         recorded = self._epoch_rows[self._num_rows - 1] if self._num_rows else -1
         if self._last_losses is not None and recorded != self.epoch:
             self._record(np.array([self.epoch]), self._last_losses[:, None], self._last_outputs[:, None])
-        for position, run in enumerate(self.running):
+        for run in self.running:
             run.stop_reason = INTERRUPTED
-            self.sync(position)
         return [Ended(run, self.engine, b, self._last_outputs[b].copy()) for b, run in enumerate(self.running)]
 
     def drop_ended(self) -> None:
@@ -175,7 +189,8 @@ class LockstepTrainer:
         longest = done + self.engine.longest_call
         if min(next_validation, last) > longest:
             return np.array([longest])
-        count = max(1, min(self.engine.several_validations // every, len(self._epoch_rows)))
+        slow = any(run.measures_slowly for run in self.running)
+        count = 1 if slow else max(1, min(self.engine.several_validations // every, len(self._epoch_rows)))
         validations = next_validation + every * np.arange(count)
         return np.append(validations[validations < last], last)[:count]
 

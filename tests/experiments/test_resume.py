@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -238,21 +239,100 @@ def test_a_checkpoint_continued_with_another_learning_rate_is_another_experiment
     for lr in (1e-3, 2e-3, 1e-3):
         run_sweep(dmf, listed(tmp_path / "second", {**start, "lr": lr}), resume=True)
     assert len(list((tmp_path / "second").iterdir())) == 2
+    # Its own rate is 3e-3.
+    for given in ({}, {"lr": 3e-3}):
+        run_sweep(dmf, listed(tmp_path / "second", {**start, **given}), resume=True)
+    assert len(list((tmp_path / "second").iterdir())) == 3
+
+
+def test_where_a_file_lies_does_not_matter_but_what_it_holds(tmp_path):
+    copy = shutil.copy(BASE["dataset_path"], tmp_path / "copy.pt")
+    for path in (BASE["dataset_path"], str(copy)):
+        run_sweep(dmf, listed(tmp_path / "out", {"dataset_path": path}), resume=True)
+    assert len(list((tmp_path / "out").iterdir())) == 1
+
+
+def test_a_folder_may_be_spelled_in_two_ways(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    both = [*listed("out", {}), *listed(tmp_path / "out", {"lr": 1e-3})]
+    for _ in range(2):
+        run_sweep(dmf, both, resume=True)
+    assert len(list((tmp_path / "out").iterdir())) == 2
+
+
+def test_a_diverged_adaptive_run_is_finished(tmp_path):
+    """Its checkpoint holds NaN; a crash came before its results."""
+    diverging = {"lr": 1e30, "epochs": 300}
+    experiments = listed(tmp_path / "b", diverging, base=TC_BASE, flags=TC_FLAGS)
+    for path in ("a", "b"):
+        run_sweep(tc, listed(tmp_path / path, diverging, base=TC_BASE, flags=TC_FLAGS))
+    ((parameters, folder),) = folders(tmp_path / "b")[1]
+    assert parameters["status"]["stop_reason"] == "diverged"
+    for path in folder.glob("*.*"):
+        path.unlink()
+    status = {"finished": False, "stop_reason": None, "last_epoch": None}
+    (folder / "run_params.json").write_text(json.dumps({**parameters, "status": status}))
+    run_sweep(tc, experiments, resume=True)
+    assert differences(left_behind(tmp_path / "a"), left_behind(tmp_path / "b")) == []
+
+
+def test_many_that_end_together_do_not_hold_up_a_signal(tmp_path, monkeypatch):
+    """Only so many checkpoints are written as there is time for."""
+    monkeypatch.setattr(batch, "_SAVING_TIME", 0.0)
+    advance = batch.LockstepTrainer.advance
+
+    def signalled(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return advance(self)
+
+    experiments = listed(tmp_path / "b", *({"random_seed": seed, "epochs": 100} for seed in range(5)))
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(batch.LockstepTrainer, "advance", signalled)
+        run_sweep(dmf, experiments)
+    assert not list(tmp_path.glob("b/*/checkpoints/*"))
+    run_sweep(dmf, experiments, resume=True)
+    assert [runs[0][0]["status"]["finished"] for runs in folders(tmp_path / "b").values()] == [True] * 5
+
+
+def test_ranks_that_are_tracked_do_not_hold_up_a_signal(tmp_path, monkeypatch):
+    """At most those of one validation are computed after it."""
+    tracking = {"track_tensor_rank": True, "epochs": 2000, "validate_every": 10, "compute_final_tensor_ranks": False}
+    experiments = listed(tmp_path / "b", tracking, base=TC_BASE, flags=TC_FLAGS)
+    run_sweep(tc, listed(tmp_path / "a", tracking, base=TC_BASE, flags=TC_FLAGS))
+    estimate, after = tc.estimate_cp_rank, []
+
+    def counted(*arguments):
+        if len(after) == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+        after.append(1)
+        return estimate(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(tc, "estimate_cp_rank", counted)
+        run_sweep(tc, experiments)
+    assert len(after) <= 22
+    run_sweep(tc, experiments, resume=True)
+    assert differences(left_behind(tmp_path / "a"), left_behind(tmp_path / "b")) == []
 
 
 def test_what_a_crash_leaves_is_removed(tmp_path, monkeypatch):
     interrupted_at(500, dmf, listed(tmp_path, {}), monkeypatch)
     ((_, folder),) = folders(tmp_path)[1]
-    strays = [folder / ".run_params-abc.json", folder / "checkpoints/.x-1.pt", tmp_path / ".running_dead"]
+    strays = [folder / ".run_params-ab_c1234.json", folder / "checkpoints/.x-abcd1234.pt", tmp_path / ".running_dead"]
     strays.append(folder / "checkpoints/2020_01_01-00_00_00_epoch_3.pt")
     for stray in strays:
         stray.write_text("half of i")
     (tmp_path / ".making_dead").mkdir()
     (tmp_path / ".making_dead/.run_params-x.json").write_text("")
+    # What else is in the folder is the user's.
+    own = [folder / "checkpoints/backup_epoch_3.pt", folder / "my-notes.txt"]
+    for path in own:
+        path.write_text("mine")
     run_sweep(dmf, listed(tmp_path, {}), resume=True)
     assert list(tmp_path.rglob(".*")) == []
     assert not any(stray.exists() for stray in strays)
-    assert len(list((folder / "checkpoints").iterdir())) == 1
+    assert len(list((folder / "checkpoints").iterdir())) == 2
+    assert all(path.read_text() == "mine" for path in own)
 
 
 def test_one_process_at_a_time_goes_on(tmp_path, monkeypatch):
@@ -307,5 +387,6 @@ def test_many_that_look_at_once_do_so_one_after_the_other(tmp_path):
 
 
 def test_parameters_that_are_compared_do_not_depend_on_their_order():
-    first, second = Parameters({"a": 1, "random_seed": 3}), Parameters({"random_seed": 3, "a": 1})
+    files = {"dataset_path": BASE["dataset_path"], "trainer_checkpoint": ""}
+    first, second = Parameters({"a": 1, "random_seed": 3, **files}), Parameters({**files, "random_seed": 3, "a": 1})
     assert digest_of_sweep([first]) == digest_of_sweep([second]) != digest_of_sweep([first, first])

@@ -106,3 +106,20 @@ def test_signals_are_left_to_the_process_that_trains(tmp_path):
     pictures.draw(lines_of([1.0, 2.0]), tmp_path)
     pictures.close()
     assert (tmp_path / "loss.png").exists()
+
+
+def test_a_picture_that_makes_no_sense_is_an_error_of_its_own(tmp_path):
+    pictures, told = PictureProcesses(), []
+    pictures.draw({"x": {"a": "no pair"}}, tmp_path, told.append)
+    pictures.draw(lines_of([1.0]), tmp_path, told.append)
+    pictures.close()
+    assert [type(error) for error in told] == [OSError, type(None)]
+
+
+def test_more_may_be_asked_for_than_a_pipe_holds(tmp_path):
+    """Nobody listens in between."""
+    pictures, told = PictureProcesses(), []
+    for _ in range(10_000):
+        pictures.draw({}, tmp_path, told.append)
+    pictures.close()
+    assert told == [None] * 10_000

@@ -133,7 +133,21 @@ def bad_tensors(raw: bytes, content: Any, marker: Path, rng: random.Random) -> b
         return pickle.dumps(_Code(marker))
     if kind < 0.95:
         return damaged(buffer.getvalue(), rng)
-    return rezipped(raw, rng)
+    if kind < 0.98:
+        return rezipped(raw, rng)
+    return disguised(pickle.dumps(_Call(bytearray, 2**31 - 1), 2), rng)
+
+
+def disguised(pickled: bytes, rng: random.Random) -> bytes:
+    """A pickle where a reader that looks at the name alone, or at the end of the file, does not see it."""
+    result = io.BytesIO()
+    result.write(rng.choice((b"", pickled)))
+    with zipfile.ZipFile(result, "a") as archive:
+        for name in ("DATA.PKL", "data.pkl", "version", "byteorder"):
+            if rng.random() < 0.7:
+                content = {"version": b"3\n", "byteorder": b"little"}.get(name, pickled)
+                archive.writestr(f"archive/{name}", content)
+    return result.getvalue()
 
 
 def rezipped(raw: bytes, rng: random.Random) -> bytes:

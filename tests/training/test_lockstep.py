@@ -153,6 +153,7 @@ def test_an_interruption_keeps_what_was_reached(native):
     while trainer.epoch < 49:
         trainer.advance()
     assert [ended.run for ended in trainer.interrupt()] == [experiment]
+    trainer.sync(0)
     assert experiment.stop_reason == "interrupted"
     assert experiment.epoch < 10**7
     assert experiment.history.train["mse_loss"].epochs.tolist() == list(range(49, experiment.epoch + 1, 50))
@@ -164,6 +165,7 @@ def test_an_interruption_in_a_long_interval_is_recorded(native):
     trainer.engine.__class__ = type("Impatient", (type(trainer.engine),), {"longest_call": 70})
     assert trainer.advance() == []
     trainer.interrupt()
+    trainer.sync(0)
     assert experiment.epoch == 69
     assert experiment.history.train["mse_loss"].epochs.tolist() == [69]
     assert experiment.moved_since_validation
