@@ -80,7 +80,7 @@ def main() -> None:
     # Imported once the flags are known to be right: matplotlib and torch take a while.
     from common.plotting.against_loss import draw_against_loss, require_bound
     from common.plotting.curves import Panel, Wanted, load_curve, named, read_panels
-    from common.plotting.figures import require_screen_or_file, save_and_show, save_data
+    from common.plotting.figures import require_drawable, require_screen_or_file, save_and_show, save_data
 
     require_screen_or_file(parameters["save_plot_to"])
     metric, show_bound = parameters["y"], parameters["show_bound"]
@@ -97,6 +97,7 @@ def main() -> None:
     else:
         panels = [Panel("", [[load_curve(path, name, wanted)] for path, name in zip(paths, names, strict=True)])]
     figure, rows = draw_against_loss(panels, parameters["plot_title"], parameters["min_loss"], metric, show_bound)
+    require_drawable(figure)
     save_data(rows, parameters["save_data_to"])
     save_and_show(figure, parameters["save_plot_to"])
 

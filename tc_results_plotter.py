@@ -23,7 +23,7 @@ def main() -> None:
     parameters = parse_flags(FLAGS, __doc__)
 
     # Imported once the flags are known to be right: matplotlib and torch take a while.
-    from common.plotting.figures import require_screen_or_file, save_and_show, save_data
+    from common.plotting.figures import require_drawable, require_screen_or_file, save_and_show, save_data
     from common.plotting.tensor_completion import (
         common_target_rank,
         draw_tensor_completion,
@@ -43,6 +43,7 @@ def main() -> None:
     print(table(summaries))
     sys.stdout.flush()
     figure = draw_tensor_completion(summaries, common_target_rank(results), parameters["plot_title"])
+    require_drawable(figure)
     save_data(rows(summaries), parameters["save_data_to"])
     save_and_show(figure, parameters["save_plot_to"])
 

@@ -79,6 +79,8 @@ class Flag:
         except ValueError as error:
             shown = str(value) if isinstance(value, bool) else value
             raise flag_error(self.name, shown, str(error)) from None
+        except OSError as error:
+            raise flag_error(self.name, value, f"cannot be used ({error.strerror}); give another") from None
 
     def _checked_list(self, values: Any) -> list:
         values = _as_list(values)

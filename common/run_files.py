@@ -13,6 +13,7 @@ _KINDS = {
     float: ("lr", "init_alpha", "init_std", "stop_on_zero_loss_tol", "tensor_rank_tol"),
     dict: ("provenance", "status"),
 }
+_LARGEST = 10**9
 _WORDS = {str: "text", bool: "true or false", int: "an integer", float: "a finite number", dict: "a dictionary"}
 
 
@@ -27,6 +28,9 @@ def run_parameters(folder: Path) -> dict[str, Any]:
         for name in names:
             if not _is(content.get(name), kind):
                 raise ValueError(f"damaged: {name} in run_params.json is not {_WORDS[kind]}")
+    for name, least in (("depth", 1), ("num_samples", 1), ("init_std", 0)):
+        if content.get(name) is not None and not least <= content[name] <= _LARGEST:
+            raise ValueError(f"damaged: {name} in run_params.json is {content[name]}")
     sweep = (content.get("provenance") or {}).get("sweep")
     if not _is(sweep, dict) or not _is((sweep or {}).get("start_time"), str):
         raise ValueError("damaged: provenance in run_params.json does not say which sweep it is of")

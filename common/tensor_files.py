@@ -46,8 +46,6 @@ def load_plain(path: str | Path) -> Any:
         file.seek(0)
         try:
             content = torch.load(file, map_location="cpu", weights_only=True)
-        except OSError:
-            raise
         except Exception:
             # What torch says of such a file is long, and includes how to execute it.
             raise NotPlainData(
@@ -65,6 +63,8 @@ def load_dictionary(path: str | Path, flag: str) -> dict:
         content = load_plain(path)
     except OSError as error:
         raise flag_error(flag, str(path), f"cannot be read: {error.strerror}; give a readable file") from None
+    except ValueError as error:
+        raise flag_error(flag, repr(path)[:200], f"cannot be read: {error}; give a readable file") from None
     except NotPlainData as error:
         raise flag_error(flag, str(path), f"{error}; give one written by this project") from None
     if not isinstance(content, dict):

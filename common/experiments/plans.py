@@ -77,6 +77,9 @@ def plan_flags(flags: Sequence[Flag], plans: Mapping[str, Plan]) -> list[Flag]:
 
 def plans_help(plans: Mapping[str, Plan]) -> str:
     """A line for each plan."""
+    for name, plan in plans.items():
+        if not isinstance(plan, Plan):
+            raise UserError(f"plan {name}: is a {type(plan).__name__}; must be Plan(about, experiments)")
     lines = {**{name: plan.about for name, plan in plans.items()}, _ALL: "every plan, one after the other"}
     width = max(map(len, lines))
     return "\n".join(["plans:", *(f"  {name:<{width}}  {about}" for name, about in lines.items())])
@@ -121,6 +124,13 @@ def _job(
     plotter: str,
     name: Callable[[Parameters], str],
 ) -> Job:
+    of_plan = f"plan {plan_name}: " if plan_name else ""
+    if isinstance(plan.experiments, str) or not isinstance(plan.experiments, Sequence):
+        raise UserError(f"{of_plan}its experiments are {plan.experiments!r}; must be a list of dictionaries")
+    try:
+        plot = shlex.split(str(plan.plot))
+    except ValueError as error:
+        raise UserError(f"{of_plan}its plot is {plan.plot!r} ({error}); must be as typed in a shell") from None
     fixed = {flag: value for flag, value in overriding.items() if flag != "random_seed"}
     # A plan may have been edited.
     repetitions = given["repetitions"] or _REPETITIONS.checked(plan.repetitions)
@@ -148,6 +158,6 @@ def _job(
     if not checked:
         raise UserError(f"the list{f' of plan {plan_name}' if plan_name else ''} is empty: write experiments into it")
     folder = checked[0]["output_dir"]
-    drawn = ["-experiments_dir", folder, *shlex.split(plan.plot), "-save_plot_to", f"{folder.rstrip('/')}.png"]
+    drawn = ["-experiments_dir", folder, *plot, "-save_plot_to", f"{folder.rstrip('/')}.png"]
     command = shlex.join(["python", os.path.relpath(_PROJECT / plotter), *drawn])
     return Job(f"plan {plan_name}: {plan.about}" if plan_name else "", checked, command)

@@ -49,6 +49,8 @@ def run_jobs(problem: ModuleType, jobs: Sequence[Job], resume: bool = False) -> 
     plan does not keep the others from being run.
     """
     share, failures = own_share(), []
+    for job in jobs if len(jobs) > 1 else ():
+        _check(problem, job, share)
     for job in jobs:
         if job.heading and not share.rank:
             say(job.heading)
@@ -66,6 +68,15 @@ def run_jobs(problem: ModuleType, jobs: Sequence[Job], resume: bool = False) -> 
             say(f"to draw it{when}:\n  {job.plot_command}")
     if failures:
         raise failures[0]
+
+
+def _check(problem: ModuleType, job: Job, share: Share) -> None:
+    """Raises UserError, naming the plan, where one of its experiments cannot be run."""
+    try:
+        total = len(job.experiments)
+        _batches(problem, [_prepared(problem, each, index, total) for index, each in enumerate(job.experiments)], share)
+    except UserError as error:
+        raise UserError(f"{job.heading.split(':')[0]}: {error}") from None
 
 
 def run_sweep(problem: ModuleType, experiments: Sequence[Parameters], resume: bool = False) -> None:

@@ -18,7 +18,7 @@ from common.cli import UserError, flag_error
 from common.metrics import theory
 from common.naming import scientific
 from common.plotting.curves import Curve, Panel
-from common.plotting.figures import MARKERS
+from common.plotting.figures import MARKERS, require_drawable
 from common.plotting.thinning import visible_points
 
 _COLOURS = LinearSegmentedColormap.from_list("iterations", ["#a9d6f5", "#2f7fc1", "#123a75", "#000000"])
@@ -127,7 +127,7 @@ def draw_against_loss(
 
 def _make_room_for_legends(figure: Figure, panels: Sequence[Axes]) -> None:
     """Raises the top of the axes, which the panels share, until no line runs behind a legend in the upper left."""
-    figure.draw_without_rendering()
+    require_drawable(figure)
     bottom, top = panels[0].get_ylim()
     for axes in panels:
         box = axes.get_legend().get_window_extent().padded(4).transformed(axes.transAxes.inverted())

@@ -1,5 +1,7 @@
 """The ways of matrix factorization experiments down the loss: a recorded metric at every loss."""
 
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,6 +100,9 @@ def load_curve(path: str, name: str, wanted: Wanted = Wanted(), flag: str = "exp
                 known = ", ".join(evaluators)
                 raise flag_error("y", metric, f"{path} did not record it; give one of {known}")
             row, col = entry
+            if wanted.entry:
+                known = ", ".join(name for name in evaluators if re.fullmatch(r"e2e_\d+_\d+_value", name))
+                raise flag_error("unobserved_entry", entry, f"{path} did not track it, but {known or 'no entry'}")
             raise flag_error(
                 flag, path, f"did not track entry ({row}, {col}); give a run with -tracked_e2e_value_of {row} {col}"
             )
@@ -119,10 +124,15 @@ def load_curve(path: str, name: str, wanted: Wanted = Wanted(), flag: str = "exp
 def _corner(parameters: dict[str, Any], entry: tuple[int, int], path: str) -> tuple[float, float, float]:
     """Raises UserError, naming -show_bound, where the experiment is of another kind."""
     dataset_path = parameters.get("dataset_path")
-    if not dataset_path or not Path(dataset_path).is_file():
-        shown = f"its dataset {dataset_path} is not here" if dataset_path else "it has no run_params.json"
-        raise flag_error("show_bound", True, f"needs the observations of {path}, and {shown}; leave it out")
-    dataset = load_matrix_sensing(dataset_path, parameters["num_samples"])
+    needs = f"needs the observations of {path}"
+    if not dataset_path or not parameters.get("num_samples"):
+        raise flag_error("show_bound", True, f"{needs}, and no run_params.json names them; leave it out")
+    if not os.path.isfile(dataset_path):
+        raise flag_error("show_bound", True, f"{needs}, and its dataset {dataset_path:.200} is not here; leave it out")
+    try:
+        dataset = load_matrix_sensing(dataset_path, parameters["num_samples"])
+    except UserError as error:
+        raise flag_error("show_bound", True, f"{needs}, but {error}; leave it out") from None
     observed = dataset.observed_entries
     if dataset.shape != (2, 2) or observed is None or len(observed) != 3 or 2 * entry[0] + entry[1] in observed:
         problem = f"the theory's curve is of 2x2 matrices with one unobserved entry, and {path} is not; leave it out"
@@ -245,13 +255,13 @@ def _initialization(values: dict[str, Any]) -> str:
         return f"identity {scientific(alpha)}"
     if values["use_balanced_init"]:
         return f"{scientific(alpha)} (b)"
-    try:
-        shape = load_matrix_sensing(values["dataset_path"] or "", values["num_samples"] or 1).shape
-    except UserError:
-        shape = (2, 2)
     # A product of depth factors of std α and inner dimension d has entries of variance d^(depth − 1) α^(2 depth).
-    std = min(shape) ** ((depth - 1) / 2) * alpha**depth
-    return scientific(float(f"{std:.1e}"))
+    try:
+        inner = min(load_matrix_sensing(values["dataset_path"] or "", 1).shape)
+        std = inner ** ((depth - 1) / 2) * alpha**depth
+        return scientific(float(f"{std:.1e}"))
+    except (UserError, ArithmeticError):
+        return f"{scientific(alpha)} in each factor"
 
 
 def _distinct_parts(stems: Sequence[str]) -> list[str]:

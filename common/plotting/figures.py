@@ -30,6 +30,17 @@ def require_screen_or_file(save_plot_to: str) -> None:
         )
 
 
+def require_drawable(figure: Figure) -> None:
+    """Raises UserError where the text of a figure cannot be set."""
+    try:
+        figure.draw_without_rendering()
+    except ValueError as error:
+        reason = str(error).strip().splitlines()[-1][:80]
+        raise UserError(
+            f"-plot_title or a name is no valid mathematical text ({reason}); write \\$ for a dollar"
+        ) from None
+
+
 def save_data(rows: Sequence[Mapping[str, object]], path: str) -> None:
     """Saves what a figure shows as CSV, one column for each key, where a path is given."""
     if not path:
@@ -48,13 +59,6 @@ def save_data(rows: Sequence[Mapping[str, object]], path: str) -> None:
 
 def save_and_show(figure: Figure, save_plot_to: str) -> None:
     """Saves the figure, 250 dpi and tight, where a path is given, and opens a window where there is a screen."""
-    try:
-        figure.draw_without_rendering()
-    except ValueError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise UserError(
-            f"-plot_title or a name is no valid mathematical text ({reason}); write \\$ for a dollar"
-        ) from None
     if save_plot_to:
         path = Path(save_plot_to)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -114,7 +114,7 @@ def _read_result(folder: Path) -> Result:
     if num_samples is None:
         raise ValueError("damaged: the number of samples is neither in run_params.json nor in the folder's name")
     errors = [metrics.get(f"{name}_reconstruction_error") for name in ("model", "memorizer")]
-    if not all(is_number(error) for error in errors):
+    if not all(is_number(error) and error >= 0 for error in errors):
         raise ValueError("damaged or diverged: a reconstruction error is not a number")
     ranks = [_rank(metrics.get(f"{name}_tensor_rank")) for name in ("model", "memorizer", "targets")]
     target_path = folder / "targets_tensor.pt"
@@ -131,7 +131,7 @@ def _read_result(folder: Path) -> Result:
 
 def _rank(value: object) -> int | None:
     """A rank of a file: the original code has -1 where none was found."""
-    return int(value) if is_number(value) and value >= 0 else None
+    return int(value) if is_number(value) and 0 <= value < 1e9 else None
 
 
 def summarize(results: Sequence[Result]) -> list[Summary]:

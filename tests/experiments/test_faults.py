@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from common import files
-from common.cli import RunFailed
+from common.cli import RunFailed, UserError
 from common.experiments import batch, dmf, tc
 from common.experiments.plans import Job
 from common.experiments.sweep import run_jobs, run_sweep
@@ -85,6 +85,14 @@ def test_a_plan_that_fails_does_not_keep_the_next_from_being_run(tmp_path, monke
     assert not list((tmp_path / "a").glob("[!.]*"))
     assert folders(tmp_path / "b")[1][0][0]["status"]["finished"]
     assert "draw b" in capsys.readouterr().out
+
+
+def test_of_several_plans_none_is_run_where_one_cannot_be(tmp_path):
+    wrong = {"weight_init_type": "identity", "enforce_neg_det": True}
+    jobs = [Job(f"plan {name}: x", listed(tmp_path / name, each), "") for name, each in (("a", {}), ("b", wrong))]
+    with pytest.raises(UserError, match=r"plan b: .*-enforce_neg_det: cannot be reached"):
+        run_jobs(dmf, jobs)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_picture_that_cannot_be_written_ends_its_experiment_alone(tmp_path, every_validation, monkeypatch):

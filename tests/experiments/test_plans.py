@@ -1,7 +1,7 @@
 import pytest
 
 from common.cli import UserError, check_parameters
-from common.experiments.plans import Plan, plan_flags, planned_jobs
+from common.experiments.plans import Plan, plan_flags, planned_jobs, plans_help
 from dmf_experiment_runner import FLAGS
 from tests.conftest import ROOT
 
@@ -61,3 +61,22 @@ def test_mistakes_in_a_list_are_refused_with_their_place():
             jobs(Plan("", wrong))
     with pytest.raises(UserError, match="-repetitions 0: must be"):
         jobs(Plan("", [BASE], repetitions=0))
+
+
+@pytest.mark.parametrize(
+    "plan, message",
+    [
+        (Plan("a", 3), "plan wrong: its experiments are 3; must be a list"),
+        (Plan("a", [BASE], "-plot_title 'oops"), "plan wrong: its plot is .* must be as typed in a shell"),
+    ],
+)
+def test_mistakes_in_a_plan_are_refused_with_its_name(plan, message):
+    plans = {"wrong": plan}
+    given = check_parameters(plan_flags(FLAGS, plans), {"plan": "wrong"})
+    with pytest.raises(UserError, match=message):
+        planned_jobs(FLAGS, DEFAULT, plans, given, "outputs/x", "dmf_results_plotter.py", lambda parameters: "made")
+
+
+def test_what_is_no_plan_is_refused_with_its_name():
+    with pytest.raises(UserError, match=r"plan wrong: is a list; must be Plan"):
+        plans_help({"wrong": [BASE]})

@@ -166,7 +166,7 @@ def test_what_cannot_be_drawn_is_passed_over_with_a_line_each(tmp_path):
     (tmp_path / "damaged/checkpoints/2020_epoch_9.pt").write_bytes(b"PK")
     panels, left_out = read_panels(str(tmp_path), Wanted())
     names = [[curve.name for curve in line] for panel in panels for line in panel.lines]
-    assert names == [["lr 1e-3 init identity 1e-1"], ["lr 2e-3 init 2e-3"]]
+    assert names == [["lr 1e-3 init identity 1e-1"], ["lr 2e-3 init 1e-1 in each factor"]]
     reasons = dict(line.split(": ", 1) for line in left_out)
     assert reasons.keys() == written.keys() - {"good", "original"}
     assert "not finished" in reasons["unfinished"]
@@ -176,3 +176,36 @@ def test_what_cannot_be_drawn_is_passed_over_with_a_line_each(tmp_path):
     shutil.rmtree(tmp_path / "damaged")
     with pytest.raises(UserError, match=r"-y nope: .*did not record it"):
         read_panels(str(tmp_path), Wanted("nope"))
+
+
+def experiment(path, **parameters):
+    """A folder with a checkpoint, and these parameters besides."""
+    checkpoint = path / "checkpoints/2020_epoch_9.pt"
+    checkpoint.parent.mkdir(parents=True)
+    evaluators = {"sse_loss_div_2": tracker([9], [1.0])}, {"e2e_0_0_value": tracker([9], [1.0])}
+    torch.save(dict(zip(("train_evaluator", "val_evaluator"), evaluators, strict=True)), checkpoint)
+    given = {"depth": 3, "lr": 1e-3, "init_alpha": 0.1, **parameters}
+    (path / "run_params.json").write_text(json.dumps(given))
+
+
+@pytest.mark.parametrize(
+    "changed, wanted, message",
+    [
+        ({}, Wanted(corner=True), "no run_params.json names them"),
+        ({"dataset_path": "x" * 5000, "num_samples": 3}, Wanted(corner=True), "is not here"),
+        ({"dataset_path": "a\0b", "num_samples": 3}, Wanted(corner=True), "is not here"),
+        ({"depth": -3}, Wanted(), "depth in run_params.json is -3"),
+        ({}, Wanted(entry=(5, 5)), "-unobserved_entry 5 5: .* did not track it, but e2e_0_0_value"),
+    ],
+)
+def test_parameters_that_make_no_sense_are_refused(tmp_path, changed, wanted, message):
+    experiment(tmp_path / "a", **changed)
+    with pytest.raises(UserError, match=message):
+        read_panels(str(tmp_path), wanted)
+
+
+@pytest.mark.parametrize("changed", [{"depth": 10**6}, {"init_alpha": 1e300}, {"dataset_path": "a\0b"}])
+def test_an_initialization_that_is_not_known_is_told_by_its_factors(tmp_path, changed):
+    experiment(tmp_path / "a", **changed)
+    ((panel,), _) = read_panels(str(tmp_path), Wanted())
+    assert "in each factor" in panel.lines[0][0].name
