@@ -112,7 +112,7 @@ def test_a_folder_of_experiments_is_sorted_out(run_here, tmp_path):
     for flags, expected in [
         (["-y", "e2e_rank", "-show_bound"], "-show_bound: there is none for e2e_rank"),
         (["-y", "erank"], "-y erank: "),
-        (["-unobserved_entry", 1, 1], "did not track entry (1, 1)"),
+        (["-unobserved_entry", 1, 1], "did not track it, but e2e_0_0_value"),
         (["-experiments_names", "a"], "-experiments_names a: there are 2 lines"),
         (["-experiments_checkpoint_paths", ROOT / "README.md"], "-experiments_dir out: give either"),
         (["-save_data_to", "x.txt"], "-save_data_to x.txt: must end in .csv"),
