@@ -1,109 +1,71 @@
 """Generates a dataset for deep matrix factorization: linear observations of a target matrix."""
 
-from common.cli import (
-    Flag,
-    Parameters,
-    choice,
-    drawn_seed,
-    exclusive,
-    flag_error,
-    integer,
-    parse_flags,
-    real,
-    run_script,
-)
-from common.datasets.flags import generator_flags
+from common.cli import Parameters, Parser, exclusive, flag_error, run_script
+from common.flags import add_generator_flags, drawn_seed, integer, real, save_dataset
 
-FLAGS = [
-    *generator_flags("data/dmf"),
-    Flag("num_samples", 2500, "sensing matrices to draw", integer(1)),
-    Flag("num_rows", 50, "rows of the target matrix", integer(1)),
-    Flag("num_cols", 50, "columns of the target matrix", integer(1)),
-    Flag("rank", 5, "rank of the random target, which has Frobenius norm num_rows", integer(1)),
-    Flag("use_symmetric_target", False, "a symmetric random target U Uᵀ; square targets only", switch=True),
-    Flag(
-        "use_custom_target",
-        False,
-        "the paper's target: (0,1), (1,0) and (i,i) for i ≥ 2 are 1, else 0; overrides -rank",
-        switch=True,
-    ),
-    Flag(
-        "target_entries",
-        [],
-        "the entries of the target, row by row; overrides -rank",
-        real(),
-        num_values="+",
-        metavar="X",
-    ),
-    Flag(
-        "use_custom_sensing_matrices",
-        False,
-        "observe every entry but (0,0), or those of -unobserved_entry, in order; overrides -task_type and -num_samples",
-        switch=True,
-    ),
-    Flag(
-        "unobserved_entry",
-        [],
-        "with -use_custom_sensing_matrices: leave out entry (I, J) rather than (0, 0); repeatable",
-        integer(0),
-        num_values=2,
-        repeatable=True,
-        metavar=("I", "J"),
-    ),
-    Flag(
-        "task_type",
-        "sensing",
-        "sensing (Gaussian sensing matrices) or completion (distinct random entries)",
-        choice("sensing", "completion"),
-        metavar="TYPE",
-    ),
-    Flag("sensing_std", 1.0, "standard deviation of the entries of Gaussian sensing matrices", real(0, above=True)),
-]
+parser = Parser(__doc__)
+add_generator_flags(parser, "data/dmf")
+add = parser.add_argument
+add("-num_samples", type=integer(1), default=2500, help="sensing matrices to draw")
+add("-num_rows", type=integer(1), default=50, help="rows of the target matrix")
+add("-num_cols", type=integer(1), default=50, help="columns of the target matrix")
+add("-rank", type=integer(1), default=5, help="rank of the random target, which has Frobenius norm num_rows")
+add("-use_symmetric_target", action="store_true", help="a symmetric random target U Uᵀ; square targets only")
+text = "the paper's target: (0,1), (1,0) and (i,i) for i ≥ 2 are 1, else 0; overrides -rank"
+add("-use_custom_target", action="store_true", help=text)
+text = "the entries of the target, row by row; overrides -rank"
+add("-target_entries", type=real(), nargs="+", default=[], help=text)
+text = "observe every entry but (0,0), or those of -unobserved_entry, in order; overrides -task_type and -num_samples"
+add("-use_custom_sensing_matrices", action="store_true", help=text)
+text = "with -use_custom_sensing_matrices: leave out entry (I, J) instead of (0, 0); repeatable"
+pairs = {"nargs": 2, "action": "append", "default": [], "metavar": ("I", "J")}
+add("-unobserved_entry", type=integer(0), **pairs, help=text)
+text = "sensing (Gaussian sensing matrices) or completion (distinct random entries)"
+add("-task_type", choices=["sensing", "completion"], default="sensing", help=text)
+text = "standard deviation of the entries of Gaussian sensing matrices"
+add("-sensing_std", type=real(0, above=True), default=1.0, help=text)
 
 
 def check(parameters: Parameters) -> None:
     """Raises UserError where flags contradict each other."""
-    rows, cols = parameters["num_rows"], parameters["num_cols"]
+    rows, cols, rank = (parameters[name] for name in ("num_rows", "num_cols", "rank"))
+    entries, num_samples = parameters["target_entries"], parameters["num_samples"]
+    size = f"{rows}x{cols}"
     exclusive(parameters, "custom_file_name", "file_name")
     exclusive(parameters, "use_custom_target", "target_entries")
     for custom in ("use_custom_target", "target_entries"):
         exclusive(parameters, custom, "use_symmetric_target")
     if parameters["use_custom_target"] and min(rows, cols) < 2:
-        raise flag_error("use_custom_target", True, f"the target is {rows}x{cols}; it needs 2 rows and 2 columns")
-    if parameters["target_entries"] and len(parameters["target_entries"]) != rows * cols:
-        remedy = f"there are {len(parameters['target_entries'])}; a {rows}x{cols} target has {rows * cols} entries"
-        raise flag_error("target_entries", parameters["target_entries"], remedy)
+        raise flag_error("use_custom_target", True, f"the target is {size}; it needs 2 rows and 2 columns")
+    if entries and len(entries) != rows * cols:
+        remedy = f"there are {len(entries)}; a {size} target has {rows * cols} entries"
+        raise flag_error("target_entries", entries, remedy)
     if parameters["use_symmetric_target"] and rows != cols:
-        raise flag_error("use_symmetric_target", True, f"the target is {rows}x{cols}; only square ones are symmetric")
-    random_target = not (parameters["use_custom_target"] or parameters["target_entries"])
-    if random_target and parameters["rank"] > min(rows, cols):
-        raise flag_error("rank", parameters["rank"], f"a {rows}x{cols} target has rank {min(rows, cols)} at most")
+        raise flag_error("use_symmetric_target", True, f"the target is {size}; only square ones are symmetric")
+    if not (parameters["use_custom_target"] or entries) and rank > min(rows, cols):
+        raise flag_error("rank", rank, f"a {size} target has rank {min(rows, cols)} at most")
     if parameters["use_custom_sensing_matrices"]:
-        unobserved = {tuple(entry) for entry in parameters["unobserved_entry"]} or {(0, 0)}
         for row, col in parameters["unobserved_entry"]:
             if row >= rows or col >= cols:
-                raise flag_error(
-                    "unobserved_entry", [row, col], f"the target is {rows}x{cols}; give one of its entries"
-                )
-        if len(unobserved) == rows * cols:
-            raise flag_error(
-                "use_custom_sensing_matrices", True, f"no entry of the {rows}x{cols} target is left to observe"
-            )
+                raise flag_error("unobserved_entry", [row, col], f"the target is {size}; give one of its entries")
+        if len({tuple(entry) for entry in parameters["unobserved_entry"]} or {(0, 0)}) == rows * cols:
+            remedy = f"no entry of the {size} target is left to observe"
+            raise flag_error("use_custom_sensing_matrices", True, remedy)
     elif parameters["unobserved_entry"]:
         raise flag_error("unobserved_entry", parameters["unobserved_entry"][0], "needs -use_custom_sensing_matrices")
-    elif parameters["task_type"] == "completion" and parameters["num_samples"] > rows * cols:
-        remedy = f"a {rows}x{cols} target has {rows * cols} entries; give at most as many"
-        raise flag_error("num_samples", parameters["num_samples"], remedy)
+    elif parameters["task_type"] == "completion" and num_samples > rows * cols:
+        remedy = f"a {size} target has {rows * cols} entries; give at most as many"
+        raise flag_error("num_samples", num_samples, remedy)
 
 
 def main() -> None:
-    parameters = parse_flags(FLAGS, __doc__)
+    parameters = parser.parse()
     check(parameters)
 
     # Imported once the flags are known to be right: torch takes a while.
     import torch
 
-    from common.datasets import files, matrix_sensing
+    from common.datasets import matrix_sensing
     from common.metrics.matrix import rank, singular_values
 
     rows, cols = parameters["num_rows"], parameters["num_cols"]
@@ -137,12 +99,8 @@ def main() -> None:
     target_rank = parameters["rank"]
     if parameters["target_entries"] or parameters["use_custom_target"]:
         target_rank = int(rank(singular_values(target.double()), (rows, cols), target.dtype))
-    symmetric = "_sym" if parameters["use_symmetric_target"] else ""
-    path = files.save_dataset(
-        {**problem.state_dict(), "random_seed": seed},
-        parameters,
-        default_name=f"{task_type}_rank_{target_rank}_{rows}x{cols}{symmetric}",
-    )
+    name = f"{task_type}_rank_{target_rank}_{rows}x{cols}{'_sym' if parameters['use_symmetric_target'] else ''}"
+    path = save_dataset({**problem.state_dict(), "random_seed": seed}, parameters, name)
     print(f"{path}: {len(sensing)} observations of a {rows}x{cols} target of rank {target_rank}, random_seed {seed}")
 
 

@@ -1,10 +1,13 @@
 """Runs one deep matrix factorization experiment: gradient descent on W = W_1 W_2 ⋯ W_L from small initialization."""
 
-from common.cli import Flag, choice, integer, parse_flags, real, run_script
-from common.experiments.flags import RESUME, runner_flags, without_resume
+from common.cli import Parser, run_script
+from common.flags import add_resume_flag, add_runner_flags, integer, real
 
-FLAGS = [
-    *runner_flags(
+
+def add_flags(parser: Parser) -> None:
+    """Declares the flags. A new one belongs here; see `Parser` for what its group means."""
+    add_runner_flags(
+        parser,
         experiment_name="matrix_comp",
         dataset_path="data/dmf/completion_2x2_w_1_1_0.pt",
         num_samples=3,
@@ -13,46 +16,36 @@ FLAGS = [
         stop_on_zero_loss_tol=1e-4,
         validate_every=50,
         lr=3e-3,
-    ),
-    Flag("save_results", False, "write the final product matrix and metrics", switch=True),
-    Flag("depth", 3, "number of factors", integer(1, 10000)),
-    Flag(
-        "weight_init_type",
-        "normal",
-        "normal (Gaussian) or identity (a multiple of the identity)",
-        choice("normal", "identity"),
-        metavar="TYPE",
-    ),
-    Flag(
-        "init_alpha",
-        8e-3,
-        "standard deviation (or multiple) of each factor; with balanced initialization, of the product matrix",
-        real(),
-    ),
-    Flag("use_balanced_init", False, "draw the product, then split it by SVD into balanced factors", switch=True),
-    Flag("enforce_pos_det", False, "redraw until the product's determinant is positive", switch=True),
-    Flag("enforce_neg_det", False, "redraw until the product's determinant is negative", switch=True),
-    Flag(
-        "tracked_e2e_value_of",
-        [],
-        "record entry (I, J) of the product; repeatable",
-        integer(0),
-        num_values=2,
-        repeatable=True,
-        metavar=("I", "J"),
-    ),
-    Flag("track_singular_values", False, "record all singular values of the product", switch=True),
-]
+    )
+    add = parser.add_argument
+    add("-depth", type=integer(1, 10000), default=3, help="number of factors")
+    text = "normal (Gaussian) or identity (a multiple of the identity)"
+    add("-weight_init_type", choices=["normal", "identity"], default="normal", help=text)
+    text = "standard deviation (or multiple) of each factor; with balanced initialization, of the product matrix"
+    add("-init_alpha", type=real(), default=8e-3, help=text)
+    add("-use_balanced_init", action="store_true", help="draw the product, then split it by SVD into balanced factors")
+    add("-enforce_pos_det", action="store_true", help="redraw until the product's determinant is positive")
+    add("-enforce_neg_det", action="store_true", help="redraw until the product's determinant is negative")
+
+    add = parser.outputs.add_argument
+    add("-save_results", action="store_true", help="write the final product matrix and metrics")
+    pairs = {"nargs": 2, "action": "append", "default": [], "metavar": ("I", "J")}
+    add("-tracked_e2e_value_of", type=integer(0), **pairs, help="record entry (I, J) of the product; repeatable")
+    add("-track_singular_values", action="store_true", help="record all singular values of the product")
 
 
 def main() -> None:
-    parameters = parse_flags([*FLAGS, RESUME], __doc__)
+    parser = Parser(__doc__)
+    add_flags(parser)
+    add_resume_flag(parser)
+    parameters = parser.parse()
+    resume = parameters.values.pop("resume")
 
     # Imported once the flags are known to be right: torch takes a while.
-    from common.experiments import dmf
-    from common.experiments.sweep import run_sweep
+    from common.problems.matrix_factorization import MatrixFactorization
+    from common.sweeps.sweep import run_sweep
 
-    run_sweep(dmf, [without_resume(parameters)], parameters["resume"])
+    run_sweep(MatrixFactorization, [parameters], resume)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,10 @@ command line holds for all of them.
 
 from pathlib import Path
 
-from common.cli import Parameters, parse_flags, run_script
-from common.experiments.plans import Plan, plan_flags, planned_jobs, plans_help
+from common.cli import Parameters, Parser, run_script
 from common.naming import scientific
-from dmf_experiment_runner import FLAGS as EXPERIMENT_FLAGS
+from common.sweeps.plans import Plan, planned_jobs, plans_parser
+from dmf_experiment_runner import add_flags
 
 # Each dictionary is one experiment. Its keys are the flags of dmf_experiment_runner.py (see its -h); what is left out
 # keeps that script's default.
@@ -152,7 +152,9 @@ PLANS = {
     ),
 }
 
-FLAGS = plan_flags(EXPERIMENT_FLAGS, PLANS)
+parser = plans_parser(__doc__, PLANS, add_flags)
+experiment_parser = Parser()
+add_flags(experiment_parser)
 
 
 def name(parameters: Parameters) -> str:
@@ -163,14 +165,14 @@ def name(parameters: Parameters) -> str:
 
 
 def main() -> None:
-    given = parse_flags(FLAGS, __doc__, epilog=plans_help(PLANS))
-    jobs = planned_jobs(EXPERIMENT_FLAGS, DEFAULT, PLANS, given, "outputs/dmf", "dmf_results_plotter.py", name)
+    command, plans = parser.parse(), {"": DEFAULT, **PLANS}
+    jobs = planned_jobs(command, experiment_parser, plans, "outputs/dmf", "dmf_results_plotter.py", name)
 
     # Imported once the parameters are known to be right: torch takes a while.
-    from common.experiments import dmf
-    from common.experiments.sweep import run_jobs
+    from common.problems.matrix_factorization import MatrixFactorization
+    from common.sweeps.sweep import run_jobs
 
-    run_jobs(dmf, jobs, given["resume"])
+    run_jobs(MatrixFactorization, jobs, command["resume"])
 
 
 if __name__ == "__main__":

@@ -2,71 +2,47 @@
 of them, or checkpoints. Of experiments that differ only in their seed, median and quartiles are drawn.
 """
 
-from common.cli import (
-    Flag,
-    UserError,
-    drawing_flags,
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from common.cli import Parser, UserError, flag_error, flag_errors, run_script
+from common.flags import (
+    add_figure_flags,
     existing_dir,
     existing_file,
-    flag_error,
     integer,
     optional,
-    parse_flags,
     real,
-    run_script,
-    text,
+    require_screen_or_file,
+    save_figure,
 )
 
-FLAGS = [
-    Flag(
-        "experiments_checkpoint_paths",
-        [],
-        "checkpoints, of this project or of the original code",
-        existing_file,
-        num_values="+",
-        metavar="FILE",
-    ),
-    Flag(
-        "experiments_names",
-        [],
-        "name of each experiment in the legend, as many as paths; with -experiments_dir of each line, made of the "
-        "parameters where it is left out",
-        text,
-        num_values="+",
-        metavar="NAME",
-    ),
-    Flag(
-        "experiments_dir",
-        "",
-        "folder with the folders of experiments, in place of their checkpoints",
-        optional(existing_dir),
-        metavar="DIR",
-    ),
-    Flag(
-        "unobserved_entry",
-        None,
-        "the entry (I, J) to draw; where left out, the one that run_params.json says, else (0, 0)",
-        integer(0),
-        num_values=2,
-        metavar=("I", "J"),
-    ),
-    Flag(
-        "y",
-        "",
-        "draw this recorded metric in place of |unobserved entry|: e2e_effective_rank, fro_e2e_norm, …",
-        text,
-        metavar="METRIC",
-    ),
-    Flag("show_bound", False, "draw what the theory bounds it by, while the determinant keeps its sign", switch=True),
-    Flag("min_loss", 1e-4, "where the curves and the loss axis end", real(0, above=True)),
-    *drawing_flags(),
-]
+parser = Parser(__doc__)
+add = parser.add_argument
+text = "checkpoints, of this project or of the original code"
+add("-experiments_checkpoint_paths", type=existing_file, nargs="+", default=[], help=text)
+text = (
+    "name of each experiment in the legend, as many as paths; with -experiments_dir name of each line, made from the "
+)
+text += "parameters if left out"
+add("-experiments_names", type=str, nargs="+", default=[], metavar="NAME", help=text)
+text = "folder with the folders of experiments, instead of their checkpoints"
+add("-experiments_dir", type=optional(existing_dir), default="", help=text)
+text = "the entry (I, J) to plot (default: the one that run_params.json records, else (0, 0))"
+add("-unobserved_entry", type=integer(0), nargs=2, metavar=("I", "J"), help=text)
+text = "plot this recorded metric instead of |unobserved entry|: e2e_effective_rank, fro_e2e_norm, …"
+add("-y", default="", metavar="METRIC", help=text)
+text = "plot the theory's bound, which holds while the determinant keeps its sign"
+add("-show_bound", action="store_true", help=text)
+add("-min_loss", type=real(0, above=True), default=1e-4, help="where the curves and the loss axis end")
+add_figure_flags(parser)
 
 
 def main() -> None:
-    parameters = parse_flags(FLAGS, __doc__)
+    parameters = parser.parse()
     paths, names = parameters["experiments_checkpoint_paths"], parameters["experiments_names"]
-    directory = parameters["experiments_dir"]
+    directory, metric, show_bound = (parameters[name] for name in ("experiments_dir", "y", "show_bound"))
     if not paths and not directory:
         raise UserError("required: -experiments_checkpoint_paths and -experiments_names, or -experiments_dir")
     if paths and directory:
@@ -79,27 +55,39 @@ def main() -> None:
 
     # Imported once the flags are known to be right: matplotlib and torch take a while.
     from common.plotting.against_loss import draw_against_loss, require_bound
-    from common.plotting.curves import Panel, Wanted, load_curve, named, read_panels
-    from common.plotting.figures import require_drawable, require_screen_or_file, save_and_show, save_data
+    from common.plotting.curves import Line, NoBound, NotRecorded, Wanted, load_curve, read_lines
 
-    require_screen_or_file(parameters["save_plot_to"])
-    metric, show_bound = parameters["y"], parameters["show_bound"]
-    if show_bound:
-        require_bound(metric)
+    require_screen_or_file(parameters)
     wanted = Wanted(metric, tuple(entry) if entry else None, show_bound)
+    asked = next((name for name in ("y", "unobserved_entry") if parameters[name]), None)
+
+    def read(flag: str, path: str, function: Callable[[str, Wanted], Any]) -> Any:
+        """Returns function(path, wanted). What was not recorded is an error of the flag that asks for it."""
+        with (
+            flag_errors(flag, path),
+            flag_errors("show_bound", True, only=NoBound),
+            flag_errors(asked or flag, parameters[asked] if asked else path, only=NotRecorded),
+        ):
+            return function(path, wanted)
+
+    with flag_errors("show_bound", True):
+        if show_bound:
+            require_bound(metric)
     if directory:
-        panels, left_out = read_panels(directory, wanted)
-        experiments = sum(len(line) for panel in panels for line in panel.lines)
-        print(f"{experiments} experiment{'s' if experiments != 1 else ''}, {len(left_out)} passed over")
-        for line in left_out:
-            print(f"  {line}")
-        panels = named(panels, names) if names else panels
+        lines, skipped = read("experiments_dir", directory, read_lines)
+        experiments = sum(len(line.curves) for line in lines)
+        print(f"{experiments} experiment{'s' if experiments != 1 else ''}, {len(skipped)} skipped")
+        for text in skipped:
+            print(f"  {text}")
+        if names and len(names) != len(lines):
+            raise flag_error("experiments_names", names, f"there are {len(lines)} lines; give as many names")
+        lines = [replace(line, name=name) for line, name in zip(lines, names, strict=True)] if names else lines
     else:
-        panels = [Panel("", [[load_curve(path, name, wanted)] for path, name in zip(paths, names, strict=True)])]
-    figure, rows = draw_against_loss(panels, parameters["plot_title"], parameters["min_loss"], metric, show_bound)
-    require_drawable(figure)
-    save_data(rows, parameters["save_data_to"])
-    save_and_show(figure, parameters["save_plot_to"])
+        curves = [read("experiments_checkpoint_paths", path, load_curve) for path in paths]
+        lines = [Line(name, 0, [curve]) for name, curve in zip(names, curves, strict=True)]
+    with flag_errors("min_loss", f"{parameters['min_loss']:g}"):
+        figure, rows = draw_against_loss(lines, parameters["plot_title"], parameters["min_loss"], metric, show_bound)
+    save_figure(figure, rows, parameters)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,20 @@
 """Generates a dataset for tensor completion: a target tensor, and the order in which its entries are observed."""
 
-from common.cli import Flag, drawn_seed, exclusive, flag_error, integer, parse_flags, real, run_script
-from common.datasets.flags import generator_flags
+from common.cli import Parser, exclusive, flag_error, run_script
+from common.flags import add_generator_flags, drawn_seed, integer, real, save_dataset
 
-FLAGS = [
-    *generator_flags("data/tc"),
-    Flag("target_tensor_cp_rank", 1, "CP rank of the random target; -1 for Gaussian entries", integer(-1)),
-    Flag("target_fro_norm", 1.0, "Frobenius norm of the target", real(0, above=True)),
-    Flag("mode_dim_size", 10, "dimension of each mode", integer(1)),
-    Flag("order", 3, "number of modes", integer(2, 25)),
-]
+parser = Parser(__doc__)
+add_generator_flags(parser, "data/tc")
+add = parser.add_argument
+text = "CP rank of the random target; -1: Gaussian entries, of no particular rank"
+add("-target_tensor_cp_rank", type=integer(-1), default=1, help=text)
+add("-target_fro_norm", type=real(0, above=True), default=1.0, help="Frobenius norm of the target")
+add("-mode_dim_size", type=integer(1), default=10, help="dimension of each mode")
+add("-order", type=integer(2, 25), default=3, help="number of modes")
 
 
 def main() -> None:
-    parameters = parse_flags(FLAGS, __doc__)
+    parameters = parser.parse()
     exclusive(parameters, "custom_file_name", "file_name")
     cp_rank, dim, order = (parameters[name] for name in ("target_tensor_cp_rank", "mode_dim_size", "order"))
     if cp_rank == 0:
@@ -26,7 +27,6 @@ def main() -> None:
     # Imported once the flags are known to be right: torch takes a while.
     import torch
 
-    from common.datasets.files import save_dataset
     from common.datasets.tensor_completion import random_tensor
 
     norm, seed = parameters["target_fro_norm"], drawn_seed(parameters["random_seed"])

@@ -2,11 +2,14 @@
 tensor's entries.
 """
 
-from common.cli import Flag, parse_flags, real, run_script
-from common.experiments.flags import RESUME, runner_flags, without_resume
+from common.cli import Parser, run_script
+from common.flags import add_resume_flag, add_runner_flags, real
 
-FLAGS = [
-    *runner_flags(
+
+def add_flags(parser: Parser) -> None:
+    """Declares the flags. A new one belongs here; see `Parser` for what its group means."""
+    add_runner_flags(
+        parser,
         experiment_name="tensor_comp",
         dataset_path="data/tc/tensor_rank_1_fro_1_order_3_dim_8.pt",
         num_samples=300,
@@ -15,33 +18,31 @@ FLAGS = [
         stop_on_zero_loss_tol=1e-6,
         validate_every=100,
         lr=1e-2,
-    ),
-    Flag("use_adaptive_lr", False, "GroupRMSprop rather than plain gradient descent", switch=True),
-    Flag("init_std", 1e-3, "standard deviation of the factors' entries at the start", real(0)),
-    Flag(
-        "tensor_rank_tol",
-        1e-6,
-        "CP rank: the mean squared error over all entries that an approximation must stay below",
-        real(0, above=True),
-    ),
-    Flag(
-        "compute_final_tensor_ranks",
-        False,
-        "estimate the CP ranks of the final tensor, of the observed entries with zeros elsewhere, and of the target",
-        switch=True,
-    ),
-    Flag("track_tensor_rank", False, "record the CP rank at every validation", switch=True),
-]
+    )
+    add = parser.add_argument
+    add("-use_adaptive_lr", action="store_true", help="use GroupRMSprop instead of plain gradient descent")
+    add("-init_std", type=real(0), default=1e-3, help="standard deviation of the initial factors")
+    text = "CP rank: the mean squared error over all entries that an approximation must stay below"
+    add("-tensor_rank_tol", type=real(0, above=True), default=1e-6, help=text)
+
+    add = parser.outputs.add_argument
+    text = "estimate the CP ranks of the final tensor, of the observed entries (zero elsewhere), and of the target"
+    add("-compute_final_tensor_ranks", action="store_true", help=text)
+    add("-track_tensor_rank", action="store_true", help="record the CP rank at every validation")
 
 
 def main() -> None:
-    parameters = parse_flags([*FLAGS, RESUME], __doc__)
+    parser = Parser(__doc__)
+    add_flags(parser)
+    add_resume_flag(parser)
+    parameters = parser.parse()
+    resume = parameters.values.pop("resume")
 
     # Imported once the flags are known to be right: torch takes a while.
-    from common.experiments import tc
-    from common.experiments.sweep import run_sweep
+    from common.problems.tensor_completion import TensorFactorization
+    from common.sweeps.sweep import run_sweep
 
-    run_sweep(tc, [without_resume(parameters)], parameters["resume"])
+    run_sweep(TensorFactorization, [parameters], resume)
 
 
 if __name__ == "__main__":

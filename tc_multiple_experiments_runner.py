@@ -7,10 +7,10 @@ shape are trained side by side. A flag given on the command line holds for all o
 from dataclasses import replace
 from pathlib import Path
 
-from common.cli import Parameters, parse_flags, run_script
-from common.experiments.plans import Plan, combinations, plan_flags, planned_jobs, plans_help
+from common.cli import Parameters, Parser, run_script
 from common.naming import scientific
-from tc_experiment_runner import FLAGS as EXPERIMENT_FLAGS
+from common.sweeps.plans import Plan, combinations, planned_jobs, plans_parser
+from tc_experiment_runner import add_flags
 
 # What all experiments have in common. The keys are the flags of tc_experiment_runner.py (see its -h); what is left out
 # keeps that script's default.
@@ -72,7 +72,9 @@ PLANS = {
     ),
 }
 
-FLAGS = plan_flags(EXPERIMENT_FLAGS, PLANS)
+parser = plans_parser(__doc__, PLANS, add_flags)
+experiment_parser = Parser()
+add_flags(experiment_parser)
 
 
 def name(parameters: Parameters) -> str:
@@ -82,14 +84,14 @@ def name(parameters: Parameters) -> str:
 
 
 def main() -> None:
-    given = parse_flags(FLAGS, __doc__, epilog=plans_help(PLANS))
-    jobs = planned_jobs(EXPERIMENT_FLAGS, DEFAULT, PLANS, given, "outputs/tc", "tc_results_plotter.py", name)
+    command, plans = parser.parse(), {"": DEFAULT, **PLANS}
+    jobs = planned_jobs(command, experiment_parser, plans, "outputs/tc", "tc_results_plotter.py", name)
 
     # Imported once the parameters are known to be right: torch takes a while.
-    from common.experiments import tc
-    from common.experiments.sweep import run_jobs
+    from common.problems.tensor_completion import TensorFactorization
+    from common.sweeps.sweep import run_jobs
 
-    run_jobs(tc, jobs, given["resume"])
+    run_jobs(TensorFactorization, jobs, command["resume"])
 
 
 if __name__ == "__main__":

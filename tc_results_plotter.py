@@ -1,51 +1,37 @@
-"""Draws reconstruction error and rank against the number of observations, from a folder of tensor completion
-experiments, and prints the table of what it draws.
+"""Plots reconstruction error and rank against the number of observations, from a folder of tensor completion
+experiments, and prints the numbers as a table.
 """
 
 import sys
 
-from common.cli import Flag, drawing_flags, existing_dir, parse_flags, run_script
+from common.cli import Parser, flag_errors, run_script
+from common.flags import add_figure_flags, existing_dir, require_screen_or_file, save_figure
 
-FLAGS = [
-    Flag(
-        "experiments_dir",
-        None,
-        "folder with the folders of experiments, of this project or of the original code",
-        existing_dir,
-        required=True,
-        metavar="DIR",
-    ),
-    *drawing_flags(),
-]
+parser = Parser(__doc__)
+text = "folder with the folders of experiments, of this project or of the original code"
+parser.add_argument("-experiments_dir", type=existing_dir, required=True, help=text)
+add_figure_flags(parser)
 
 
 def main() -> None:
-    parameters = parse_flags(FLAGS, __doc__)
+    parameters = parser.parse()
 
     # Imported once the flags are known to be right: matplotlib and torch take a while.
-    from common.plotting.figures import require_drawable, require_screen_or_file, save_and_show, save_data
-    from common.plotting.tensor_completion import (
-        common_target_rank,
-        draw_tensor_completion,
-        read_results,
-        rows,
-        summarize,
-        table,
-    )
+    from common.plotting import tensor_completion
 
-    require_screen_or_file(parameters["save_plot_to"])
-    results, left_out = read_results(parameters["experiments_dir"])
-    passed_over = {line.split(":")[0] for line in left_out} - {result.folder for result in results}
-    print(f"{len(results)} finished experiments, {len(passed_over)} folders passed over")
-    for line in left_out:
+    require_screen_or_file(parameters)
+    with flag_errors("experiments_dir", parameters["experiments_dir"]):
+        results, skipped = tensor_completion.read_results(parameters["experiments_dir"])
+    folders = {line.split(":")[0] for line in skipped} - {result.run.path.name for result in results}
+    print(f"{len(results)} finished experiments, {len(folders)} folders skipped")
+    for line in skipped:
         print(f"  {line}")
-    summaries = summarize(results)
-    print(table(summaries))
+    rows = tensor_completion.summarize(results)
+    print(tensor_completion.table(rows))
     sys.stdout.flush()
-    figure = draw_tensor_completion(summaries, common_target_rank(results), parameters["plot_title"])
-    require_drawable(figure)
-    save_data(rows(summaries), parameters["save_data_to"])
-    save_and_show(figure, parameters["save_plot_to"])
+    target_rank = tensor_completion.common_target_rank(results)
+    figure = tensor_completion.draw_tensor_completion(rows, target_rank, parameters["plot_title"])
+    save_figure(figure, rows, parameters)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
-"""Files that are never half-written: a reader, or a crash at any instant, finds the old one or the new one, whole."""
+"""Files: written so that a crash leaves the old file or the new one, whole, and read only if they are regular files."""
 
 import errno
+import hashlib
 import json
 import math
 import os
 import re
-import tempfile
-from collections.abc import Callable
+import stat
+import uuid
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-# Of the files that are read: many times what any of them has.
-_LARGEST_JSON = 2**24
-# What tempfile.mkstemp makes of a name that begins with a dot and the file's name.
+# Larger or more deeply nested JSON files are not ours.
+_MOST_JSON_BYTES, _MOST_JSON_LEVELS = 10**6, 20
 _TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?")
 
 
@@ -24,48 +25,26 @@ def utc_time() -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], overwrite: bool = True) -> None:
-    """Lets `write` make a temporary file beside `path`, then moves it there once it is safely on the disk. The move is
-    on the disk, too, when this returns.
+    """Calls `write` with a temporary path beside `path`, and moves that file to `path` once it is safely on the disk.
 
-    Raises FileExistsError where `path` exists and `overwrite` is off, and whatever `write` raises; nothing is left
+    Raises FileExistsError if `path` exists and `overwrite` is False, and whatever `write` raises; nothing is left
     behind then.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
-        os.close(handle)
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        if overwrite:
-            os.replace(temporary, path)
-        else:
-            _link(temporary, path)
+        if not overwrite:
+            path.touch(exist_ok=False)
+        os.replace(temporary, path)
         sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _link(existing: Path, path: Path) -> None:
-    try:
-        os.link(existing, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        path.touch(exist_ok=False)
-        os.replace(existing, path)
-
-
-@cache
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
-
-
 def sync_directory(path: Path) -> None:
-    """Waits until what was made, renamed or removed in a folder is on the disk, where the file system knows how."""
+    """Waits until the changes to a folder's list of files are on the disk, if the file system supports that."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -77,40 +56,67 @@ def sync_directory(path: Path) -> None:
 
 
 def remove_temporary_files(directory: Path) -> None:
-    """Removes what a crash left of `write_atomically` in a folder that no other process writes into."""
+    """Removes what a crash in `write_atomically` left in a folder that no other process writes to."""
     for path in directory.glob(".*-*"):
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
 
-def save_json(content: dict, path: Path) -> None:
-    """Writes JSON in which null stands for a number that is not there."""
-    plain = json.dumps(_without_nan(content), indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(plain, encoding="utf-8"))
+def open_regular(path: str | Path) -> BinaryIO:
+    """Opens a regular file for reading. Raises OSError, and ValueError for a device or a pipe, which may never end."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise ValueError("is not a regular file; give one")
+    return os.fdopen(handle, "rb")
+
+
+@cache
+def sha256_of_file(path: str) -> str:
+    """The SHA-256 of a file's content, in hexadecimal. Computed once for each path."""
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def save_json(content: Mapping[str, Any], path: Path) -> None:
+    """Writes a dictionary as JSON, with null for numbers that are NaN or infinite."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(each) for key, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(each) for each in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    text = json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """The dictionary in a JSON file. Raises FileNotFoundError where there is none, and ValueError that says what is
-    wrong where it cannot be read or holds something else.
+    """Returns the dictionary in a JSON file. Raises FileNotFoundError if there is no such file, and ValueError if it
+    cannot be read or holds something else.
     """
     try:
-        if path.stat().st_size > _LARGEST_JSON:
-            raise ValueError
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            text = file.read(_MOST_JSON_BYTES + 1)
+        content = json.loads(text) if len(text) <= _MOST_JSON_BYTES else None
     except FileNotFoundError:
         raise
     except OSError as error:
         raise ValueError(f"{path.name} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
-        raise ValueError(f"damaged: {path.name} is no JSON") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"damaged: {path.name} holds no dictionary")
+        raise ValueError(f"damaged: {path.name} is not JSON") from None
+    level = [content]
+    for _ in range(_MOST_JSON_LEVELS):
+        level = [each for value in level if isinstance(value, (dict, list)) for each in children(value)]
+    if not isinstance(content, dict) or level:
+        raise ValueError(f"damaged: {path.name} does not hold a dictionary of an experiment")
     return content
 
 
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def children(value: dict | list | tuple) -> list:
+    """The keys and values of a dictionary, or the values of a list or tuple."""
+    return [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)

@@ -1,128 +1,150 @@
-"""Files of tensors and dictionaries, written with torch.save and read back without executing anything."""
+"""Files of tensors and dictionaries: written with torch.save, read as data without executing anything."""
 
 import io
+import pickletools
 import re
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-from common.cli import flag_error
-from common.files import write_atomically
+from common.files import children, open_regular, write_atomically
 
-# What torch.load(weights_only=True) may be told to call, beside what tensors and ordered dictionaries take. Some of it
-# allocates as much memory as the file says; nothing of it is in files that are written here or by the original code.
-_MORE_THAN_DATA = re.compile(
-    rb"c(?:__builtin__|builtins|_codecs|torch\.storage|torch\.nn\.parameter|torch\._tensor|torch\.serialization)\n"
-    rb"|ctorch(?:\.\w+)*\n\w*Tensor\n"
-    rb"|ctorch\._utils\n(?!_rebuild_tensor(?:_v2)?\n|_rebuild_parameter\n)"
+_NOT_PLAIN = (
+    "is not a torch.save file, is damaged, or holds more than plain data (tensors, numbers, strings, lists, "
+    "dictionaries); give one written by this project"
 )
+# What a pickle of tensors and ordered dictionaries names, beside types of numbers such as torch.float32.
+_PLAIN_NAMES = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|torch (\w*Storage|Size|[a-z]+\d+)"
+)
+_MOST_KEYS = 10**5
+# Opcodes that push a float, or an integer of 1, 2 or 4 bytes. A checkpoint of the original code has millions of them.
+_NUMBER = rb"G.{8}|K.|M..|J.{4}"
+_ONE_NUMBER, _NUMBERS = re.compile(_NUMBER, re.DOTALL), re.compile(rb"(?:%s)+" % _NUMBER, re.DOTALL)
 
 
-_OF_TENSOR = re.compile(r"[^/]+/data/\d+")
-
-
-class NotPlainData(Exception):
-    """A file is damaged or holds more than plain data; the message says what is wrong with it."""
-
-
-def save_tensors(content: dict | torch.Tensor, path: Path, overwrite: bool = True) -> None:
+def save_tensors(content: Any, path: Path, overwrite: bool = True) -> None:
     """Writes a tensor, or a dictionary of tensors, numbers, strings, lists and dictionaries, with torch.save."""
-    # Where torch writes by itself, a full disk is a RuntimeError of many lines.
-    buffer = io.BytesIO()
+    buffer = io.BytesIO()  # torch would report a full disk with a RuntimeError of many lines
     torch.save(content, buffer)
     write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()), overwrite)
 
 
-def load_plain(path: str | Path) -> Any:
-    """What torch.save wrote, on the CPU: tensors with all of their numbers, numbers, strings, booleans, None, lists,
-    tuples and (ordered) dictionaries. Nothing in the file is executed, and no more memory taken than it has bytes for.
+def load_tensors(path: str | Path) -> Any:
+    """Returns what torch.save wrote, on the CPU: dense tensors, numbers, strings, booleans, None, lists, tuples and
+    (ordered) dictionaries whose keys are strings or integers.
 
-    Raises NotPlainData where it holds anything else, and OSError.
+    Nothing in the file is executed, and no more memory is used than the file has bytes for. Raises OSError, and
+    ValueError if the file holds anything else.
     """
-    with open(path, "rb") as file:
-        _check_before_reading(file)
-        file.seek(0)
+    with open_regular(path) as file:
         try:
+            _check_before_loading(file)
+            file.seek(0)
             content = torch.load(file, map_location="cpu", weights_only=True)
+            waiting = [content]
+            seen = set()
+            while waiting:
+                value = waiting.pop()
+                if isinstance(value, torch.Tensor):
+                    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+                        raise ValueError("a tensor has more entries than numbers")
+                elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+                    seen.add(id(value))
+                    waiting += children(value)
+        except (OSError, MemoryError):
+            raise
         except Exception:
-            # What torch says of such a file is long, and includes how to execute it.
-            raise NotPlainData(
-                "is no torch.save file, or holds more than plain data (tensors, numbers, strings, lists, dictionaries)"
-            ) from None
-    _check_plain(content)
+            # torch's own message is long, and says how to execute the file.
+            raise ValueError(_NOT_PLAIN) from None
     return content
 
 
-def load_dictionary(path: str | Path, flag: str) -> dict:
-    """A dictionary of plain data (see `load_plain`). Raises UserError, naming `flag`, where the file is something else
-    or cannot be read.
-    """
-    try:
-        content = load_plain(path)
-    except OSError as error:
-        raise flag_error(flag, str(path), f"cannot be read: {error.strerror}; give a readable file") from None
-    except ValueError as error:
-        raise flag_error(flag, repr(path)[:200], f"cannot be read: {error}; give a readable file") from None
-    except NotPlainData as error:
-        raise flag_error(flag, str(path), f"{error}; give one written by this project") from None
+def load_dictionary(path: str | Path) -> dict:
+    """Returns the dictionary in a file; see `load_tensors`. Raises ValueError if it holds something else."""
+    content = load_tensors(path)
     if not isinstance(content, dict):
-        raise flag_error(flag, str(path), f"holds a {type(content).__name__}; give a file that holds a dictionary")
+        raise ValueError(f"holds a {type(content).__name__}; give a file that holds a dictionary")
     return content
 
 
-def is_plain_tensor(value: Any) -> bool:
-    """Whether it is a tensor of real floating-point numbers that can be computed with."""
+def is_float_tensor(value: Any) -> bool:
+    """Whether `value` is a tensor of real floating-point numbers that can be computed with."""
     floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     return isinstance(value, torch.Tensor) and value.dtype in floats
 
 
-def _check_before_reading(file: BinaryIO) -> None:
-    """Raises NotPlainData where reading might take more memory than the file has bytes for."""
+def _check_before_loading(file: BinaryIO) -> None:
+    """Raises an exception if loading might execute something, hang, or use more memory than the file has bytes for."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
-    try:
-        # As torch tells them apart. The others are of the original code with an old PyTorch, perhaps.
-        if file.read(4) != b"PK\x03\x04":
-            file.seek(0)
-            _check_pickle(file.read())
-            return
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-            stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-            if not stored or sum(member.file_size for member in members) > size:
-                raise NotPlainData("is compressed or damaged")
-            for member in members:
-                # Whatever torch may take for the pickle, in whatever case its name is written.
-                if not _OF_TENSOR.fullmatch(member.filename):
-                    _check_pickle(archive.read(member))
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, OverflowError):
-        raise NotPlainData("is damaged") from None
+    if file.read(4) != b"PK\x03\x04":
+        # The format of PyTorch before 1.6: five pickles, and then the tensors' numbers.
+        file.seek(0)
+        content = file.read()
+        stream = io.BytesIO(content)
+        for _ in range(5):
+            _check_pickle(content, stream)
+        return
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        if not stored or sum(member.file_size for member in members) > size:
+            raise ValueError("is compressed or damaged")
+        # Python finds the list of members at the end of the file, torch where the records there say that it is.
+        file.seek(max(0, size - 98))
+        end, start = file.read(), archive.start_dir
+        ends = [struct.pack("<IH", offset, 0) for offset in (min(start, 2**32 - 1), 2**32 - 1)]
+        is_zip64, offsets = end[-42:-38] == b"PK\x06\x07", end[-50:-42] + end[-34:-26]
+        if (
+            end[-22:-18] != b"PK\x05\x06"
+            or end[-6:] not in ends
+            or (is_zip64 and offsets != struct.pack("<QQ", start, size - 98))
+        ):
+            raise ValueError("has two lists of members")
+        for member in members:
+            # torch finds its pickle in whatever case the name is written.
+            if member.filename.lower().endswith(".pkl"):
+                content = archive.read(member)
+                _check_pickle(content, io.BytesIO(content))
 
 
-def _check_pickle(content: bytes) -> None:
-    if _MORE_THAN_DATA.search(content):
-        raise NotPlainData("holds more than plain data (tensors, numbers, strings, lists, dictionaries)")
-
-
-def _check_plain(content: Any) -> None:
-    """Raises NotPlainData. Looks at everything once, however often it is referred to."""
-    seen, waiting = set(), [content]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, (str, int, float, type(None))) or id(value) in seen:
+def _check_pickle(content: bytes, stream: io.BytesIO) -> None:
+    """Follows the next pickle in `stream`, which holds `content`, without executing it. Raises an exception if it names
+    anything but tensors and ordered dictionaries, or if a dictionary has keys that may take long to compare.
+    """
+    stack: list[str] = []  # the kinds of the values: "str", "int", …
+    memo: dict[int, str] = {}
+    marks: list[int] = []
+    num_keys = 0
+    for opcode, argument, _ in pickletools.genops(stream):
+        name, before = opcode.name, opcode.stack_before
+        if name == "GLOBAL" and not _PLAIN_NAMES.fullmatch(argument):
+            raise ValueError(f"names {argument}")
+        if name == "MARK":
+            marks.append(len(stack))
+            if numbers := _NUMBERS.match(content, stream.tell()):
+                stack += ["int"] * len(_ONE_NUMBER.findall(content, *numbers.span()))
+                stream.seek(numbers.end())
             continue
-        seen.add(id(value))
-        if isinstance(value, torch.Tensor):
-            if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized or value.is_nested:
-                raise NotPlainData("holds a tensor that is not dense")
-            if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-                raise NotPlainData("holds a tensor without all of its numbers")
-        elif isinstance(value, dict):
-            waiting += value.keys()
-            waiting += value.values()
-        elif isinstance(value, (list, tuple)):
-            waiting += value
+        # An opcode takes its values from the stack, or everything above the last mark and some values below it.
+        above_mark = pickletools.markobject in before
+        begin = marks.pop() if above_mark else len(stack) - len(before)
+        values = stack[begin:]
+        del stack[begin - (before.index(pickletools.markobject) if above_mark else 0) :]
+        if name in ("SETITEM", "SETITEMS", "DICT"):
+            keys = values[1:2] if name == "SETITEM" else values[::2]
+            num_keys += len(keys)
+            if not {"str", "int", "bytes_or_str", "unicode"}.issuperset(keys) or num_keys > _MOST_KEYS:
+                raise ValueError("has unusual keys, or too many")
+        if "PUT" in name:
+            memo[argument] = stack[-1]
+        if "GET" in name:
+            stack.append(memo[argument])
+        elif isinstance(argument, int) and abs(argument) >= 2**63:
+            stack.append("long")  # many of these have the same hash
         else:
-            raise NotPlainData(f"holds a {type(value).__name__}")
+            stack += [each.name for each in opcode.stack_after]

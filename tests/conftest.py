@@ -1,5 +1,6 @@
 """Helpers that many tests share."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,48 +11,76 @@ import pytest
 import torch
 from hypothesis import settings
 
-from common.cli import check_parameters
-from common.experiments import dmf, tc
-from common.training.lockstep import LockstepTrainer
-from dmf_experiment_runner import FLAGS
-from tc_experiment_runner import FLAGS as TC_FLAGS
+from common.cli import Parser
+from common.problems.matrix_factorization import MatrixFactorization
+from common.problems.tensor_completion import TensorFactorization
+from common.sweeps.batch import build_engine
+from common.sweeps.experiment import prepare, resolve
+from common.sweeps.resume import identities
+from common.training.native_engine import native_kernel
+from common.training.trainer import Trainer
+from dmf_experiment_runner import add_flags as add_dmf_flags
+from tc_experiment_runner import add_flags as add_tc_flags
 
 ROOT = Path(__file__).resolve().parents[1]
+MATRIX = ROOT / "data/dmf/completion_2x2_w_1_1_0.pt"
+TENSOR = ROOT / "data/tc/tensor_rank_1_fro_1_order_3_dim_8.pt"
+KINDS = {"dmf": (MatrixFactorization, add_dmf_flags, MATRIX), "tc": (TensorFactorization, add_tc_flags, TENSOR)}
 
 settings.register_profile("project", deadline=None, derandomize=True, max_examples=25)
 settings.load_profile("project")
 
 
-def prepared(**parameters):
-    """A dmf experiment, with the flags' defaults where `parameters` says nothing."""
-    parameters = {"dataset_path": str(ROOT / "data/dmf/completion_2x2_w_1_1_0.pt"), "random_seed": 0, **parameters}
-    return dmf.prepare(check_parameters(FLAGS, parameters))
+def parsed(kind="dmf", **given):
+    """Parameters of an experiment, with the flags' defaults where `given` says nothing."""
+    parser = Parser()
+    KINDS[kind][1](parser)
+    return parser.parse(parser.words({"dataset_path": KINDS[kind][2], "random_seed": 0, **given}))
 
 
-def prepared_tc(**parameters):
-    """A tc experiment, with the flags' defaults where `parameters` says nothing."""
-    path = ROOT / "data/tc/tensor_rank_1_fro_1_order_3_dim_8.pt"
-    parameters = {"dataset_path": str(path), "random_seed": 0, **parameters}
-    return tc.prepare(check_parameters(TC_FLAGS, parameters))
+def prepared(kind="dmf", **given):
+    """An experiment, ready to be trained."""
+    parameters = parsed(kind, **given)
+    values = resolve(KINDS[kind][0], parameters)
+    (identity,) = identities([parameters], [values])
+    experiment = prepare(KINDS[kind][0], values, identity, 1)
+    experiment.state.keeps_history = True
+    return experiment
 
 
-def trainer_of(experiments, problem=dmf, native=False):
-    """A trainer of experiments with equal batch keys."""
-    kernel = problem.native_kernel(experiments[0]) if native else None
-    engine = problem.stack(experiments, torch.device("cpu"), kernel)
-    validate_every = experiments[0].parameters["validate_every"]
-    return LockstepTrainer(engine, experiments, validate_every, problem.MAX_ZERO_LOSS_VALIDATIONS)
+def trainer_of(experiments, native=False):
+    """A trainer of experiments that can be in one batch."""
+    problem, factors, kernel = experiments[0].problem, experiments[0].factors, None
+    if native:
+        shapes = [factor.shape for factor in factors]
+        kernel = native_kernel(problem.model, shapes, factors[0].dtype, problem.optimizer, problem.multiplications)
+    engine = build_engine(experiments, torch.device("cpu"), kernel)
+    states, every = [experiment.state for experiment in experiments], experiments[0].parameters["validate_every"]
+    return Trainer(engine, states, every, problem.max_zero_loss_validations)
 
 
-def train(experiments, problem=dmf, native=False):
+def train(experiments, native=False):
     """Trains experiments side by side, all to their end. Their factors, a list for each experiment."""
-    trainer = trainer_of(experiments, problem, native)
+    trainer = trainer_of(experiments, native)
     factors = {}
     while trainer.running:
         for ended in trainer.advance():
-            factors[id(ended.run)] = list(ended.engine.model.experiment_state(ended.position).values())
-        trainer.drop_ended()
-    return [factors[id(experiment)] for experiment in experiments]
+            factors[ended.state] = list(ended.engine.model.experiment_state(ended.index).values())
+    return [factors[experiment.state] for experiment in experiments]
+
+
+def metrics_of(experiment):
+    """The recorded metrics of an experiment, train and validation, by name."""
+    return experiment.state.history.train | experiment.state.history.validation
+
+
+def runs_in(output_dir):
+    """run_params.json and folder of each experiment, by its number in its sweep."""
+    found = {}
+    for folder in output_dir.glob("[!.]*"):
+        parameters = json.loads((folder / "run_params.json").read_text())
+        found.setdefault(parameters["provenance"]["sweep"]["experiment"], []).append((parameters, folder))
+    return found
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -62,7 +91,7 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible():
-    """What is started here heeds SIGINT, also where this was started to ignore it, in the background of a script."""
+    """What is started here heeds SIGINT, also if this was started to ignore it, in the background of a script."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -86,6 +115,6 @@ def native(request):
 
 
 @pytest.fixture
-def dataset(tmp_path):
+def dataset():
     """The path of the paper's dataset."""
-    return ROOT / "data/dmf/completion_2x2_w_1_1_0.pt"
+    return MATRIX

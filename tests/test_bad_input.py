@@ -1,9 +1,14 @@
 """Every mistake costs exit status 2 and one line that names the flag, its value and the remedy; nothing is written."""
 
+import importlib.util
+import os
+import sys
+
 import numpy as np
 import pytest
 import torch
 
+from common.cli import UserError
 from tests.conftest import ROOT
 
 RUNNER, LIST = "dmf_experiment_runner.py", "dmf_multiple_experiments_runner.py"
@@ -35,14 +40,14 @@ WITHOUT_TORCH = [
             (f"{DATA} -num_samples 0", "-num_samples 0: must be an integer of at least 1"),
             (f"{DATA} -random_seed -2", "-random_seed -2: must be an integer of at least -1"),
             (f"{DATA} -gpu_id -1", "-gpu_id -1: must be an integer of at least 0"),
-            (f"{DATA} -dtype float16", "-dtype float16: must be one of float32, float64"),
-            (f"{DATA} -weight_init_type uniform", "-weight_init_type uniform: must be one of normal, identity"),
-            (f"{DATA} -experiment_name a/b", "-experiment_name a/b: must be part of a file's name"),
+            (f"{DATA} -dtype float16", "-dtype: invalid choice: 'float16' (choose from"),
+            (f"{DATA} -weight_init_type uniform", "-weight_init_type: invalid choice: 'uniform' (choose from"),
+            (f"{DATA} -experiment_name a/b", "-experiment_name a/b: must be part of a file name"),
             (f"{DATA} -output_dir {GOOD}/x", f"-output_dir {GOOD}/x: {GOOD} is not a folder"),
             ("-dataset_path none.pt", "-dataset_path none.pt: no such file"),
-            (f"-dataset_path {ROOT}", f"-dataset_path {ROOT}: is not a file"),
+            (f"-dataset_path {ROOT}", f"-dataset_path {ROOT}: is not a regular file"),
             (f"{DATA} -trainer_checkpoint none.pt", "-trainer_checkpoint none.pt: no such file"),
-            (f"{DATA} -tracked_e2e_value_of 0 -1", "-tracked_e2e_value_of 0 -1: must be an integer of at least 0"),
+            (f"{DATA} -tracked_e2e_value_of 0 -1", "-tracked_e2e_value_of -1: must be an integer of at least 0"),
             (f"{DATA} -tracked_e2e_value_of 0", "-tracked_e2e_value_of: expected 2 arguments"),
             (f"{DATA} -lr", "-lr: expected one argument"),
             (f"{DATA} -epoch 5", "-epoch 5: unknown flag; did you mean -epochs?"),
@@ -59,9 +64,9 @@ WITHOUT_TORCH = [
     (GENERATOR, "-rank 0", "-rank 0: must be an integer of at least 1"),
     (GENERATOR, "-rank 51", "-rank 51: a 50x50 target has rank 50 at most"),
     (GENERATOR, "-sensing_std 0", "-sensing_std 0: must be a finite number greater than 0"),
-    (GENERATOR, "-task_type denoising", "-task_type denoising: must be one of sensing, completion"),
+    (GENERATOR, "-task_type denoising", "-task_type: invalid choice: 'denoising' (choose from"),
     (GENERATOR, "-random_seed 1.5", "-random_seed 1.5: must be an integer"),
-    (GENERATOR, "-custom_file_name a/b", "-custom_file_name a/b: must be part of a file's name"),
+    (GENERATOR, "-custom_file_name a/b", "-custom_file_name a/b: must be part of a file name"),
     (GENERATOR, "-file_name x", "-file_name x: must end in .pt"),
     (GENERATOR, "-file_name x.pt -custom_file_name y", "-file_name: contradicts -custom_file_name"),
     (GENERATOR, f"-output_dir {GOOD}", f"-output_dir {GOOD}: {GOOD} is not a folder"),
@@ -69,7 +74,7 @@ WITHOUT_TORCH = [
     (GENERATOR, "-use_custom_target -use_symmetric_target", "-use_symmetric_target: contradicts -use_custom_target"),
     (GENERATOR, "-use_custom_target -num_rows 1", "-use_custom_target: the target is 1x50"),
     (GENERATOR, "-target_entries 1 2 3", "-target_entries 1.0 2.0 3.0: there are 3; a 50x50 target has 2500"),
-    (GENERATOR, "-num_rows 1 -num_cols 2 -target_entries 1 nan", "-target_entries 1 nan: must be a finite number"),
+    (GENERATOR, "-num_rows 1 -num_cols 2 -target_entries 1 nan", "-target_entries nan: must be a finite number"),
     (GENERATOR, "-target_entries 1 -use_custom_target", "-target_entries: contradicts -use_custom_target"),
     (GENERATOR, "-unobserved_entry 0 1", "-unobserved_entry 0 1: needs -use_custom_sensing_matrices"),
     (GENERATOR, "-use_custom_sensing_matrices -unobserved_entry 0 50", "-unobserved_entry 0 50: the target is 50x50"),
@@ -83,7 +88,7 @@ WITHOUT_TORCH = [
         (PLOTTER, f"-experiments_checkpoint_paths {GOOD} -experiments_names a {line}", expected)
         for line, expected in [
             ("-min_loss 0", "-min_loss 0: must be a finite number greater than 0"),
-            ("-save_plot_to x.jpg", "-save_plot_to x.jpg: must end in .png, .pdf or .svg"),
+            ("-save_plot_to x.jpg", "-save_plot_to x.jpg: must end in .png or .pdf or .svg"),
             (f"-save_plot_to {GOOD}/x.png", f"-save_plot_to {GOOD}/x.png: {GOOD} is not a folder"),
         ]
     ],
@@ -110,7 +115,7 @@ WITHOUT_TORCH += [
     (TC_GENERATOR, "-file_name x", "-file_name x: must end in .pt"),
     (TC_PLOTTER, "", "required: -experiments_dir"),
     (TC_PLOTTER, "-experiments_dir none", "-experiments_dir none: no such folder"),
-    (TC_PLOTTER, "-experiments_dir . -save_plot_to x.gif", "-save_plot_to x.gif: must end in .png, .pdf or .svg"),
+    (TC_PLOTTER, "-experiments_dir . -save_plot_to x.gif", "-save_plot_to x.gif: must end in .png or .pdf or .svg"),
 ]
 
 WITH_TORCH = [
@@ -120,28 +125,36 @@ WITH_TORCH = [
     (RUNNER, f"{DATA} -init_alpha -1", "-init_alpha -1.0: is a standard deviation"),
     (RUNNER, f"{DATA} -enforce_pos_det -init_alpha 0", "-enforce_pos_det: cannot be reached", "-init_alpha 0"),
     (RUNNER, f"{DATA} -enforce_neg_det -weight_init_type identity", "-enforce_neg_det: cannot be reached", "identity"),
-    (RUNNER, f"{DATA} -trainer_checkpoint {GOOD}", f"-trainer_checkpoint {GOOD}: is no checkpoint"),
-    (RUNNER, "-dataset_path bad/text.pt", "-dataset_path bad/text.pt: is no torch.save file"),
+    (RUNNER, f"{DATA} -trainer_checkpoint {GOOD}", f"-trainer_checkpoint {GOOD}: is not a checkpoint"),
+    (RUNNER, "-dataset_path bad/text.pt", "-dataset_path bad/text.pt: is not a torch.save file"),
     (
         RUNNER,
         "-dataset_path bad/code.pt",
-        "-dataset_path bad/code.pt: holds more than plain data",
+        "-dataset_path bad/code.pt: is not a torch.save file, is damaged, or holds more than plain data",
     ),
     (RUNNER, "-dataset_path bad/list.pt", "-dataset_path bad/list.pt: holds a list"),
     (RUNNER, "-dataset_path bad/without_y.pt", "holds no tensor of floating-point numbers 'y'"),
     (RUNNER, "-dataset_path bad/shape.pt", "'A' has shape (3, 2, 3)"),
     (RUNNER, "-dataset_path bad/nan.pt", "'y' holds NaN or infinity"),
     (RUNNER, "-dataset_path bad/rectangle.pt -enforce_pos_det", "-enforce_pos_det: the product is 2x3"),
-    (RUNNER, "-dataset_path bad/sparse.pt", "bad/sparse.pt: holds more than plain data"),
-    (RUNNER, "-dataset_path bad/empty.pt", "-dataset_path bad/empty.pt: is no torch.save file"),
+    (
+        RUNNER,
+        "-dataset_path bad/sparse.pt",
+        "bad/sparse.pt: is not a torch.save file, is damaged, or holds more than plain data",
+    ),
+    (RUNNER, "-dataset_path bad/empty.pt", "-dataset_path bad/empty.pt: is not a torch.save file"),
     (GENERATOR, "-num_rows 2 -num_cols 2 -rank 1 -sensing_std 1e39", "-sensing_std 1e+39: makes numbers that float32"),
     (GENERATOR, "-num_rows 1 -num_cols 2 -target_entries 0 1e39", "-target_entries 0.0 1e+39: makes numbers"),
     (TC_GENERATOR, "-target_fro_norm 1e42", "-target_fro_norm 1e+42: makes entries"),
     (TC_RUNNER, f"{TENSOR} -num_samples 513", "-num_samples 513: ", "has only 512 entries"),
     (TC_RUNNER, f"-dataset_path {GOOD}", "holds no 'target_tensor'"),
-    (TC_RUNNER, "-dataset_path bad/tensor_order.pt", "'train_indices_order' is no permutation of the 8 flat entries"),
+    (
+        TC_RUNNER,
+        "-dataset_path bad/tensor_order.pt",
+        "'train_indices_order' is not a permutation of the 8 flat entries",
+    ),
     (TC_RUNNER, "-dataset_path bad/tensor_zero.pt", "nothing but zeros"),
-    (TC_RUNNER, f"{TENSOR} -trainer_checkpoint {GOOD}", f"-trainer_checkpoint {GOOD}: is no checkpoint"),
+    (TC_RUNNER, f"{TENSOR} -trainer_checkpoint {GOOD}", f"-trainer_checkpoint {GOOD}: is not a checkpoint"),
     (TC_LIST, f"{TENSOR} -num_samples 513", "-num_samples 513: ", "has only 512 entries"),
     (TC_GENERATOR, "-file_name text.pt -output_dir bad", "-file_name text.pt: bad/text.pt exists"),
     (TC_PLOTTER, "-experiments_dir bad", "-save_plot_to: is needed"),
@@ -149,7 +162,7 @@ WITH_TORCH = [
     (LIST, f"{DATA} -num_samples 4", "-num_samples 4: ", "has only 3 samples"),
     (GENERATOR, "-file_name text.pt -output_dir bad", "-file_name text.pt: bad/text.pt exists and is not overwritten"),
     (PLOTTER, f"-experiments_checkpoint_paths {GOOD} -experiments_names a", "-save_plot_to: is needed"),
-    (PLOTTER, f"-experiments_checkpoint_paths {GOOD} -experiments_names a -save_plot_to x.png", "is no checkpoint"),
+    (PLOTTER, f"-experiments_checkpoint_paths {GOOD} -experiments_names a -save_plot_to x.png", "is not a checkpoint"),
     (
         PLOTTER,
         "-experiments_checkpoint_paths bad/untracked.pt -experiments_names a -save_plot_to x.png",
@@ -191,14 +204,25 @@ def bad_files(tmp_path):
     return folder
 
 
-def refused(run_script, script, line, *expected):
-    result = run_script(script, *line.split())
-    assert result.returncode == 2, result.stderr
-    assert result.stdout == ""
-    assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith(f"{script}: ")
-    for each in expected:
-        assert each in result.stderr
+@pytest.fixture
+def refused(tmp_path, monkeypatch):
+    """Checks that a script's main function, called with a command line in an empty folder, refuses it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+
+    def check(script, line, *expected):
+        before = everything(tmp_path)
+        spec = importlib.util.spec_from_file_location("script", ROOT / script)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, "argv", [script, *line.split()])
+        with pytest.raises(UserError) as error:
+            module.main()
+        for each in expected:
+            assert each in str(error.value)
+        assert everything(tmp_path) == before
+
+    return check
 
 
 def everything(folder):
@@ -206,13 +230,29 @@ def everything(folder):
 
 
 @pytest.mark.parametrize("script, line, expected", WITHOUT_TORCH)
-def test_flags(script, line, expected, run_script, tmp_path):
-    refused(run_script, script, line, expected)
-    assert everything(tmp_path) == []
+def test_flags(script, line, expected, refused):
+    refused(script, line, expected)
 
 
 @pytest.mark.parametrize("script, line, expected", [(script, line, each) for script, line, *each in WITH_TORCH])
-def test_files_and_what_contradicts_them(script, line, expected, run_script, tmp_path, bad_files):
-    before = everything(tmp_path)
-    refused(run_script, script, line, *expected)
-    assert everything(tmp_path) == before
+def test_files_and_what_contradicts_them(script, line, expected, refused, bad_files):
+    refused(script, line, *expected)
+
+
+@pytest.mark.parametrize("script", [RUNNER, LIST, GENERATOR, PLOTTER, TC_RUNNER, TC_LIST, TC_GENERATOR, TC_PLOTTER])
+def test_a_mistake_is_one_line_and_status_2(script, run_script, tmp_path):
+    result = run_script(script, "-no_such_flag", 3)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr == f"{script}: -no_such_flag 3: unknown flag; -h lists the flags\n"
+    assert everything(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_is_not_a_regular_file_is_not_read(kind, refused, tmp_path):
+    path = tmp_path / "x.pt"
+    {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero")}[kind](path)
+    for flag in ("dataset_path", "trainer_checkpoint"):
+        line = f"{DATA} -{flag} {path}" if flag != "dataset_path" else f"-{flag} {path}"
+        refused(RUNNER, line, f"-{flag} {path}: is not a regular file")
+    refused(PLOTTER, f"-experiments_checkpoint_paths {path} -experiments_names a", "is not a regular file")

@@ -2,59 +2,160 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.cli import Flag, UserError, integer, parse_flags, real, text
-
-FLAGS = [
-    Flag("size", 3, "help", integer(1)),
-    Flag("rate", 0.5, "help", real()),
-    Flag("name", "", "help", text),
-    Flag("quick", False, "help", switch=True),
-    Flag("entry", [], "help", integer(0), num_values=2, repeatable=True, metavar=("I", "J")),
-    Flag("values", [], "help", real(), num_values="+"),
-]
+from common.cli import Parser, UserError, flag_errors
+from common.flags import integer, optional, output_file, part_of_name, real
 
 
-def parsed(*words):
-    return parse_flags(FLAGS, "description", words)
+@pytest.fixture(scope="module")
+def parser():
+    parser = Parser("description", "100% of the end")
+    parser.add_argument("-size", type=integer(1), default=3, help="help")
+    parser.add_argument("-rate", type=real(), default=0.5, help="help")
+    parser.add_argument("-kind", choices=["a", "b"], default="a", help="help")
+    parser.inputs.add_argument("-name", type=optional(part_of_name), default="", help="help")
+    parser.outputs.add_argument("-quick", action="store_true", help="help")
+    pairs = {"nargs": 2, "action": "append", "default": [], "metavar": ("I", "J")}
+    parser.outputs.add_argument("-entry", type=integer(0), **pairs, help="help")
+    parser.places.add_argument("-values", type=real(), nargs="+", default=[], help="help")
+    return parser
 
 
-def test_defaults_and_what_was_given():
-    parameters = parsed("-quick", "--rate", "0.5")
-    assert parameters.values == {"size": 3, "rate": 0.5, "name": "", "quick": True, "entry": [], "values": []}
+DEFAULTS = {"size": 3, "rate": 0.5, "kind": "a", "name": "", "quick": False, "entry": [], "values": []}
+
+
+def test_defaults_and_what_was_given(parser):
+    parameters = parser.parse(["-quick", "--rate", "0.5"])
+    assert parameters.values == {**DEFAULTS, "quick": True}
     assert parameters.given == {"quick", "rate"}
+    assert parser.parse([]).values == DEFAULTS
 
 
-def test_one_dash_or_two_and_the_last_one_holds():
-    assert parsed("-size", "4", "--size", "5", "-size=6")["size"] == 6
+def test_one_dash_or_two_and_the_last_one_holds(parser):
+    assert parser.parse(["-size", "4", "--size", "5", "-size=6"])["size"] == 6
+    assert parser.parse(["--size=7", "-rate=-2e-1"]).values == {**DEFAULTS, "size": 7, "rate": -0.2}
 
 
-def test_repeatable_and_negative_values():
-    parameters = parsed("-entry", "0", "1", "-entry", "2", "3", "-values", "-1", "-2e-3", "-.5", "4")
+def test_repeatable_and_negative_values(parser):
+    parameters = parser.parse(["-entry", "0", "1", "-entry", "2", "3", "-values", "-1", "-2e-3", "-.5", "4"])
     assert parameters["entry"] == [[0, 1], [2, 3]]
     assert parameters["values"] == [-1, -2e-3, -0.5, 4]
 
 
 @given(number=st.floats(allow_nan=False, allow_infinity=False))
-def test_every_finite_number_is_understood(number):
-    assert parsed("-rate", repr(number))["rate"] == number
+def test_every_finite_number_is_understood(parser, number):
+    assert parser.parse(["-rate", repr(number)])["rate"] == number
 
 
 @given(number=st.integers(1, 2**70))
-def test_every_integer_is_understood(number):
-    assert parsed("-size", str(number))["size"] == number
+def test_every_integer_is_understood(parser, number):
+    assert parser.parse(["-size", str(number)])["size"] == number
 
 
-def test_integers_may_be_written_as_powers_of_ten():
-    assert parsed("-size", "5e6")["size"] == 5_000_000
+def test_integers_may_be_written_as_powers_of_ten(parser):
+    assert parser.parse(["-size", "5e6"])["size"] == 5_000_000
 
 
-@pytest.mark.parametrize("value", [True, "1.5", None, [], 2.5])
-def test_values_of_a_wrong_type_are_refused(value):
-    with pytest.raises(UserError, match="must be an integer of at least 1"):
-        FLAGS[0].checked(value)
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["-size", "0"], "-size 0: must be an integer of at least 1"),
+        (["-size", "1.5"], "-size 1.5: must be an integer of at least 1"),
+        (["-size", "inf"], "-size inf: must be an integer"),
+        (["-rate", "nan"], "-rate nan: must be a finite number"),
+        (["-rate"], "-rate: expected one argument; -h lists the flags"),
+        (["-entry", "1"], "-entry: expected 2 arguments; -h lists the flags"),
+        (["-entry", "1", "-1"], "-entry -1: must be an integer of at least 0"),
+        (["-kind", "c"], "-kind: invalid choice: 'c' (choose from"),
+        (["-name", "a/b"], "-name a/b: must be part of a file name"),
+        (["-siz", "3"], "-siz 3: unknown flag; did you mean -size?"),
+        (["-xyz=3"], "-xyz=3: unknown flag; -h lists the flags"),
+        (["-quick", "yes"], "yes: belongs to no flag; -h lists the flags"),
+        (["-quick=yes"], "-quick: ignored explicit argument 'yes'"),
+    ],
+)
+def test_mistakes_name_flag_value_and_remedy(parser, words, message):
+    with pytest.raises(UserError) as error:
+        parser.parse(words)
+    assert str(error.value).startswith(message)
 
 
-@pytest.mark.parametrize("value", ["0 1", [0, 1], [[0, 1, 2]], 5])
-def test_lists_of_a_wrong_shape_are_refused(value):
-    with pytest.raises(UserError, match=r"must be a list|takes 2 values"):
-        FLAGS[4].checked(value)
+def test_a_dictionary_is_parsed_like_a_command_line(parser):
+    given_values = {
+        "size": 4,
+        "rate": -2e-7,
+        "quick": True,
+        "entry": [[0, 1], (2, 3)],
+        "values": [1, -2.5],
+        "name": "-x",
+    }
+    parameters = parser.parse(parser.words(given_values))
+    assert parameters.values == {**DEFAULTS, **given_values, "entry": [[0, 1], [2, 3]]}
+    assert parameters.given == given_values.keys()
+    assert parser.parse(parser.words({"entry": [4, 5], "quick": False}))["entry"] == [[4, 5]]
+    assert parser.parse(parser.words({"entry": [], "size": 5e6})).values == {**DEFAULTS, "size": 5_000_000}
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"size": True}, "-size True: must be an integer"),
+        ({"size": False}, "-size False: must be an integer"),
+        ({"size": None}, "-size None: must be an integer"),
+        ({"quick": "yes"}, "-quick yes: must be True or False"),
+        ({"quick": 1}, "-quick 1: must be True or False"),
+        ({"entry": [[0, 1, 2]]}, "2: belongs to no flag"),
+        ({"entry": 5}, "-entry: expected 2 arguments"),
+        ({"sice": 5}, "-sice=5: unknown flag; did you mean -size?"),
+    ],
+)
+def test_mistakes_in_a_dictionary_are_refused(parser, wrong, message):
+    with pytest.raises(UserError) as error:
+        parser.parse(parser.words(wrong))
+    assert str(error.value).startswith(message)
+
+
+def test_help_shows_types_and_defaults(parser, capsys):
+    with pytest.raises(SystemExit) as end:
+        parser.parse(["--help"])
+    assert end.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for expected in (
+        "-size INTEGER help (default: 3)",
+        "-rate REAL help (default: 0.5)",
+        "-kind {a,b} help (default: a)",
+        "-name NAME help (default: none)",
+        "-quick help (default: off)",
+        "-entry I J help (default: none)",
+        "100% of the end",
+    ):
+        assert expected in shown
+
+
+def test_groups_say_what_makes_another_run(parser):
+    parameters = parser.parse([])
+    names = {group: parameters.names(group) for group in ("run", "inputs", "outputs", "places")}
+    assert names == {
+        "run": ["kind", "rate", "size"],
+        "inputs": ["name"],
+        "outputs": ["entry", "quick"],
+        "places": ["values"],
+    }
+
+
+def test_errors_of_the_library_get_the_name_of_a_flag(tmp_path):
+    with pytest.raises(UserError, match=r"^-rate 3: too large; give less$"), flag_errors("rate", 3, "give less"):
+        raise ValueError("too large")
+    missing = tmp_path / "x"
+    expected = r"^-name .*x: cannot be read: No such file or directory; give a readable file$"
+    with pytest.raises(UserError, match=expected), flag_errors("name", missing):
+        missing.read_text()
+    with pytest.raises(KeyError), flag_errors("name", 1):
+        raise KeyError("other errors pass")
+
+
+def test_output_files_have_one_of_the_endings(tmp_path):
+    check = output_file(".png", ".pdf")
+    assert check(str(tmp_path / "new" / "x.PDF")).endswith("x.PDF")
+    for path, message in (("x.txt", "must end in .png or .pdf"), (str(tmp_path), "must end in")):
+        with pytest.raises(Exception, match=message):
+            check(path)

@@ -56,7 +56,7 @@ def test_all_plans_of_matrix_factorization(run_here, tmp_path):
         expected = [each["random_seed"] + 1000 + repetition for each in plan.experiments for repetition in (0, 1)]
         assert sorted(each["random_seed"] for each in runs) == sorted(expected)
         output, rows = drawn[name]
-        assert output.startswith(f"{len(runs)} experiments, 0 passed over\n")
+        assert output.startswith(f"{len(runs)} experiments, 0 skipped\n")
         assert {row["runs"] for row in rows} == {"2"}
         assert len({(row["panel"], row["name"]) for row in rows}) == len(plan.experiments)
     (entry,) = {tuple(each["unobserved_entry"]) for each in recorded(tmp_path / "outputs/dmf/repositioned")}
@@ -76,7 +76,7 @@ def test_plans_of_tensor_completion(name, run_here, tmp_path):
     result = succeeded(run_here(TC, "-plan", name, "-epochs", 200, "-repetitions", 1, "-random_seed", 7))
     plan = plans(TC)[name]
     ((output, rows),) = draw(result.stdout, run_here, tmp_path)
-    assert output.startswith(f"{len(plan.experiments)} finished experiments, 0 folders passed over\n")
+    assert output.startswith(f"{len(plan.experiments)} finished experiments, 0 folders skipped\n")
     samples = {str(each["num_samples"]) for each in plan.experiments}
     assert {row["num_samples"] for row in rows} == samples
     assert list(dict.fromkeys(row["method"] for row in rows)) == [
@@ -100,7 +100,7 @@ def test_a_folder_of_experiments_is_sorted_out(run_here, tmp_path):
     plot = ["dmf_results_plotter.py", "-experiments_dir", "out", "-save_plot_to", "x.svg"]
     result = succeeded(run_here(*plot, "-save_data_to", "x.csv", "-y", "distance_from_rank_1", "-show_bound"))
     lines = result.stdout.splitlines()
-    assert lines[0] == "2 experiments, 3 passed over"
+    assert lines[0] == "2 experiments, 3 skipped"
     assert re.fullmatch(r"  bare_\S+: has no checkpoint; give -store_checkpoints", lines[1])
     assert lines[2] == "  empty: no matrix factorization experiment"
     assert re.fullmatch(r"  matrix_comp_\S+: was run again, with the same seed", lines[3])
@@ -112,7 +112,7 @@ def test_a_folder_of_experiments_is_sorted_out(run_here, tmp_path):
     for flags, expected in [
         (["-y", "e2e_rank", "-show_bound"], "-show_bound: there is none for e2e_rank"),
         (["-y", "erank"], "-y erank: "),
-        (["-unobserved_entry", 1, 1], "did not track it, but e2e_0_0_value"),
+        (["-unobserved_entry", 1, 1], "only e2e_0_0_value was recorded"),
         (["-experiments_names", "a"], "-experiments_names a: there are 2 lines"),
         (["-experiments_checkpoint_paths", ROOT / "README.md"], "-experiments_dir out: give either"),
         (["-save_data_to", "x.txt"], "-save_data_to x.txt: must end in .csv"),

@@ -10,6 +10,8 @@ import time
 import pytest
 import torch
 
+from common.cli import Parser
+from common.sweeps.plans import planned_jobs
 from tests.conftest import ROOT
 
 SCRIPTS = [
@@ -52,8 +54,12 @@ def test_help_names_every_flag_and_imports_nothing_heavy(script, run_script):
     result = succeeded(run_script(script, "-h"))
     namespace = {"__name__": "script"}
     exec(compile((ROOT / script).read_text(), script, "exec"), namespace)
-    for flag in namespace["FLAGS"]:
-        assert re.search(rf"-{flag.name}\b", result.stdout)
+    parser = namespace.get("parser")
+    if parser is None:
+        parser = Parser()
+        namespace["add_flags"](parser)
+    for action in parser._actions[1:]:
+        assert re.search(rf"^  -{action.dest}\b", result.stdout, re.MULTILINE)
     code = (
         f"import sys, runpy\nsys.argv = ['x', '-h']\ntry: runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"
     )
@@ -199,7 +205,7 @@ def test_an_interrupted_run_is_saved_and_can_be_continued(number, run_script, tm
     process.send_signal(number)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert errors.startswith("dmf_experiment_runner.py: interrupted; to go on where it was: python ")
+    assert errors.startswith("dmf_experiment_runner.py: interrupted; to continue: python ")
     assert errors.endswith(" -resume\n")
     assert errors.count("\n") == 1
     assert "interrupted, epoch" in output
@@ -223,7 +229,7 @@ def test_the_engine_is_chosen_and_recorded(asked, used, run_script, tmp_path, da
     assert (recorded["engine"], recorded["provenance"]["engine"]) == (asked, used)
 
 
-def test_without_a_compiler_the_torch_engine_takes_over_and_says_so_once(run_script, tmp_path, dataset, monkeypatch):
+def test_without_a_compiler_the_torch_engine_is_used_and_says_so_once(run_script, tmp_path, dataset, monkeypatch):
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -236,7 +242,7 @@ def test_without_a_compiler_the_torch_engine_takes_over_and_says_so_once(run_scr
     (tmp_path / "edited.py").write_text(edited)
     result = run_script(tmp_path / "edited.py", *common, "-output_dir", "out")
     assert result.returncode == 0
-    line = "the native engine needs a C compiler (cc, gcc or clang), which was not found; the torch engine takes over\n"
+    line = "the native engine needs a C compiler (cc, gcc or clang), which was not found; the torch engine is used\n"
     assert result.stderr == line
     for folder in (tmp_path / "out").iterdir():
         assert json.loads((folder / "run_params.json").read_text())["provenance"]["engine"] == "torch"
@@ -281,7 +287,7 @@ def test_a_sweep_of_tensor_completion_and_its_figure(run_script, tmp_path):
 
     plot = ["-experiments_dir", "out", "-plot_title", "small", "-save_plot_to", "figure.png"]
     result = succeeded(run_script("tc_results_plotter.py", *plot))
-    assert result.stdout.startswith("8 finished experiments, 0 folders passed over\n")
+    assert result.stdout.startswith("8 finished experiments, 0 folders skipped\n")
     lines = [line.split() for line in result.stdout.splitlines() if line.strip().startswith(("40 ", "63 "))]
     assert [(line[0], line[1], line[-1]) for line in lines] == [
         (n, method, repetitions)
@@ -294,9 +300,9 @@ def test_a_sweep_of_tensor_completion_and_its_figure(run_script, tmp_path):
 def test_the_list_of_tensor_completion_experiments_is_the_papers():
     namespace = {"__name__": "script"}
     exec((ROOT / "tc_multiple_experiments_runner.py").read_text(), namespace)
-    given = namespace["parse_flags"](namespace["FLAGS"], "", ["-dataset_path", str(ROOT / "README.md")])
-    lists = namespace["DEFAULT"], namespace["PLANS"], given, "outputs/tc", "tc_results_plotter.py", namespace["name"]
-    (job,) = namespace["planned_jobs"](namespace["EXPERIMENT_FLAGS"], *lists)
+    command = namespace["parser"].parse(["-dataset_path", str(ROOT / "README.md")])
+    lists = {"": namespace["DEFAULT"]}, "outputs/tc", "tc_results_plotter.py", namespace["name"]
+    (job,) = planned_jobs(command, namespace["experiment_parser"], *lists)
     listed = job.experiments
     assert len(listed) == 100
     assert {each["random_seed"] for each in listed} == {0, 1, 2, 3, 4}

@@ -7,8 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from common.cli import flag_error
-from common.tensor_files import is_plain_tensor, load_dictionary
+from common.tensor_files import is_float_tensor, load_dictionary
 
 
 @dataclass(frozen=True)
@@ -24,13 +23,15 @@ class MatrixSensing:
         return tuple(self.target_matrix.shape)
 
     def first(self, num_samples: int) -> "MatrixSensing":
-        """The problem of the first `num_samples` observations."""
+        """The problem of the first `num_samples` observations. Raises ValueError if there are fewer."""
+        if num_samples > len(self.observations):
+            raise ValueError(f"the dataset has only {len(self.observations)} samples; give at most as many")
         return MatrixSensing(self.sensing_matrices[:num_samples], self.observations[:num_samples], self.target_matrix)
 
     @cached_property
     def observed_entries(self) -> Tensor | None:
-        """Flat (row-major) indices (n,) of the observed entries, where this is matrix completion: every sensing
-        matrix a standard-basis matrix, no two alike. Otherwise None.
+        """Flat (row-major) indices (n,) of the observed entries if this is matrix completion, that is, if the sensing
+        matrices are distinct standard-basis matrices; otherwise None.
         """
         flat = self.sensing_matrices.flatten(1)
         entries = flat.argmax(dim=1)
@@ -40,35 +41,31 @@ class MatrixSensing:
         return entries
 
     def state_dict(self) -> dict[str, Tensor]:
-        """As it is kept in a file."""
+        """The content of a dataset file."""
         return {"A": self.sensing_matrices, "y": self.observations, "target_matrix": self.target_matrix}
 
 
-def load_matrix_sensing(path: str, num_samples: int) -> MatrixSensing:
-    """The first `num_samples` observations of a dataset file. Raises UserError naming -dataset_path or -num_samples."""
-    content = load_dictionary(path, "dataset_path")
+def load_matrix_sensing(path: str) -> MatrixSensing:
+    """The problem in a dataset file. Raises OSError, and ValueError where the file holds no such problem."""
+    content = load_dictionary(path)
 
-    def invalid(problem: str):
-        return flag_error("dataset_path", path, f"{problem}; give a file made by dmf_data_generator.py")
+    def invalid(problem: str) -> ValueError:
+        return ValueError(f"{problem}; give a file made by dmf_data_generator.py")
 
     for key in ("A", "y", "target_matrix"):
-        if not is_plain_tensor(content.get(key)):
+        if not is_float_tensor(content.get(key)):
             raise invalid(f"holds no tensor of floating-point numbers {key!r}")
         if not content[key].isfinite().all():
             raise invalid(f"{key!r} holds NaN or infinity")
     matrices, observations, target = (content[key].detach() for key in ("A", "y", "target_matrix"))
     if target.dim() != 2 or 0 in target.shape:
-        raise invalid(f"'target_matrix' has shape {tuple(target.shape)} where (rows, cols) is wanted")
+        raise invalid(f"'target_matrix' has shape {tuple(target.shape)}, expected (rows, cols)")
     if observations.dim() != 1 or matrices.shape != (len(observations), *target.shape):
         raise invalid(
             f"'A' has shape {tuple(matrices.shape)}, 'y' {tuple(observations.shape)} and 'target_matrix' "
-            f"{tuple(target.shape)} where (n, rows, cols), (n,) and (rows, cols) are wanted"
+            f"{tuple(target.shape)}, expected (n, rows, cols), (n,) and (rows, cols)"
         )
-    if num_samples > len(observations):
-        raise flag_error(
-            "num_samples", num_samples, f"{path} has only {len(observations)} samples; give at most {len(observations)}"
-        )
-    return MatrixSensing(matrices, observations, target).first(num_samples)
+    return MatrixSensing(matrices, observations, target)
 
 
 def sense(sensing_matrices: Tensor, target_matrix: Tensor) -> MatrixSensing:

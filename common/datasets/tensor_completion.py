@@ -6,8 +6,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from common.cli import flag_error
-from common.tensor_files import is_plain_tensor, load_dictionary
+from common.tensor_files import is_float_tensor, load_dictionary
 
 
 @dataclass(frozen=True)
@@ -20,26 +19,32 @@ class TensorCompletion:
     observed_entries: Tensor
     target_cp_rank: int
 
+    def first(self, num_samples: int) -> "TensorCompletion":
+        """The problem in which the first `num_samples` entries are observed. Raises ValueError if there are fewer."""
+        if num_samples > len(self.observed_entries):
+            raise ValueError(f"the dataset has only {len(self.observed_entries)} entries; give at most as many")
+        return TensorCompletion(self.target_tensor, self.observed_entries[:num_samples], self.target_cp_rank)
+
     @property
     def memorizer(self) -> Tensor:
-        """The tensor (d_1, …, d_N) that fits the observations without a thought: zero where nothing is observed."""
+        """The observed entries, and zero elsewhere (d_1, …, d_N): the paper's linear baseline."""
         flat = torch.zeros_like(self.target_tensor).flatten()
         flat[self.observed_entries] = self.target_tensor.flatten()[self.observed_entries]
         return flat.view_as(self.target_tensor)
 
 
-def load_tensor_completion(path: str, num_samples: int) -> TensorCompletion:
-    """The dataset of a file, with its first `num_samples` entries observed.
+def load_tensor_completion(path: str) -> TensorCompletion:
+    """The problem in a dataset file, with all entries observed, in the order of the file.
 
-    Raises UserError naming -dataset_path or -num_samples.
+    Raises OSError, and ValueError where the file holds no such problem.
     """
-    content = load_dictionary(path, "dataset_path")
+    content = load_dictionary(path)
 
-    def invalid(problem: str):
-        return flag_error("dataset_path", path, f"{problem}; give a file made by tc_data_generator.py")
+    def invalid(problem: str) -> ValueError:
+        return ValueError(f"{problem}; give a file made by tc_data_generator.py")
 
     target, order = content.get("target_tensor"), content.get("train_indices_order")
-    if not is_plain_tensor(target) or target.dim() < 2 or 0 in target.shape:
+    if not is_float_tensor(target) or target.dim() < 2 or 0 in target.shape:
         raise invalid("holds no 'target_tensor' of floating-point numbers with two modes or more")
     if not target.isfinite().all() or not target.any():
         raise invalid("'target_tensor' holds NaN or infinity, or nothing but zeros")
@@ -48,14 +53,11 @@ def load_tensor_completion(path: str, num_samples: int) -> TensorCompletion:
     if not isinstance(order, list) or not all(isinstance(entry, int) for entry in order):
         raise invalid("holds no list of integers 'train_indices_order'")
     if sorted(order) != list(range(target.numel())):
-        raise invalid(f"'train_indices_order' is no permutation of the {target.numel()} flat entries")
-    if num_samples > target.numel():
-        remedy = f"{path} has only {target.numel()} entries; give at most {target.numel()}"
-        raise flag_error("num_samples", num_samples, remedy)
+        raise invalid(f"'train_indices_order' is not a permutation of the {target.numel()} flat entries")
     rank = content.get("target_cp_rank", -1)
     if not isinstance(rank, int):
-        raise invalid("'target_cp_rank' is no integer")
-    return TensorCompletion(target.detach(), torch.tensor(order[:num_samples]), rank)
+        raise invalid("'target_cp_rank' is not an integer")
+    return TensorCompletion(target.detach(), torch.tensor(order), rank)
 
 
 def random_tensor(dims: tuple[int, ...], cp_rank: int, norm: float, generator: torch.Generator) -> Tensor:

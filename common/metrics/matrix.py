@@ -1,4 +1,4 @@
-"""Metrics of matrices: pure functions of tensors whose last two dimensions are the matrix."""
+"""Metrics of matrices and tensors: pure functions of batches."""
 
 from functools import reduce
 
@@ -8,24 +8,33 @@ from torch import Tensor
 
 def singular_values(matrices: Tensor) -> Tensor:
     """Singular values (..., min(rows, cols)) of `matrices` (..., rows, cols), descending; NaN for a matrix with an
-    entry that is not finite.
+    entry that is not finite. They do not depend on the rest of the batch, nor on a matrix's place in it.
     """
-    # Zero times infinity is not a number, nor is zero times what is none.
+    # x·0 is NaN if and only if x is not finite.
     finite = (matrices * 0).sum((-2, -1)) == 0
-    svdvals = _svdvals_2x2 if matrices.shape[-2:] == (2, 2) else torch.linalg.svdvals
+    svdvals = _svdvals_2x2 if matrices.shape[-2:] == (2, 2) else _svdvals
     if finite.all():
         return svdvals(matrices)
     values = svdvals(matrices.where(finite[..., None, None], torch.zeros_like(matrices)))
     return values.where(finite[..., None], torch.full_like(values, torch.nan))
 
 
+def _svdvals(matrices: Tensor) -> Tensor:
+    """torch.linalg.svdvals, with a column of zeros more if there is an odd number of entries: LAPACK sums in another
+    order where a matrix does not start at a multiple of 16 bytes.
+    """
+    rows, cols = matrices.shape[-2:]
+    padded = torch.nn.functional.pad(matrices, (0, rows * cols % 2))
+    return torch.linalg.svdvals(padded)[..., : min(rows, cols)]
+
+
 def _svdvals_2x2(matrices: Tensor) -> Tensor:
-    """A 2×2 matrix [[a, b], [c, d]] is a rotation scaled by ½‖(a + d, c − b)‖ plus a reflection scaled by
-    ½‖(a − d, c + b)‖: its singular values are the sum of these and the difference. Many times faster than LAPACK.
+    """Singular values of 2×2 matrices, many times faster than LAPACK. [[a, b], [c, d]] is a rotation scaled by
+    ½‖(a + d, c − b)‖ plus a reflection scaled by ½‖(a − d, c + b)‖; the values are sum and difference of the scales.
     """
     (a, b), (c, d) = (row.unbind(-1) for row in matrices.unbind(-2))
     rotation, reflection = torch.hypot(a + d, c - b), torch.hypot(a - d, c + b)
-    # Value by value in memory: sums over them add long vectors.
+    # Each singular value contiguous in memory: sums over them add long vectors.
     return torch.stack([rotation + reflection, (rotation - reflection).abs_()]).mul_(0.5).movedim(0, -1)
 
 
@@ -42,7 +51,7 @@ def nuclear_norm(singular_values: Tensor) -> Tensor:
 def effective_rank(singular_values: Tensor) -> Tensor:
     """exp of the entropy, natural logarithm, of the singular values normalized to sum 1 (Roy & Vetterli 2007).
 
-    From `singular_values` (..., k). Of the zero matrix, 1: there is nothing to sum over.
+    From `singular_values` (..., k). 1 for the zero matrix, whose entropy is an empty sum.
     """
     total = singular_values.sum(-1, keepdim=True)
     shares = singular_values / total.clamp_min(torch.finfo(total.dtype).tiny)
@@ -65,3 +74,8 @@ def rank(singular_values: Tensor, shape: tuple[int, int], dtype: torch.dtype) ->
     threshold = singular_values[..., :1] * (max(shape) * torch.finfo(dtype).eps)
     counts = (singular_values > threshold).sum(-1)
     return counts + singular_values[..., 0] * 0
+
+
+def reconstruction_error(tensors: Tensor, target: Tensor) -> Tensor:
+    """‖T − target‖_F / ‖target‖_F (n,) of `tensors` (n, numel) and `target` (numel,)."""
+    return torch.linalg.vector_norm(tensors - target, dim=1) / torch.linalg.vector_norm(target)

@@ -1,6 +1,7 @@
 """CP factorization T[a, b, c, …] = Σ_r F_1[a, r] F_2[b, r] F_3[c, r] … (Kolda & Bader 2009)."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from math import prod
 
 import torch
@@ -12,32 +13,48 @@ from common.models.factorization import BatchedFactorization, batch_of_zeros, ba
 class CPFactorization(BatchedFactorization):
     """A batch of CP factorizations of order N ≥ 2; factor k has shape (B, d_k, R).
 
-    The modes are split into a first and a second group, and the tensor is the product of the groups' Khatri–Rao
-    products (B, D, R): a matrix (B, D_first, D_second), which read row by row is the tensor.
+    The modes are split into two groups. The product of the groups' Khatri–Rao products (B, D, R) is a matrix
+    (B, D_first, D_second), whose entries, row by row, are those of the tensor.
     """
 
     factors_name = "factors"
+    kernel_source = "cp_factorization.c"
+    native_up_to = 3 * 10**7
 
-    def __init__(self, factors: Sequence[Tensor]):
-        super().__init__(factors)
-        like, rank = factors[0], factors[0].shape[2]
-        dims = [factor.shape[1] for factor in factors]
+    @staticmethod
+    def kernel_constants(shapes: Sequence[Sequence[int]]) -> dict[str, int | str]:
+        """The macros for which `kernel_source` is compiled, from the factors' shapes (d_k, R)."""
+        dims, rank = [dim for dim, _ in shapes], shapes[0][1]
         split = first_group_size(dims)
-        first, second = _KhatriRao(self, 0, split), _KhatriRao(self, split, len(dims))
-        rows, cols = first.size, second.size
-        _, (self._output,) = batch_of_zeros(self.batch_size, [(rows, cols)], like)
-        self._groups = first, second
-        self._multiply = batched_matmul(rows, rank, cols, like)
-        self._multiply_gradients = (batched_matmul(rows, cols, rank, like), batched_matmul(cols, rows, rank, like))
+        constants = {"DIMS": ", ".join(map(str, dims)), "ORDER": len(dims), "SPLIT": split, "RANK": rank}
+        constants |= {"ALL_DIMS": sum(dims), "LAST_DIM": dims[-1]}
+        return constants | {"ROWS": prod(dims[:split]), "COLS": prod(dims[split:])}
+
+    @property
+    def output_shape(self) -> tuple[int, int]:
+        dims = [dim for dim, _ in self.shapes]
+        split = first_group_size(dims)
+        return prod(dims[:split]), prod(dims[split:])
+
+    @cached_property
+    def _products(self) -> tuple:
+        """The buffer of the tensors, both groups, and the matrix products of the forward and of the backward pass."""
+        like, rank = self.values, self.shapes[0][1]
+        split = first_group_size([dim for dim, _ in self.shapes])
+        groups = _KhatriRao(self, 0, split), _KhatriRao(self, split, len(self.shapes))
+        rows, cols = self.output_shape
+        _, (output,) = batch_of_zeros(self.batch_size, [(rows, cols)], like)
+        multiply = batched_matmul(rows, rank, cols, like)
+        multiply_gradients = (batched_matmul(rows, cols, rank, like), batched_matmul(cols, rows, rank, like))
+        return output, groups, multiply, multiply_gradients
 
     def forward(self) -> Tensor:
-        first, second = self._groups
-        return self._multiply(first.product(), second.product().mT, out=self._output)
+        output, (first, second), multiply, _ = self._products
+        return multiply(first.product(), second.product().mT, out=output)
 
     def backpropagate(self, output_gradient: Tensor) -> None:
         """With K_first K_secondᵀ = T and G = ∂ℓ/∂T: ∂ℓ/∂K_first = G K_second and ∂ℓ/∂K_second = Gᵀ K_first."""
-        first, second = self._groups
-        multiply_first, multiply_second = self._multiply_gradients
+        _, (first, second), _, (multiply_first, multiply_second) = self._products
         multiply_first(output_gradient, second.last, out=first.gradient)
         multiply_second(output_gradient.mT, first.last, out=second.gradient)
         first.backpropagate()
@@ -57,7 +74,7 @@ class _KhatriRao:
         _, self._products = batch_of_zeros(model.batch_size, shapes, model.values)
         _, self._gradients = batch_of_zeros(model.batch_size, shapes, model.values)
         self._products[0], self._gradients[0] = self._factors[0], self._factor_gradients[0]
-        self.size, self.last, self.gradient = sizes[-1], self._products[-1], self._gradients[-1]
+        self.last, self.gradient = self._products[-1], self._gradients[-1]
 
     def product(self) -> Tensor:
         for k in range(1, len(self._factors)):
@@ -74,7 +91,7 @@ class _KhatriRao:
 
 
 def first_group_size(dims: Sequence[int]) -> int:
-    """How many modes the first group has: the groups' products of dimensions are as equal as can be."""
+    """How many modes the first group has, so that the groups' products of dimensions are as equal as possible."""
     return min(range(1, len(dims)), key=lambda split: max(prod(dims[:split]), prod(dims[split:])))
 
 
@@ -85,25 +102,12 @@ def full_rank(dims: Sequence[int]) -> int:
     return prod(dims) // max(dims)
 
 
-def kernel_constants(dims: Sequence[int], rank: int) -> dict[str, int | str]:
-    """What kernels/cp_factorization.c is compiled for."""
-    split = first_group_size(dims)
-    return {
-        "DIMS": ", ".join(map(str, dims)),
-        "ORDER": len(dims),
-        "SPLIT": split,
-        "ALL_DIMS": sum(dims),
-        "LAST_DIM": dims[-1],
-        "ROWS": prod(dims[:split]),
-        "COLS": prod(dims[split:]),
-        "RANK": rank,
-    }
-
-
 def initial_factors(
     dims: Sequence[int], rank: int, std: float, generator: torch.Generator, dtype: torch.dtype
 ) -> list[Tensor]:
-    """Gaussian factors, a list of (d_k, rank), of standard deviation `std`. Drawn on the CPU in float64 and rounded, so
-    that runs of different `dtype` with the same seed start from the same point.
+    """Returns Gaussian factors, a list of (d_k, rank), of standard deviation `std`.
+
+    They are drawn on the CPU in float64 and rounded, so that runs of different `dtype` with the same seed start from
+    the same point.
     """
     return [(std * torch.randn(dim, rank, generator=generator, dtype=torch.float64)).to(dtype) for dim in dims]

@@ -1,7 +1,7 @@
 """Deep matrix factorization W = W_1 W_2 ⋯ W_L, and its initializations."""
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import pairwise
 
 import torch
@@ -14,44 +14,55 @@ class DeepMatrixFactorization(BatchedFactorization):
     """A batch of deep matrix factorizations; factor l has shape (B, d_l, d_{l+1})."""
 
     factors_name = "layers"
+    kernel_source = "deep_matrix_factorization.c"
+    native_up_to = 80_000
 
-    def __init__(self, factors: Sequence[Tensor]):
-        super().__init__(factors)
-        like, rows = factors[0], factors[0].shape[1]
-        shapes = [(rows, factor.shape[2]) for factor in factors]
+    @staticmethod
+    def kernel_constants(shapes: Sequence[Sequence[int]]) -> dict[str, int]:
+        """The macros for which `kernel_source` is compiled, from the factors' shapes (d_l, d_{l+1})."""
+        return {"ROWS": shapes[0][0], "COLS": shapes[-1][1], "DEPTH": len(shapes)}
+
+    @property
+    def output_shape(self) -> tuple[int, int]:
+        return self.shapes[0][0], self.shapes[-1][1]
+
+    @cached_property
+    def _products(self) -> tuple[Tensor, list[tuple], list[tuple]]:
+        """The buffer of the product matrices, and the matrix products of the forward and of the backward pass."""
+        like, rows = self.values, self.shapes[0][0]
+        shapes = [(rows, cols) for _, cols in self.shapes]
+        # W_1 ⋯ W_l for l = 1 … L, the first of them W_1 itself, but for the output.
         _, products = batch_of_zeros(self.batch_size, shapes, like)
-        self._output = products[-1]
-        # W_1 ⋯ W_l for l = 1 … L, the first of them W_1 itself.
-        products[0] = self.views[0]
+        output, products[0] = products[-1], self.views[0]
         # G (W_{l+1} ⋯ W_L)ᵀ for l = 1 … L-1, the first of them the gradient of W_1 itself.
         _, back = batch_of_zeros(self.batch_size, shapes, like)
         back[0] = self.factor_gradients[0]
-
-        self._forward_products = []
-        self._backward_products = []
-        for layer in range(1, len(factors)):
-            width, cols = factors[layer].shape[1:]
+        forward, backward = [], []
+        for layer in range(1, len(self.shapes)):
+            width, cols = self.shapes[layer]
             left, factor, gradient = products[layer - 1], self.views[layer], self.factor_gradients[layer]
-            forward = (batched_matmul(rows, width, cols, like), left, factor, products[layer])
+            forward.append((batched_matmul(rows, width, cols, like), left, factor, products[layer]))
             of_factor = (batched_matmul(width, rows, cols, like), left.mT, gradient)
             further_back = (batched_matmul(rows, cols, width, like), factor.mT, back[layer - 1])
-            self._forward_products.append(forward)
-            self._backward_products.insert(0, (*of_factor, *further_back))
+            backward.insert(0, (*of_factor, *further_back))
+        return output, forward, backward
 
     def forward(self) -> Tensor:
-        for matmul, left, factor, out in self._forward_products:
+        output, products, _ = self._products
+        for matmul, left, factor, out in products:
             matmul(left, factor, out=out)
-        if not self._forward_products:
-            self._output.copy_(self.views[0])
-        return self._output
+        if not products:
+            output.copy_(self.views[0])
+        return output
 
     def backpropagate(self, output_gradient: Tensor) -> None:
         """∂ℓ/∂W_l = (W_1 ⋯ W_{l-1})ᵀ G (W_{l+1} ⋯ W_L)ᵀ for G = ∂ℓ/∂W."""
         back = output_gradient
-        for matmul, left_t, gradient, matmul_back, factor_t, out in self._backward_products:
+        _, _, products = self._products
+        for matmul, left_t, gradient, matmul_back, factor_t, out in products:
             matmul(left_t, back, out=gradient)
             back = matmul_back(back, factor_t, out=out)
-        if not self._backward_products:
+        if not products:
             self.factor_gradients[0].copy_(output_gradient)
 
 
@@ -74,7 +85,7 @@ def balanced_factors(product: Tensor, depth: int) -> list[Tensor]:
 
 def determinant_sign(factors: Sequence[Tensor]) -> int:
     """Sign (-1, 0 or 1) of the determinant of a product of square matrices: the product of the factors' signs, each
-    from its LU decomposition in float64, for the determinant itself may be too small to be represented.
+    from its LU decomposition in float64. The determinant itself may be too small to be represented.
     """
     return int(reduce(lambda sign, factor: sign * torch.linalg.slogdet(factor.double()).sign.item(), factors, 1.0))
 
@@ -89,18 +100,14 @@ def initial_factors(
     dtype: torch.dtype,
     det_sign: int = 0,
 ) -> list[Tensor]:
-    """Initial factors of one experiment, a list of (d_l, d_{l+1}).
+    """Returns the initial factors of one experiment, a list of (d_l, d_{l+1}), whose product is `shape` (rows, cols).
 
-    Parameters
-    ----------
-    shape : rows and columns of the product.
-    init_type : "normal", Gaussian entries of standard deviation `alpha`, or "identity", `alpha` times the identity;
-        of each factor, or with `balanced` of the product, which is then split by `balanced_factors`.
-    generator : on the CPU. Numbers are drawn in float64 and rounded, so that runs of different `dtype` with the same
-        seed start from the same point.
-    det_sign : 1 or -1 redraws until the product's determinant has this sign; the product must be square.
+    "normal" is Gaussian with entries of standard deviation `alpha`, "identity" is `alpha` times the identity: each
+    factor, or if `balanced` the product, which is then split by `balanced_factors`. Numbers are drawn on the CPU in
+    float64 and rounded, so that runs of different `dtype` with the same seed start from the same point. A `det_sign` of
+    1 or -1 redraws until the product, which must be square, has a determinant of this sign.
 
-    Raises ValueError where no draw has the wanted sign.
+    Raises ValueError if no draw has that sign.
     """
 
     def draw(shape: tuple[int, int]) -> Tensor:
@@ -117,4 +124,4 @@ def initial_factors(
         factors = [factor.to(dtype) for factor in factors]
         if det_sign in (0, determinant_sign(factors) if det_sign else 0):
             return factors
-    raise ValueError("no draw has the wanted sign of the determinant")
+    raise ValueError("no draw has a determinant of this sign")

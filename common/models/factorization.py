@@ -1,7 +1,7 @@
-"""What the models share: a batch of experiments' parameters, stacked in one flat buffer.
+"""Batches of factorizations: the parameters of all experiments of a batch in one flat buffer.
 
-A matrix product gives an experiment the same bits whatever runs beside it. On the CPU that takes care: BLAS may
-choose another summation order for another batch size, or for a matrix that starts at another byte offset.
+An experiment's bits do not depend on what else is in the batch. On the CPU this needs care, because BLAS may sum in
+another order for another batch size, or for a matrix that starts at another byte offset.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,15 +10,15 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-# Below this many multiplications torch.bmm uses its own triple loop on the CPU, which treats every matrix of a batch
-# alike (aten/src/ATen/native/LinearAlgebra.cpp, `contraction_size * res_rows * res_cols < 400`).
+# Below this many multiplications torch.bmm uses its own triple loop on the CPU, which is the same for every matrix of a
+# batch (aten/src/ATen/native/LinearAlgebra.cpp, `contraction_size * res_rows * res_cols < 400`).
 _OWN_LOOP_BELOW = 400
 _ALIGNMENT = 64
 
 
 def batched_matmul(m: int, k: int, n: int, like: Tensor) -> Callable[..., Tensor]:
-    """The function, called as `f(left, right, out=out)`, that multiplies `left` (B, m, k) and `right` (B, k, n) into
-    `out` (B, m, n) on the device of `like`. It is chosen once, for looking at shapes takes as long as a small product.
+    """Returns the function, called as `f(left, right, out=out)`, that multiplies `left` (B, m, k) and `right` (B, k, n)
+    into `out` (B, m, n) on the device of `like`. Choosing it takes as long as a small product, so it is done once.
     """
     return torch.bmm if like.is_cuda or m * k * n < _OWN_LOOP_BELOW else _matmul_one_by_one
 
@@ -29,6 +29,7 @@ def _matmul_one_by_one(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
     return out
 
 
+@torch.inference_mode(False)  # buffers may also be made in inference mode, and used after it
 def batch_of_zeros(batch_size: int, shapes: Sequence[Sequence[int]], like: Tensor) -> tuple[Tensor, list[Tensor]]:
     """One flat buffer of zeros, with the dtype and device of `like`, and its `batch_views`."""
     buffer = torch.zeros(batch_size * sum(_strides(shapes, like)), dtype=like.dtype, device=like.device)
@@ -47,21 +48,23 @@ def batch_views(buffer: Tensor, batch_size: int, shapes: Sequence[Sequence[int]]
 
 def _strides(shapes: Sequence[Sequence[int]], like: Tensor) -> list[int]:
     """Numbers from one item to the next. On the CPU every item starts at a multiple of 64 bytes (see above)."""
-    numels = [prod(shape) for shape in shapes]
-    if like.is_cuda:
-        return numels
-    unit = _ALIGNMENT // like.element_size()
-    return [-(-numel // unit) * unit for numel in numels]
+    unit = 1 if like.is_cuda else _ALIGNMENT // like.element_size()
+    return [-(-prod(shape) // unit) * unit for shape in shapes]
 
 
 class BatchedFactorization(nn.Module):
-    """A batch of factorizations, one for each experiment, whose factors are views (B, *shape) of one flat buffer.
+    """A batch of factorizations, one for each experiment, from one tensor (B, *shape) for each factor.
 
-    Attributes: `views`, the factors; `values`, the buffer; `gradients`, a buffer like it, and `factor_gradients`, its
-    views. A subclass names its parameters (`factors_name`) and computes `forward()` and `backpropagate()`.
+    `views` are the factors (B, *shape), views of the flat buffer `values`, and `factor_gradients` their gradients,
+    views of `gradients`. A subclass adds `kernel_constants`; `output_shape`, the rows and columns of an end-to-end
+    matrix, or of an end-to-end tensor that is written as a matrix; `forward()`, which returns these (B, *output_shape)
+    in a buffer that the next call overwrites; and `backpropagate(output_gradient)`, which computes `gradients` from the
+    loss's gradient with respect to the last output.
     """
 
-    factors_name: str
+    factors_name: str  # of the list of parameters
+    kernel_source: str  # file in common/training/kernels/ that takes the gradient steps
+    native_up_to: int  # multiplications in a step of an experiment up to which this is faster, also for one experiment
 
     def __init__(self, factors: Sequence[Tensor]):
         super().__init__()
@@ -75,21 +78,10 @@ class BatchedFactorization(nn.Module):
         # nn.ParameterList looks each one up by name; the training loop indexes a plain list.
         self.views = views
 
-    def forward(self) -> Tensor:
-        """The end-to-end matrices or tensors (B, *shape), in a buffer that the next call overwrites."""
-        raise NotImplementedError
-
-    def backpropagate(self, output_gradient: Tensor) -> None:
-        """Fills `gradients` from the loss's gradient with respect to the last `forward()`, of the same shape."""
-        raise NotImplementedError
-
     def select(self, kept: Tensor) -> "BatchedFactorization":
-        """A new batch of the experiments at the positions `kept`."""
+        """A new batch of the experiments at the indices `kept`."""
         return type(self)([view[kept] for view in self.views])
 
-    def experiment_state(self, position: int) -> dict[str, Tensor]:
+    def experiment_state(self, index: int) -> dict[str, Tensor]:
         """Name → parameter of one experiment, detached, on the CPU."""
-        return {
-            f"{self.factors_name}.{index}": view[position].detach().cpu().clone()
-            for index, view in enumerate(self.views)
-        }
+        return {f"{self.factors_name}.{k}": view[index].detach().cpu().clone() for k, view in enumerate(self.views)}

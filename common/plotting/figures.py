@@ -9,7 +9,6 @@ from matplotlib import pyplot as plt
 from matplotlib.backends import BackendFilter, backend_registry
 from matplotlib.figure import Figure
 
-from common.cli import UserError
 from common.files import write_atomically
 
 MARKERS = "ov^Ds1^h"
@@ -17,32 +16,22 @@ MARKERS = "ov^Ds1^h"
 
 def has_screen() -> bool:
     """Whether pyplot can open windows here."""
-    # Asking for the backend makes matplotlib choose: the first that works, which without a screen is Agg.
+    # matplotlib chooses its backend when it is asked for it: the first that works, which without a screen is Agg.
     backend = matplotlib.get_backend().lower()
     return backend in {name.lower() for name in backend_registry.list_builtin(BackendFilter.INTERACTIVE)}
 
 
-def require_screen_or_file(save_plot_to: str) -> None:
-    """Raises UserError where there is nowhere to put a figure."""
-    if not save_plot_to and not has_screen():
-        raise UserError(
-            "-save_plot_to: is needed, for there is no screen to show the figure on; give a .png, .pdf or .svg file"
-        )
-
-
 def require_drawable(figure: Figure) -> None:
-    """Raises UserError where the text of a figure cannot be set."""
+    """Raises ValueError if the text of a figure is not valid."""
     try:
         figure.draw_without_rendering()
     except ValueError as error:
         reason = str(error).strip().splitlines()[-1][:80]
-        raise UserError(
-            f"-plot_title or a name is no valid mathematical text ({reason}); write \\$ for a dollar"
-        ) from None
+        raise ValueError(f"it or a name is not valid mathematical text ({reason}); write \\$ for a dollar") from None
 
 
 def save_data(rows: Sequence[Mapping[str, object]], path: str) -> None:
-    """Saves what a figure shows as CSV, one column for each key, where a path is given."""
+    """Saves the data of a figure as CSV, with a column for each key; does nothing if `path` is empty."""
     if not path:
         return
 
@@ -58,7 +47,7 @@ def save_data(rows: Sequence[Mapping[str, object]], path: str) -> None:
 
 
 def save_and_show(figure: Figure, save_plot_to: str) -> None:
-    """Saves the figure, 250 dpi and tight, where a path is given, and opens a window where there is a screen."""
+    """Saves the figure, 250 dpi and tight, if a path is given, and opens a window if there is a screen."""
     if save_plot_to:
         path = Path(save_plot_to)
         path.parent.mkdir(parents=True, exist_ok=True)

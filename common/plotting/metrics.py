@@ -1,34 +1,59 @@
-"""Pictures of an experiment's metrics, one line for each metric."""
+"""Plots of an experiment's metrics against the epoch. Does not import torch, nor matplotlib before it draws."""
 
-import pickle
-import sys
+import multiprocessing
+import os
+import re
+import threading
 import time
+from collections.abc import Mapping
 from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
-from PIL import Image
 
 from common.files import write_atomically
-from common.plotting.pictures import Lines
+from common.plotting.thinning import visible_points
 
-_DPI = 100
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _MOST_LINES = 10
+
+# Figure → label → epochs (n,) and values (n,).
+Lines = dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
+
+
+def metric_lines(metrics: Mapping[str, Mapping[str, Any]], figures: Mapping[str, str]) -> Lines:
+    """The lines of each figure, reduced to the points that can be seen.
+
+    `metrics` are pairs of epochs and values by kind ("train" or "validation") and name. Those that match a pattern of
+    `figures` are drawn together; each of the others has a figure of its own.
+    """
+    lines: Lines = {}
+    for kind, of_kind in metrics.items():
+        for metric, (epochs, values) in of_kind.items():
+            name = next((name for name, pattern in figures.items() if re.fullmatch(pattern, metric)), metric)
+            finite = np.isfinite(values)
+            epochs, values = epochs[finite], values[finite].astype(np.float64)
+            visible = visible_points(epochs, values)
+            lines.setdefault(name, {})[f"{kind}_{metric}"] = epochs[visible], values[visible]
+    return lines
 
 
 @cache
-def _figure() -> Figure:
-    """One figure for all pictures: making a new one takes longer than drawing it."""
-    figure = Figure(figsize=(6.4, 4.8), dpi=_DPI)
+def _figure() -> "Figure":
+    """One figure for all plots: making a new one takes longer than drawing it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    figure = Figure(figsize=(6.4, 4.8), dpi=100)
     FigureCanvasAgg(figure)
     figure.subplots_adjust(left=0.13, right=0.96, bottom=0.12, top=0.93)
     axes = figure.add_subplot()
     axes.set_xlabel("Epoch")
-    # Most of the time goes into the layout of tick labels: a few will do, and the axes' labels have fixed places.
+    # Most of the time goes into the layout of tick labels: a few are enough, and the axes' labels have fixed places.
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_label_coords(0.5, -0.09)
@@ -37,44 +62,38 @@ def _figure() -> Figure:
     return figure
 
 
-def draw(lines: Lines, directory: Path) -> None:
-    """Draws each picture of `lines` into `directory`, against the epoch and on linear axes."""
+def draw_metrics(lines: Lines, directory: Path) -> float:
+    """Draws each figure of `lines` into `directory`, on linear axes. Returns the seconds that it took."""
+    begin = time.monotonic()
+    from matplotlib import colormaps
+
     figure = _figure()
     (axes,) = figure.axes
-    for name, of_picture in lines.items():
+    for name, of_figure in lines.items():
         # Clearing the axes would make all their ticks anew, too.
         for line in list(axes.lines):
             line.remove()
-        many = len(of_picture) > _MOST_LINES
-        shades = len(of_picture) if many else _MOST_LINES
+        many = len(of_figure) > _MOST_LINES
+        shades = len(of_figure) if many else _MOST_LINES
         axes.set_prop_cycle(color=colormaps["viridis" if many else "tab10"](np.linspace(0, 0.9, shades)))
-        for label, (epochs, values) in of_picture.items():
+        for label, (epochs, values) in of_figure.items():
             axes.plot(epochs, values, label=label, marker="." if len(epochs) == 1 else None)
         axes.relim()
         axes.autoscale_view()
+        if not any(len(epochs) for epochs, _ in of_figure.values()):
+            # Without points, the limits would be those of the figure before.
+            axes.set(xlim=(0, 1), ylim=(0, 1))
+            axes.autoscale()
         axes.set_ylabel(name)
-        # Of more lines than the legend has room for, it names the first and the last.
+        # The legend has room for the first and the last of many lines.
         named = [axes.lines[0], axes.lines[-1]] if many else axes.lines
         axes.legend(named, [line.get_label() for line in named], loc="best", fontsize="small")
-        figure.canvas.draw()
-        # Without the alpha channel, and hardly compressed: three times as fast as figure.savefig.
-        picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
-        save = partial(picture.save, format="png", compress_level=1)
+        save = partial(figure.savefig, format="png", pil_kwargs={"compress_level": 1})
         write_atomically(directory / f"{name}.png", save)
+    return time.monotonic() - begin
 
 
-def main() -> None:
-    """Draws what comes in on standard input from the process that trains. Answers each time with a line: the seconds it
-    took, and what went wrong, if it did.
-    """
-    while True:
-        try:
-            lines, directory = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        begin, problem = time.monotonic(), ""
-        try:
-            draw(lines, directory)
-        except Exception as error:
-            problem = f" {type(error).__name__}: {' '.join(str(error).split())}"
-        print(f"{time.monotonic() - begin}{problem}", flush=True)
+def end_with_parent() -> None:
+    """Makes a process that plots end with the process that started it, however that ends."""
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

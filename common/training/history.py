@@ -1,131 +1,130 @@
-"""What was recorded of an experiment: the values of each metric and the epochs they belong to."""
+"""The state of one experiment in training, and the metrics that were recorded of it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+Metrics = Mapping[str, np.ndarray]
 
-class _Column:
-    """Numbers that come in chunks."""
-
-    def __init__(self, chunk: np.ndarray):
-        self._chunks, self.length = [chunk], len(chunk)
-
-    def extend(self, chunk: np.ndarray) -> None:
-        self._chunks.append(chunk)
-        self.length += len(chunk)
-
-    def joined(self) -> np.ndarray:
-        if len(self._chunks) > 1:
-            self._chunks = [np.concatenate(self._chunks)]
-        return self._chunks[0]
+# Why an experiment ended, as in the `status` of run_params.json.
+DIVERGED, ZERO_LOSS, STALLED, EPOCHS, INTERRUPTED = "diverged", "zero_loss", "stalled", "epochs", "interrupted"
 
 
-class Series:
-    """Values of one metric: `epochs` (n,) int64 and `values` (n,) of the run's dtype.
+class Series(NamedTuple):
+    """Values of one metric: `epochs` (n,) int64 and `values` (n,) of the run's dtype."""
 
-    The column of the epochs may belong to other metrics, too, and go on where this one ended.
-    """
-
-    def __init__(self, epochs: _Column, values: np.ndarray):
-        self.epoch_column, self.value_column = epochs, _Column(values)
-
-    @property
-    def epochs(self) -> np.ndarray:
-        return self.epoch_column.joined()[: self.value_column.length]
-
-    @property
-    def values(self) -> np.ndarray:
-        return self.value_column.joined()
-
-    @property
-    def last(self) -> tuple[int, float]:
-        """Epoch and value of the last record."""
-        return int(self.epochs[-1]), float(self.values[-1])
+    epochs: np.ndarray
+    values: np.ndarray
 
 
 class History:
-    """Train and validation metrics of one experiment, by name. Metrics recorded at the same epochs share them."""
+    """Train and validation metrics of one experiment, by name. Metrics recorded at the same epochs share that array."""
 
-    def __init__(self):
-        self.train: dict[str, Series] = {}
-        self.validation: dict[str, Series] = {}
+    def __init__(self, train: Mapping[str, Series] | None = None, validation: Mapping[str, Series] | None = None):
+        # The parts of each metric are joined when it is read.
+        self._train = {name: [series] for name, series in (train or {}).items()}
+        self._validation = {name: [series] for name, series in (validation or {}).items()}
 
-    def extend(self, epochs: np.ndarray, train: Mapping[str, np.ndarray], validation: Mapping[str, np.ndarray]) -> None:
+    @property
+    def train(self) -> dict[str, Series]:
+        return _joined(self._train)
+
+    @property
+    def validation(self) -> dict[str, Series]:
+        return _joined(self._validation)
+
+    def extend(self, epochs: np.ndarray, train: Metrics, validation: Metrics) -> None:
         """Appends values (n,) of every metric at `epochs` (n,)."""
-        begun, gone_on = _Column(epochs), {}
-        for series, values in ((self.train, train), (self.validation, validation)):
-            for name, new in values.items():
-                if name in series:
-                    series[name].value_column.extend(new)
-                    gone_on[id(series[name].epoch_column)] = series[name].epoch_column
-                else:
-                    series[name] = Series(begun, new)
-        for column in gone_on.values():
-            column.extend(epochs)
+        for parts, new in ((self._train, train), (self._validation, validation)):
+            for name, values in new.items():
+                parts.setdefault(name, []).append(Series(epochs, values))
 
     def drop_last(self, epoch: int) -> None:
-        """Takes out what was recorded at `epoch`, which is the last one of what it has."""
-        shared: dict[bytes, _Column] = {}
-        for metrics in (self.train, self.validation):
-            for name, series in list(metrics.items()):
-                epochs = series.epochs[series.epochs < epoch]
-                if len(epochs):
-                    column = shared.setdefault(epochs.tobytes(), _Column(epochs))
-                    metrics[name] = Series(column, series.values[: len(epochs)])
-                else:
+        """Removes what was recorded at `epoch`, the last one that has records."""
+        for metrics in (self._train, self._validation):
+            for name, (epochs, values) in _joined(metrics).items():
+                kept = len(epochs) - (epochs[-1] == epoch)
+                metrics[name] = [Series(epochs[:kept], values[:kept])]
+                if not kept:
                     del metrics[name]
 
     def last_values(self) -> dict[str, float]:
-        """The value at the last epoch of every metric that was recorded then."""
-        last = {name: series.last for name, series in (self.train | self.validation).items()}
-        newest = max((epoch for epoch, _ in last.values()), default=-1)
-        return {name: value for name, (epoch, value) in last.items() if epoch == newest}
+        """The last value of every metric that was recorded at the last epoch."""
+        last = {name: parts[-1] for name, parts in (self._train | self._validation).items()}
+        newest = max((series.epochs[-1] for series in last.values()), default=-1)
+        return {name: float(values[-1]) for name, (epochs, values) in last.items() if epochs[-1] == newest}
+
+
+def _joined(metrics: dict[str, list[Series]]) -> dict[str, Series]:
+    joined: dict[tuple[int, ...], np.ndarray] = {}
+    for parts in metrics.values():
+        if len(parts) > 1:
+            epochs = [series.epochs for series in parts]
+            if (key := tuple(map(id, epochs))) not in joined:
+                joined[key] = np.concatenate(epochs)
+            parts[:] = [Series(joined[key], np.concatenate([series.values for series in parts]))]
+    return {name: series for name, (series,) in metrics.items()}
+
+
+@dataclass(eq=False)
+class TrainingState:
+    """What ends one experiment, how it is measured, and how far it is."""
+
+    last_epoch: int  # that it may run
+    zero_loss_tol: float  # losses below this count as zero
+    # Train and validation metrics (n,) by name, from losses (n,) and end-to-end matrices or tensors (n, rows, cols).
+    measure: Callable[[np.ndarray, np.ndarray], tuple[Metrics, Metrics]]
+    keeps_history: bool = True  # or only the last record
+    measures_slowly: bool = False  # then metrics are not postponed: a signal would have to wait for them
+    history: History = field(default_factory=History)
+    epoch: int = -1  # the last one that is finished
+    zero_loss_validations: int = 0  # in a row, up to the last one
+    moved_since_validation: bool = False  # whether a parameter changed since the last validation
+    stop_reason: str | None = None  # one of the constants of this module, when it has ended
 
 
 def evaluator_state(metrics: Mapping[str, Series]) -> dict[str, dict]:
-    """Metrics as a checkpoint keeps them. Epochs that several metrics share are one tensor, and so stored once."""
-    shared: dict[tuple[int, int], Tensor] = {}
+    """Metrics as a checkpoint stores them. Epochs that several metrics share are one tensor, and so stored once."""
+    shared: dict[int, Tensor] = {}
     state = {}
-    for name, series in metrics.items():
-        epoch, value = series.last
-        key = id(series.epoch_column), series.value_column.length
-        epochs = shared.setdefault(key, torch.from_numpy(series.epochs))
+    for name, (epochs, values) in metrics.items():
         state[name] = {
             "name": name,
-            "current_value": value,
-            "epoch_last_updated": epoch,
-            "epoch_values": torch.from_numpy(series.values),
-            "epochs_with_values": epochs,
+            "current_value": float(values[-1]),
+            "epoch_last_updated": int(epochs[-1]),
+            "epoch_values": torch.from_numpy(values),
+            "epochs_with_values": shared.setdefault(id(epochs), torch.from_numpy(epochs)),
         }
     return state
 
 
-def series_of_evaluator(state: Mapping[str, Mapping], dtype: np.dtype) -> dict[str, Series]:
-    """Metrics of a checkpoint, of this project (tensors) or of the original code (lists of numbers).
+def metrics_of_evaluator(state: Mapping[str, Mapping], dtype: np.dtype) -> dict[str, Series]:
+    """Metrics from a checkpoint of this project (tensors) or of the original code (lists of numbers).
 
-    Raises ValueError or KeyError where `state` is something else.
+    Raises ValueError, KeyError or TypeError if `state` is something else.
     """
     metrics: dict[str, Series] = {}
-    shared: dict[bytes, _Column] = {}
+    shared: dict[bytes, np.ndarray] = {}
     for name, tracker in state.items():
         epochs = _numbers(tracker["epochs_with_values"], np.dtype(np.int64))
         values = _numbers(tracker["epoch_values"], dtype)
+        if not isinstance(name, str):
+            raise ValueError(f"a metric is called {name!r}")
         if epochs.shape != values.shape or (np.diff(epochs) <= 0).any() or (epochs < 0).any():
-            raise ValueError(f"the {len(values)} values of metric {name} are not at epochs in a row")
+            raise ValueError(f"the {len(values)} values of metric {name} do not belong to increasing epochs")
         if len(epochs):
-            metrics[name] = Series(shared.setdefault(epochs.tobytes(), _Column(epochs)), values)
+            metrics[name] = Series(shared.setdefault(epochs.tobytes(), epochs), values)
     return metrics
 
 
 def _numbers(values: Tensor | list, dtype: np.dtype) -> np.ndarray:
-    """Values (n,) from a tensor or a list. Raises ValueError where they are something else."""
-    if isinstance(values, Tensor):
-        if values.dim() != 1 or values.is_complex():
-            raise ValueError(f"a metric has values of shape {tuple(values.shape)} and type {values.dtype}")
+    """Values (n,) from a tensor or a list. Raises ValueError if they are something else."""
+    if isinstance(values, Tensor) and values.dim() == 1 and not values.is_complex():
         return values.detach().to(torch.float64 if dtype.kind == "f" else torch.int64).numpy().astype(dtype, copy=False)
-    if not isinstance(values, list) or not set(map(type, values)) <= {int, float}:
-        raise ValueError("a metric has values that are no numbers")
-    return np.array(values, dtype=dtype)
+    if isinstance(values, list) and set(map(type, values)) <= {int, float}:
+        return np.array(values, dtype=dtype)
+    raise ValueError("the values or epochs of a metric are not numbers (n,)")

@@ -1,6 +1,8 @@
-"""Steps of gradient descent for a batch of factorizations, each experiment with its own learning rate."""
+"""Gradient descent for a batch of factorizations, each experiment with its own learning rate."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,66 +11,67 @@ from common.models.factorization import BatchedFactorization, batch_of_zeros
 from common.training.objectives import sum_all
 
 
+@dataclass(eq=False)
 class GradientDescent:
-    """Plain gradient descent: θ ← θ − lr · ∇ℓ.
+    """Plain gradient descent: θ ← θ − lr · ∇ℓ."""
 
-    The multiplication and the subtraction are separate operations, each rounded once, so that the bits do not depend
-    on where in a vector register a parameter happens to lie.
-    """
+    lrs: list[float]  # of each experiment
+    _steps: Tensor | None = field(default=None, init=False)
 
-    # Where a step changes nothing, no later step will.
-    stops_where_nothing_moves = True
-
-    def __init__(self, lrs: Sequence[float], model: BatchedFactorization):
-        self.lrs = list(lrs)
-        self._steps, views = batch_of_zeros(model.batch_size, model.shapes, like=model.values)
-        for view in views:
-            view.copy_(torch.tensor(self.lrs, dtype=torch.float64).view(-1, *[1] * (view.dim() - 1)))
+    # Whether a step depends on nothing but the parameters: if one step changes nothing, no later one will.
+    is_stateless = True
+    # The macros that compile a native kernel for it. A subclass has none until it sets its own.
+    kernel_constants = {"ADAPTIVE": 0}  # noqa: RUF012
 
     def step(self, model: BatchedFactorization) -> None:
-        """Moves `model.values` against `model.gradients`, which it uses up."""
+        """Moves `model.values` against `model.gradients`, which it overwrites.
+
+        Multiplication and subtraction are separate operations, each rounded once, so that the bits do not depend on
+        where in a vector register a parameter is.
+        """
+        if self._steps is None:
+            self._steps, views = batch_of_zeros(model.batch_size, model.shapes, like=model.values)
+            for view in views:
+                view.copy_(torch.tensor(self.lrs, dtype=torch.float64).view(-1, *[1] * (view.dim() - 1)))
         model.gradients.mul_(self._steps)
         model.values.sub_(model.gradients)
 
-    def select(self, kept: Tensor, model: BatchedFactorization) -> "GradientDescent":
-        """The optimizer of the experiments at the positions `kept`, for the `model` of just these."""
-        return type(self)([self.lrs[position] for position in kept.tolist()], model)
+    def select(self, kept: Tensor) -> "GradientDescent":
+        """The optimizer of the experiments at the indices `kept`."""
+        return type(self)([self.lrs[index] for index in kept.tolist()])
 
-    def experiment_state(self, position: int, num_parameters: int) -> dict:
-        """As torch.optim.SGD writes it for one experiment."""
-        return {"state": {}, "param_groups": [{"lr": self.lrs[position], "params": list(range(num_parameters))}]}
+    def experiment_state(self, index: int, num_factors: int) -> dict[str, Any]:
+        """The state of one experiment, as torch.optim.SGD writes it."""
+        return {"state": {}, "param_groups": [{"lr": self.lrs[index], "params": list(range(num_factors))}]}
 
 
 class GroupRMSprop:
-    """Gradient descent whose step size adapts to the norm of the gradient (Arora et al. 2019): for one scalar
+    """Gradient descent whose step size adapts to the norm of the gradient (Arora et al. 2019): with one scalar
     v ← β v + (1 − β) ‖∇ℓ‖² over all parameters together, θ ← θ − lr / (√(v / (1 − βᵗ)) + eps) · ∇ℓ in step t = 1, 2, …
 
     Parameters
     ----------
-    num_steps : steps taken before, the same for all experiments of the batch.
-    square_avgs : v of each experiment after these.
+    lrs : the learning rate of each experiment.
+    like : a tensor of the dtype and device of the model.
+    states : the `state` of each experiment in a checkpoint, all after the same number of steps; None at the start.
 
-    Attributes: `num_steps`; `square_avg` and `adjusted_lr` (B,), v and the step size of the last step.
+    Attributes: `num_steps` taken so far; `square_avg` and `adjusted_lr` (B,), v and the step size of the last step.
     """
 
-    stops_where_nothing_moves = False
+    is_stateless = False
     beta, eps = 0.99, 1e-6
+    kernel_constants = {"ADAPTIVE": 1, "BETA": beta, "EPS": eps}  # noqa: RUF012
 
-    def __init__(
-        self,
-        lrs: Sequence[float],
-        model: BatchedFactorization,
-        num_steps: int = 0,
-        square_avgs: Sequence[float] | None = None,
-    ):
+    def __init__(self, lrs: Sequence[float], like: Tensor, states: Sequence[Mapping[str, Any]] | None = None):
         self.lrs = list(lrs)
-        self.num_steps = num_steps
-        self._lr = model.values.new_tensor(self.lrs)
-        self.square_avg = model.values.new_tensor(square_avgs or [0.0] * len(self.lrs))
+        states = states or [{"step": 0, "square_avg": 0.0}] * len(self.lrs)
+        self.num_steps = int(states[0]["step"])
+        self._lr = like.new_tensor(self.lrs)
+        self.square_avg = like.new_tensor([float(state["square_avg"]) for state in states])
         self.adjusted_lr = self._lr.clone()
 
     def step(self, model: BatchedFactorization) -> None:
-        """Moves `model.values` against `model.gradients`, which it uses up."""
+        """Moves `model.values` against `model.gradients`, which it overwrites."""
         self.num_steps += 1
         squares = sum(sum_all(gradient * gradient) for gradient in model.factor_gradients)
         self.square_avg.mul_(self.beta).add_(squares.mul_(1 - self.beta))
@@ -78,23 +81,19 @@ class GroupRMSprop:
             gradient.mul_(self.adjusted_lr[:, None, None])
         model.values.sub_(model.gradients)
 
-    def select(self, kept: Tensor, model: BatchedFactorization) -> "GroupRMSprop":
-        """The optimizer of the experiments at the positions `kept`, for the `model` of just these."""
-        lrs = [self.lrs[position] for position in kept.tolist()]
-        selected = GroupRMSprop(lrs, model, self.num_steps, self.square_avg[kept].tolist())
+    def select(self, kept: Tensor) -> "GroupRMSprop":
+        """The optimizer of the experiments at the indices `kept`."""
+        indices = kept.tolist()
+        states = [self.experiment_state(index, 0)["state"] for index in indices]
+        selected = GroupRMSprop([self.lrs[index] for index in indices], self.square_avg, states)
         selected.adjusted_lr = self.adjusted_lr[kept]
         return selected
 
-    def experiment_state(self, position: int, num_parameters: int) -> dict:
-        """The state of one experiment, as a checkpoint keeps it."""
-        group = {
-            "lr": self.lrs[position],
-            "beta": self.beta,
-            "eps": self.eps,
-            "adjusted_lr": self.adjusted_lr[position].item(),
-            "params": list(range(num_parameters)),
-        }
-        state = {"step": self.num_steps, "square_avg": self.square_avg[position].item()}
+    def experiment_state(self, index: int, num_factors: int) -> dict[str, Any]:
+        """The state of one experiment, as a checkpoint stores it."""
+        group = {"lr": self.lrs[index], "beta": self.beta, "eps": self.eps}
+        group |= {"adjusted_lr": self.adjusted_lr[index].item(), "params": list(range(num_factors))}
+        state = {"step": self.num_steps, "square_avg": self.square_avg[index].item()}
         return {"state": state, "param_groups": [group]}
 
 

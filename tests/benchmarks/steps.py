@@ -18,18 +18,17 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import reduce
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from common.experiments import dmf, tc
-from common.experiments.experiment import Experiment
 from common.models.cp_factorization import first_group_size
-from common.training.lockstep import LockstepTrainer
-from common.training.threads import NUM_THREADS, one_thread
-from tests.conftest import ROOT, prepared, prepared_tc
+from common.sweeps.experiment import Experiment
+from common.training.machine import NUM_THREADS, one_thread
+from tests.conftest import ROOT, prepared, trainer_of
 
 try:
     import jax
@@ -65,14 +64,10 @@ def cp_tensor(factors):
     return left @ right.swapaxes(-1, -2)
 
 
-def ours(problem, experiments: list[Experiment]) -> Steps:
-    """The project's way: steps, validations, history and its metrics, of enough validations to be typical."""
-    kernel = problem.native_kernel(experiments[0])
-    engine = problem.stack(experiments, torch.device("cpu"), kernel)
-    engine.optimizer.stops_where_nothing_moves = False
-    # The metrics of a history are computed in bulk.
-    least = 4096 * experiments[0].parameters["validate_every"] if problem is dmf else 1
-    trainer = LockstepTrainer(engine, experiments, experiments[0].parameters["validate_every"], 10)
+def ours(experiments: list[Experiment], least: int) -> Steps:
+    """The project's way: at least `least` steps at a time, validations, history and its metrics."""
+    trainer = trainer_of(experiments, native=True)
+    trainer.engine.optimizer.is_stateless = False  # so that no experiment ends because nothing moves
 
     def take(num_steps: int) -> int:
         begin = trainer.epoch
@@ -202,9 +197,9 @@ def dmf_experiments(depth: int, number: int) -> list[Experiment]:
 
 
 def tc_experiments(order: int, number: int) -> list[Experiment]:
-    path = str(ROOT / f"data/tc/tensor_rank_1_fro_1_order_{order}_dim_8.pt")
+    path = ROOT / f"data/tc/tensor_rank_1_fro_1_order_{order}_dim_8.pt"
     endless = {"init_std": 0.1, **_ENDLESS}
-    return [prepared_tc(dataset_path=path, random_seed=seed, **endless) for seed in range(number)]
+    return [prepared("tc", dataset_path=path, random_seed=seed, **endless) for seed in range(number)]
 
 
 def print_row(problem: str, number: int, times: dict[str, float]) -> None:
@@ -233,22 +228,25 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        cases = [(dmf, depth, number) for depth in (2, 3, 4) for number in (1, 12, 64, 1024)]
-        cases += [(tc, order, 50) for order in (3, 4)]
-        for problem, size, number in cases:
-            is_matrix = problem is dmf
+        cases = [("dmf", depth, number) for depth in (2, 3, 4) for number in (1, 12, 64, 1024)]
+        cases += [("tc", order, 50) for order in (3, 4)]
+        for kind, size, number in cases:
+            is_matrix = kind == "dmf"
             experiments = (dmf_experiments if is_matrix else tc_experiments)(size, number)
             end_to_end = matrix_product if is_matrix else cp_tensor
-            objective = problem.stack(experiments, torch.device("cpu")).objective
+            problems = [experiment.problem for experiment in experiments]
+            objective = problems[0].objective(problems, experiments[0].factors[0])
+            # The metrics of a history are computed in bulk.
+            least = 4096 * experiments[0].parameters["validate_every"] if is_matrix else 1
             competitors = {
-                "ours": ours(problem, experiments),
+                "ours": ours(experiments, least),
                 "plain loop": plain_loop(experiments, end_to_end, objective),
                 "floor": arithmetic_floor(size, number, directory) if is_matrix else products_floor(experiments),
             }
             if jax is not None:
                 competitors["JAX"] = jax_loop(experiments, end_to_end, objective)
             # Small products are faster on one thread, for PyTorch, too.
-            with one_thread(problem.multiplications_per_step(experiments[0]) < 3 * 10**6):
+            with one_thread() if problems[0].multiplications < 3 * 10**6 else nullcontext():
                 times = medians(competitors)
             print_row(
                 f"2×2, depth {size}" if is_matrix else f"{'×'.join('8' * size)}, {8 ** (size - 1)} components",

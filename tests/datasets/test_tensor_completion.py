@@ -30,7 +30,7 @@ def test_shipped_datasets(order, cp_rank):
     assert content["target_tensor"].shape == (8,) * order
     assert content["target_tensor"].norm().item() == pytest.approx(1, rel=1e-6)
     assert content["target_cp_rank"] == cp_rank
-    dataset = load_tensor_completion(str(path), 100)
+    dataset = load_tensor_completion(str(path)).first(100)
     assert dataset.observed_entries.tolist() == content["train_indices_order"][:100]
     flat, memorizer = dataset.target_tensor.flatten(), dataset.memorizer.flatten()
     assert memorizer.count_nonzero() == 100

@@ -27,7 +27,7 @@ def rank_of(tensor, tol=TOL, seed=0):
 
 def memorizer(num_samples, order=3):
     path = ROOT / f"data/tc/tensor_rank_1_fro_1_order_{order}_dim_8.pt"
-    return load_tensor_completion(str(path), num_samples).memorizer
+    return load_tensor_completion(str(path)).first(num_samples).memorizer
 
 
 @pytest.mark.parametrize("dims", [(4, 4), (8, 8, 8), (2, 3, 4, 5)])

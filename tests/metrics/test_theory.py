@@ -38,12 +38,10 @@ def test_the_bounds_hold_while_the_determinant_keeps_its_sign(name, depth):
     experiments = [
         prepared(**common, **start, random_seed=seed) for start in (balanced, unbalanced) for seed in range(3)
     ]
-    for experiment in experiments:
-        experiment.keeps_history = True
     train(experiments, native=True)
     checked = left = 0
     for experiment in experiments:
-        recorded = {name: series.values for name, series in experiment.history.validation.items()}
+        recorded = {name: series.values for name, series in experiment.state.history.validation.items()}
         entries = np.array([[recorded[f"e2e_{i}_{j}_value"] for j in (0, 1)] for i in (0, 1)])
         determinant = entries[0, 0] * entries[1, 1] - entries[0, 1] * entries[1, 0]
         # The loss of the matrix after the step, which is what the metrics are of.

@@ -6,10 +6,9 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from common.cli import UserError
 from common.metrics import theory as bounds
 from common.plotting.against_loss import draw_against_loss, values_below
-from common.plotting.curves import Curve, Panel, Wanted, load_curve, read_panels
+from common.plotting.curves import Curve, Line, NoBound, NotRecorded, Wanted, load_curve, read_lines
 
 
 def tracker(epochs, values, as_lists=False):
@@ -26,34 +25,35 @@ def test_loss_and_entry_are_paired_by_epoch(tmp_path, as_lists):
         "val_evaluator": {"e2e_0_0_value": tracker([4, 9, 14], [-1.0, 2.0, 3.0], as_lists)},
     }
     torch.save(content, tmp_path / "c.pt")
-    curve = load_curve(str(tmp_path / "c.pt"), "name")
+    curve = load_curve(str(tmp_path / "c.pt"))
     assert curve.iterations.tolist() == [5, 10]
     np.testing.assert_allclose(curve.losses, [1 / 5, 1 / 10])
     assert curve.values.tolist() == [1, 2]
 
 
-def theory(name="theory", num_points=20_000, last=5e-5):
+def theory(num_points=20_000, last=5e-5):
     """A run on the curve |W_00| = 1 / √(2ℓ)."""
     losses = np.geomspace(0.9, last, num_points)
-    return Curve(name, np.arange(1, num_points + 1) * 50, losses, 1 / np.sqrt(2 * losses))
+    return Curve(np.arange(1, num_points + 1) * 50, losses, 1 / np.sqrt(2 * losses))
 
 
-def draw(*curves):
-    figure, _ = draw_against_loss([Panel("", [[curve] for curve in curves])], "depth 3", 1e-4)
+def draw(**curves):
+    figure, _ = draw_against_loss([Line(name, 3, [curve]) for name, curve in curves.items()], "depth 3", 1e-4)
     return figure
 
 
 def test_long_names_leave_the_axes_their_width():
     name = "lr 1.25e-3 init identity 1.25e-1, epochs 100"
     # Of a curve that has not come to 1.3e-1, the legend alone shows the marker.
-    panels = [Panel("depth 1", [[theory(name)]]), Panel("depth 2", [[theory(name, last=0.5)]])]
-    figure, _ = draw_against_loss(panels, "", 1e-4)
+    lines = [Line(name, 1, [theory()]), Line(name, 2, [theory(last=0.5)])]
+    figure, _ = draw_against_loss(lines, "", 1e-4)
     figure.draw_without_rendering()
     assert all(axes.get_position().width > 0.35 for axes in figure.axes[:2])
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["depth 1", "depth 2"]
 
 
 def test_the_figure_is_as_the_paper_describes_it():
-    figure = draw(theory("a"), theory("b", 10_000, 1e-3))
+    figure = draw(a=theory(), b=theory(10_000, 1e-3))
     axes, bar = figure.axes
     assert figure.get_size_inches() == pytest.approx((3.1, 3.4))
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("loss", "|unobserved entry|", "depth 3")
@@ -76,7 +76,7 @@ def test_the_figure_is_as_the_paper_describes_it():
     assert light[2] > light[0] > 0.5
 
     markers = [line for line in axes.lines if line.get_marker() != "None"]
-    for marked, curve, expected in zip(markers, (theory("a"), theory("b", 10_000, 1e-3)), (4, 3), strict=True):
+    for marked, curve, expected in zip(markers, (theory(), theory(10_000, 1e-3)), (4, 3), strict=True):
         assert len(marked.get_xdata()) == expected
         for power, loss in enumerate(marked.get_xdata(), start=1):
             assert loss == curve.losses[curve.losses < 1.3 * 10.0**-power][0]
@@ -94,16 +94,16 @@ def test_the_figure_is_as_the_paper_describes_it():
 
 
 def test_nothing_to_draw_is_an_error():
-    with pytest.raises(UserError, match="-min_loss 10"):
-        draw_against_loss([Panel("", [[theory()]])], "", 10.0)
+    with pytest.raises(ValueError, match=r"no loss is larger than 0\.9; give a smaller one"):
+        draw_against_loss([Line("", 3, [theory()])], "", 10.0)
 
 
 def test_of_many_seeds_the_median_and_the_quartiles_are_drawn_and_who_never_got_there_is_counted():
     curves = [
-        Curve("lr", np.array([1, 2, 3]), np.array([1.0, 0.1, 1e-2]), np.array([0.0, value, 10.0 * value]))
+        Curve(np.array([1, 2, 3]), np.array([1.0, 0.1, 1e-2]), np.array([0.0, value, 10.0 * value]))
         for value in (1.0, 2.0, 3.0)
     ]
-    stuck = Curve("lr", np.array([1, 2]), np.array([1.0, 0.1]), np.array([0.0, 8.0]))
+    stuck = Curve(np.array([1, 2]), np.array([1.0, 0.1]), np.array([0.0, 8.0]))
     losses, values = values_below([*curves, stuck], 1.0, 0.02)
     assert losses[0] == 1
     assert losses[-1] == pytest.approx(0.02)
@@ -111,10 +111,10 @@ def test_of_many_seeds_the_median_and_the_quartiles_are_drawn_and_who_never_got_
     assert values[:3, -1].tolist() == [10, 20, 30]
     assert np.isnan(values[3, -1])
 
-    figure, rows = draw_against_loss([Panel("depth 3", [[*curves, stuck]])], "", 0.02)
+    figure, rows = draw_against_loss([Line("lr", 3, [*curves, stuck])], "", 0.02)
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["lr\n(1 of 4 not at 2e-2)"]
-    assert (axes.get_title(), rows[0]["median"], rows[-1]["median"]) == ("depth 3", 2.5, 20)
+    assert (rows[0]["median"], rows[-1]["median"]) == (2.5, 20)
     assert (rows[-1]["lower_quartile"], rows[-1]["upper_quartile"]) == (15, 25)
     assert [(row["runs_there"], row["runs"]) for row in (rows[0], rows[-1])] == [(4, 4), (3, 4)]
     plt.close(figure)
@@ -122,8 +122,8 @@ def test_of_many_seeds_the_median_and_the_quartiles_are_drawn_and_who_never_got_
 
 def test_the_bound_is_drawn_for_the_observations_and_the_metric():
     curve = theory()
-    curve = Curve(curve.name, curve.iterations, curve.losses, 1 + curve.losses, (1.0, 1.0, 0.0))
-    figure, _ = draw_against_loss([Panel("", [[curve]])], "", 1e-4, "e2e_effective_rank", True)
+    curve = Curve(curve.iterations, curve.losses, 1 + curve.losses, (1.0, 1.0, 0.0))
+    figure, _ = draw_against_loss([Line("theory", 3, [curve])], "", 1e-4, "e2e_effective_rank", True)
     axes = figure.axes[0]
     (dashes,) = [line for line in axes.lines if line.get_linestyle() == "--"]
     np.testing.assert_array_equal(dashes.get_ydata(), bounds.effective_rank(dashes.get_xdata(), 1, 1, 0))
@@ -135,7 +135,8 @@ def test_the_bound_is_drawn_for_the_observations_and_the_metric():
 def test_no_curve_runs_behind_the_legend():
     """It takes the upper left, where a curve that rises early and levels off would be."""
     losses = np.geomspace(1, 5e-5, 200)
-    figure = draw(Curve("a long name of a run", np.arange(1, 201), losses, np.minimum(5, 1 / losses - 1)))
+    curve = Curve(np.arange(1, 201), losses, np.minimum(5, 1 / losses - 1))
+    figure = draw(**{"a long name of a run": curve})
     figure.canvas.draw()
     axes = figure.axes[0]
     box = axes.get_legend().get_window_extent()
@@ -164,18 +165,18 @@ def test_what_cannot_be_drawn_is_passed_over_with_a_line_each(tmp_path):
         evaluators = {"sse_loss_div_2": tracker([9], values)}, {"e2e_0_0_value": tracker([9], values)}
         torch.save(dict(zip(("train_evaluator", "val_evaluator"), evaluators, strict=True)), checkpoint)
     (tmp_path / "damaged/checkpoints/2020_epoch_9.pt").write_bytes(b"PK")
-    panels, left_out = read_panels(str(tmp_path), Wanted())
-    names = [[curve.name for curve in line] for panel in panels for line in panel.lines]
-    assert names == [["lr 1e-3 init identity 1e-1"], ["lr 2e-3 init 1e-1 in each factor"]]
-    reasons = dict(line.split(": ", 1) for line in left_out)
+    lines, skipped = read_lines(str(tmp_path), Wanted())
+    names = ["lr 1e-3 init identity 1e-1", "lr 2e-3 init 1e-1 in each factor"]
+    assert [(line.name, len(line.curves)) for line in lines] == [(name, 1) for name in names]
+    reasons = dict(line.split(": ", 1) for line in skipped)
     assert reasons.keys() == written.keys() - {"good", "original"}
     assert "not finished" in reasons["unfinished"]
-    assert "2020_epoch_9.pt: is no torch.save file" in reasons["damaged"]
+    assert "2020_epoch_9.pt: is not a torch.save file" in reasons["damaged"]
     assert "no epoch with both loss and metric" in reasons["never_finite"]
-    assert "depth in run_params.json is not an integer" in reasons["wrong_type"]
+    assert "depth in run_params.json is '3'" in reasons["wrong_type"]
     shutil.rmtree(tmp_path / "damaged")
-    with pytest.raises(UserError, match=r"-y nope: .*did not record it"):
-        read_panels(str(tmp_path), Wanted("nope"))
+    with pytest.raises(NotRecorded, match=r"2020_epoch_9\.pt: was not recorded; give one of sse_loss_div_2"):
+        read_lines(str(tmp_path), Wanted("nope"))
 
 
 def experiment(path, **parameters):
@@ -189,23 +190,43 @@ def experiment(path, **parameters):
 
 
 @pytest.mark.parametrize(
-    "changed, wanted, message",
+    "changed, wanted, error, message",
     [
-        ({}, Wanted(corner=True), "no run_params.json names them"),
-        ({"dataset_path": "x" * 5000, "num_samples": 3}, Wanted(corner=True), "is not here"),
-        ({"dataset_path": "a\0b", "num_samples": 3}, Wanted(corner=True), "is not here"),
-        ({"depth": -3}, Wanted(), "depth in run_params.json is -3"),
-        ({}, Wanted(entry=(5, 5)), "-unobserved_entry 5 5: .* did not track it, but e2e_0_0_value"),
+        ({}, Wanted(corner=True), NoBound, "no run_params.json names them"),
+        ({"dataset_path": "x" * 5000, "num_samples": 3}, Wanted(corner=True), NoBound, "cannot be read"),
+        ({"dataset_path": "a\0b", "num_samples": 3}, Wanted(corner=True), NoBound, "cannot be read"),
+        ({"dataset_path": "/dev/zero", "num_samples": 3}, Wanted(corner=True), NoBound, "is not a regular file"),
+        ({"depth": -3}, Wanted(), ValueError, "depth in run_params.json is -3"),
+        ({}, Wanted(entry=(5, 5)), NotRecorded, "only e2e_0_0_value was recorded"),
     ],
 )
-def test_parameters_that_make_no_sense_are_refused(tmp_path, changed, wanted, message):
+def test_parameters_that_make_no_sense_are_refused(tmp_path, changed, wanted, error, message):
     experiment(tmp_path / "a", **changed)
-    with pytest.raises(UserError, match=message):
-        read_panels(str(tmp_path), wanted)
+    with pytest.raises(error, match=message):
+        read_lines(str(tmp_path), wanted)
 
 
-@pytest.mark.parametrize("changed", [{"depth": 10**6}, {"init_alpha": 1e300}, {"dataset_path": "a\0b"}])
-def test_an_initialization_that_is_not_known_is_told_by_its_factors(tmp_path, changed):
+@pytest.mark.parametrize(
+    "changed", [{"depth": 10**6}, {"init_alpha": 1e300}, {"dataset_path": "a\0b"}, {"dataset_path": "/dev/zero"}]
+)
+def test_an_initialization_that_is_not_known_is_described_by_its_factors(tmp_path, changed):
     experiment(tmp_path / "a", **changed)
-    ((panel,), _) = read_panels(str(tmp_path), Wanted())
-    assert "in each factor" in panel.lines[0][0].name
+    ((line,), _) = read_lines(str(tmp_path), Wanted())
+    assert "in each factor" in line.name
+
+
+def test_runs_that_differ_in_engine_or_validations_are_lines_of_their_own(tmp_path):
+    """Of runs that are the same, seed included, the newest is taken."""
+    identity = {"run": ["engine", "validate_every", "lr"], "outputs": ["file_log"], "inputs": {}, "seed": 0}
+    for number, changed in enumerate([{}, {"engine": "torch"}, {"validate_every": 7}, {"file_log": True}]):
+        sweep = {"start_time": str(number), "experiment": 1}
+        parameters = {"engine": "auto", "validate_every": 50, "random_seed": 0, "file_log": False, **changed}
+        provenance = {"sweep": sweep, "identity": {**identity, "occurrence": 1}}
+        experiment(tmp_path / f"run{number}", **parameters, provenance=provenance, status={"finished": True})
+    lines, skipped = read_lines(str(tmp_path), Wanted())
+    assert [line.name for line in lines] == [
+        "engine auto, validate_every 50",
+        "engine torch, validate_every 50",
+        "engine auto, validate_every 7",
+    ]
+    assert skipped == ["run0: was run again, with the same seed"]

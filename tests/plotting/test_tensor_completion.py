@@ -5,7 +5,6 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from common.cli import UserError
 from common.plotting.tensor_completion import (
     common_target_rank,
     draw_tensor_completion,
@@ -43,7 +42,7 @@ def test_folders_of_this_project_and_of_the_original_code_are_read(tmp_path):
     assert left_out == []
     assert [(r.num_samples, r.init_std) for r in results] == [(50, 1e-3), (50, 1e-2), (60, 2.5e-3), (70, None)]
     assert common_target_rank(results) == 1
-    methods = list(dict.fromkeys(summary.method for summary in summarize(results)))
+    methods = list(dict.fromkeys(row["method"] for row in summarize(results)))
     assert methods == ["linear", "tf, init 1e-2", "tf, init 2.5e-3", "tf, init 1e-3", "model"]
 
 
@@ -61,15 +60,15 @@ def test_what_cannot_be_used_is_passed_over_with_a_line_each(tmp_path):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "a_file.txt").write_text("x")
     results, left_out = read_results(str(tmp_path))
-    assert [result.folder for result in results] == ["good", "rank_not_found"]
+    assert [result.run.path.name for result in results] == ["good", "rank_not_found"]
     expected = {
         "rank_not_found": "rank of the model was not found",
         "nan": "not a number",
         "diverged": "diverged",
         "nameless": "number of samples",
-        "damaged": "is no JSON",
-        "damaged_too": "holds no dictionary",
-        "unreadable_target": "is no torch.save file",
+        "damaged": "is not JSON",
+        "damaged_too": "does not hold a dictionary",
+        "unreadable_target": "is not a torch.save file",
         "unfinished": "not finished",
         "foreign": "no tensor completion experiment",
     }
@@ -82,12 +81,12 @@ def test_different_targets_in_one_folder_are_refused(tmp_path):
     parameters = {"num_samples": 50, "init_std": 1e-3}
     make(tmp_path, "a", parameters)
     make(tmp_path, "b", parameters, target=TARGET + 1)
-    with pytest.raises(UserError, match="a and b have different targets"):
+    with pytest.raises(ValueError, match="a and b have different targets"):
         read_results(str(tmp_path))
 
 
 def test_a_folder_without_experiments_is_refused(tmp_path):
-    with pytest.raises(UserError, match="holds no finished experiment"):
+    with pytest.raises(ValueError, match="holds no finished experiment"):
         read_results(str(tmp_path))
 
 
@@ -106,14 +105,19 @@ def repeated(tmp_path, ranks=True):
 
 
 def test_medians_and_quartiles_over_repetitions(tmp_path):
-    summaries = summarize(repeated(tmp_path))
-    (found,) = (s for s in summaries if (s.method, s.num_samples) == ("tf, init 1e-3", 200))
-    np.testing.assert_allclose(found.error, [2e-6, 3e-6, 4e-6])
-    assert found.rank.tolist() == [2, 3, 4]
-    assert found.repetitions == 5
-    (linear,) = (s for s in summaries if (s.method, s.num_samples) == ("linear", 200))
-    assert (linear.error[1], linear.rank[1], linear.repetitions) == (0.5, 9, 10)
-    lines = table(summaries).splitlines()
+    rows = summarize(repeated(tmp_path))
+
+    def quartiles(method, num_samples, quantity):
+        (row,) = (row for row in rows if (row["method"], row["num_samples"]) == (method, num_samples))
+        return [row[f"{quantity}_{name}"] for name in ("lower_quartile", "median", "upper_quartile")], row[
+            "repetitions"
+        ]
+
+    np.testing.assert_allclose(quartiles("tf, init 1e-3", 200, "error")[0], [2e-6, 3e-6, 4e-6])
+    assert quartiles("tf, init 1e-3", 200, "rank") == ([2, 3, 4], 5)
+    assert quartiles("linear", 200, "error") == ([0.5] * 3, 10)
+    assert quartiles("linear", 200, "rank")[0][1] == 9
+    lines = table(rows).splitlines()
     assert len(lines) == 1 + 6
     (line,) = (line for line in lines if "200" in line and "1e-3" in line)
     assert "3.000e-06 [2.000e-06, 4.000e-06]" in line
@@ -151,3 +155,19 @@ def test_without_ranks_the_error_panel_stands_alone(tmp_path):
     assert axes.get_ylabel() == "reconstruction error"
     assert axes.get_legend() is not None
     plt.close(figure)
+
+
+def test_runs_that_differ_in_more_than_initialization_are_lines_of_their_own(tmp_path):
+    """Two learning rates are not repetitions of each other; runs with the same seed are counted once."""
+    identity = {"run": ["lr", "init_std", "num_samples"], "outputs": [], "inputs": {}, "occurrence": 1}
+    for lr in (0.01, 0.02):
+        for seed in (0, 1, 1):
+            parameters = {"num_samples": 50, "init_std": 1e-3, "lr": lr, "random_seed": seed}
+            name = f"{lr}_{seed}_{len(list(tmp_path.iterdir()))}"
+            make(tmp_path, name, {**parameters, "provenance": {"identity": identity}})
+    results, left_out = read_results(str(tmp_path))
+    rows = {row["method"]: row["repetitions"] for row in summarize(results)}
+    assert rows == {"linear": 4, "tf, init 1e-3, lr 0.01": 2, "tf, init 1e-3, lr 0.02": 2}
+    assert [line.split(": ")[1] for line in left_out] == [
+        f"is {lr}_1_{n} run again, with the same seed" for lr, n in ((0.01, 1), (0.02, 4))
+    ]

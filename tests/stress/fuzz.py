@@ -25,21 +25,22 @@ from typing import Any
 import torch
 from matplotlib import pyplot as plt
 
-from common.cli import Flag, UserError, check_parameters, integer, parse_flags, run_script
-from common.experiments import dmf, tc
-from common.experiments.resume import earlier_runs, matched
-from common.experiments.sweep import run_sweep
+from common.cli import Parser, UserError, flag_errors, run_script
+from common.files import sha256_of_file
+from common.flags import integer
 from common.plotting.against_loss import draw_against_loss
-from common.plotting.curves import Wanted, read_panels
+from common.plotting.curves import Wanted, read_lines
 from common.plotting.tensor_completion import common_target_rank, read_results, summarize, table
-from dmf_experiment_runner import FLAGS as DMF_FLAGS
-from tc_experiment_runner import FLAGS as TC_FLAGS
+from common.problems.problem import load_samples
+from common.problems.tensor_completion import _rank_of_dataset
+from common.sweeps.experiment import _load_checkpoint
+from common.sweeps.sweep import run_sweep
+from tests.conftest import KINDS, parsed
 
-ROOT = Path(__file__).resolve().parents[2]
-FLAGS = [
-    Flag("cases", 10_000, "how many damaged files to read", integer(1)),
-    Flag("random_seed", 0, "seed of the damage", integer(0)),
-]
+parser = Parser(__doc__)
+parser.add_argument("-cases", type=integer(1), default=10_000, help="how many damaged files to read")
+parser.add_argument("-random_seed", type=integer(0), default=0, help="seed of the damage")
+
 # What a small bad file may cost beyond what the process takes anyway.
 MOST_MEMORY = 2**30
 
@@ -221,64 +222,70 @@ class Subject:
 
 def subjects(directory: Path) -> list[Subject]:
     """Datasets, and what a run of each kind leaves."""
-    datasets = {}
-    for name in ("dmf/completion_2x2_w_1_1_0.pt", "tc/tensor_rank_1_fro_1_order_3_dim_8.pt"):
-        datasets[name[:3].strip("/")] = Path(shutil.copy(ROOT / "data" / name, directory))
     found = []
-    for kind, problem, flags in (("dmf", dmf, DMF_FLAGS), ("tc", tc, TC_FLAGS)):
-        path, runs = datasets[kind], directory / f"runs_{kind}"
-        observed = 3 if kind == "dmf" else 50
-        common = {"dataset_path": str(path), "num_samples": observed, "random_seed": 0, "validate_every": 10}
-        given = {**common, "epochs": 50, "store_checkpoints": True, "output_dir": str(runs), "engine": "torch"}
+    for kind, (problem, _, dataset) in KINDS.items():
+        path, runs, out = Path(shutil.copy(dataset, directory)), directory / f"runs_{kind}", directory / "out"
+        given = {"dataset_path": path, "num_samples": 3 if kind == "dmf" else 50, "validate_every": 10, "epochs": 50}
+        given |= {"store_checkpoints": True, "engine": "torch", "output_dir": runs}
         if kind == "tc":
             given |= {"use_adaptive_lr": True, "compute_final_tensor_ranks": True}
-        parameters = check_parameters(flags, given)
-        with contextlib.redirect_stdout(io.StringIO()):
-            run_sweep(problem, [parameters])
-        (folder,) = runs.iterdir()
-        (checkpoint,) = (folder / "checkpoints").iterdir()
-        out = directory / "out"
 
-        def run(problem=problem, flags=flags, given=given, out=out, **more: Any) -> None:
-            for cached in (dmf._load, tc._load, tc._dataset_ranks, tc._target_rank):
+        def sweep(resume=False, kind=kind, problem=problem, given=given, **more: Any) -> None:
+            for cached in (load_samples, _rank_of_dataset, _load_checkpoint, sha256_of_file):
                 cached.cache_clear()
+            run_sweep(problem, [parsed(kind, **given | more)], resume)
+
+        def run(sweep=sweep, out=out, **more: Any) -> None:
             try:
                 # Two validations more: what is read must also serve.
-                run_sweep(problem, [check_parameters(flags, {**given, "epochs": 20, "output_dir": str(out), **more})])
+                sweep(epochs=20, output_dir=out, **more)
             finally:
                 shutil.rmtree(out, ignore_errors=True)
 
-        def resume(problem=problem, parameters=parameters, checkpoint=checkpoint) -> None:
-            problem.go_on(problem.prepare(parameters), str(checkpoint))
+        with contextlib.redirect_stdout(io.StringIO()):
+            sweep()
+        (folder,) = runs.iterdir()
+        (checkpoint,) = (folder / "checkpoints").iterdir()
 
-        def look(parameters=parameters, runs=runs) -> None:
-            matched({0: parameters}, earlier_runs(runs)[0])
+        def resume(sweep=sweep, folder=folder, out=out) -> None:
+            """Continues a copy, as of an unfinished run."""
+            try:
+                shutil.copytree(folder, out / folder.name)
+                parameters = out / folder.name / "run_params.json"
+                with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                    content = json.loads(parameters.read_text())
+                    content["status"]["finished"] = False
+                    parameters.write_text(json.dumps(content))
+                sweep(resume=True, output_dir=out)
+            finally:
+                shutil.rmtree(out, ignore_errors=True)
 
         found.append(Subject(path, bad_tensors, run))
         found.append(
             Subject(checkpoint, bad_tensors, lambda run=run, path=checkpoint: run(trainer_checkpoint=str(path)))
         )
         found.append(Subject(checkpoint, bad_tensors, resume))
-        found.append(Subject(folder / "run_params.json", bad_json, look))
-        if kind == "dmf":
+        found.append(Subject(folder / "run_params.json", bad_json, resume))
 
-            def draw(runs=runs) -> None:
-                panels, _ = read_panels(str(runs), Wanted())
-                figure, _ = draw_against_loss(panels, "", 1e-4)
-                plt.close(figure)
-
-            found.append(Subject(checkpoint, bad_tensors, draw))
-            found.append(Subject(folder / "run_params.json", bad_json, draw))
-            continue
+        def draw(runs=runs) -> None:
+            with flag_errors("experiments_dir", runs):
+                lines, _ = read_lines(str(runs), Wanted())
+                figure, _ = draw_against_loss(lines, "", 1e-4)
+            plt.close(figure)
 
         def summary(runs=runs) -> None:
-            results, _ = read_results(str(runs))
+            with flag_errors("experiments_dir", runs):
+                results, _ = read_results(str(runs))
             table(summarize(results))
             common_target_rank(results)
 
-        found.append(Subject(folder / "targets_tensor.pt", bad_tensors, summary))
-        found.append(Subject(folder / "tensor_rank_and_reconstruction_metrics.json", bad_json, summary))
-        found.append(Subject(folder / "run_params.json", bad_json, summary))
+        plotted = draw if kind == "dmf" else summary
+        found.append(Subject(folder / "run_params.json", bad_json, plotted))
+        if kind == "dmf":
+            found.append(Subject(checkpoint, bad_tensors, plotted))
+            continue
+        found.append(Subject(folder / "targets_tensor.pt", bad_tensors, plotted))
+        found.append(Subject(folder / "tensor_rank_and_reconstruction_metrics.json", bad_json, plotted))
     return found
 
 
@@ -309,7 +316,7 @@ def _peak_memory() -> int:
 
 
 def main() -> None:
-    parameters = parse_flags(FLAGS, __doc__)
+    parameters = parser.parse()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as directory:
         outcomes = fuzzed(parameters["cases"], parameters["random_seed"], Path(directory))

@@ -17,17 +17,17 @@ from pathlib import Path
 
 import torch
 
-from common.cli import Flag, integer, parse_flags, run_script
+from common.cli import Parser, run_script
+from common.flags import integer
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = {
     "dmf": ["dmf_multiple_experiments_runner.py", "-plan", "figure_1_depth_3", "-save_every_num_val", "5"],
     "tc": ["tc_multiple_experiments_runner.py", "-repetitions", "1"],
 }
-FLAGS = [
-    Flag("kills", 200, "how often to kill", integer(1)),
-    Flag("random_seed", 0, "seed of the instants", integer(0)),
-]
+parser = Parser(__doc__)
+parser.add_argument("-kills", type=integer(1), default=200, help="how often to kill")
+parser.add_argument("-random_seed", type=integer(0), default=0, help="seed of the instants")
 
 
 def start(command: list[str], output_dir: Path) -> subprocess.Popen:
@@ -140,7 +140,7 @@ def compared(name: str, kills: int, seed: int, directory: Path) -> Counter:
 
 
 def main() -> None:
-    parameters = parse_flags(FLAGS, __doc__)
+    parameters = parser.parse()
     for place, name in enumerate(SWEEPS):
         share = (parameters["kills"] + place) // len(SWEEPS)
         with tempfile.TemporaryDirectory() as directory:

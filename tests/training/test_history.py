@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from common.training.history import History, evaluator_state, series_of_evaluator
+from common.training.history import History, evaluator_state, metrics_of_evaluator
 
 
 def example():
@@ -18,7 +18,7 @@ def test_what_a_checkpoint_keeps_is_read_back_alike():
     assert (state["b"]["current_value"], state["b"]["epoch_last_updated"]) == (-19.0, 19)
     assert state["b"]["epoch_values"].dtype == torch.float32
     assert state["b"]["epochs_with_values"].dtype == torch.int64
-    back = series_of_evaluator(state, np.dtype(np.float32))
+    back = metrics_of_evaluator(state, np.dtype(np.float32))
     assert back["b"].epochs.tolist() == list(range(20))
     assert back["b"].values.tolist() == [-float(n) for n in range(20)]
 
@@ -33,14 +33,13 @@ def test_last_values_are_those_of_the_last_epoch():
 
 def test_epochs_that_metrics_share_are_stored_once():
     history = example()
-    assert history.train["a"].epochs.base is history.train["b"].epochs.base
+    assert history.train["a"].epochs is history.train["b"].epochs
     state = evaluator_state(history.train)
     assert state["a"]["epochs_with_values"] is state["b"]["epochs_with_values"]
 
 
 def test_a_metric_that_began_later_or_ended_earlier_has_its_own_epochs():
-    continued = History()
-    continued.train = series_of_evaluator(evaluator_state(example().train), np.dtype(np.float32))
+    continued = History(metrics_of_evaluator(evaluator_state(example().train), np.dtype(np.float32)))
     epochs = np.array([20, 21])
     continued.extend(epochs, {"a": np.array([1.0, 2.0], np.float32)}, {"new": np.array([3.0, 4.0], np.float32)})
     assert continued.train["a"].epochs.tolist() == list(range(22))
@@ -52,5 +51,5 @@ def test_a_metric_that_began_later_or_ended_earlier_has_its_own_epochs():
 
 def test_the_lists_of_the_original_code_are_read():
     state = {"loss": {"name": "loss", "epoch_values": [0.5, 0.25], "epochs_with_values": [0, 1]}}
-    series = series_of_evaluator(state, np.dtype(np.float32))["loss"]
-    assert (series.epochs.tolist(), series.values.tolist(), series.last) == ([0, 1], [0.5, 0.25], (1, 0.25))
+    series = metrics_of_evaluator(state, np.dtype(np.float32))["loss"]
+    assert (series.epochs.tolist(), series.values.tolist()) == ([0, 1], [0.5, 0.25])

@@ -30,7 +30,7 @@ def test_group_rmsprop_agrees_with_a_naive_loop_for_every_experiment_of_a_batch(
         for t in range(50)
     ]
     model = CPFactorization(factors)
-    optimizer = GroupRMSprop(lrs, model)
+    optimizer = GroupRMSprop(lrs, model.values)
     for gradient in gradients:
         for view, given in zip(model.factor_gradients, gradient, strict=True):
             view.copy_(given)
@@ -61,11 +61,11 @@ def test_those_that_are_kept_go_on_with_their_own_state():
             optimizer.step(model)
 
     whole = CPFactorization(factors)
-    whole_optimizer = GroupRMSprop([1e-2] * 4, whole)
+    whole_optimizer = GroupRMSprop([1e-2] * 4, whole.values)
     run(whole, whole_optimizer, gradients[:3], slice(None))
     kept = torch.tensor([1, 3])
     part = whole.select(kept)
-    part_optimizer = whole_optimizer.select(kept, part)
+    part_optimizer = whole_optimizer.select(kept)
     run(whole, whole_optimizer, gradients[3:], slice(None))
     run(part, part_optimizer, gradients[3:], kept)
     for left, right in zip(whole.views, part.views, strict=True):

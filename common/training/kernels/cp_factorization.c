@@ -2,8 +2,8 @@
    components. The first SPLIT modes are the first group, and the tensor, ROWS x COLS, is the product of the groups'
    Khatri-Rao products. ALL_DIMS is the sum of the dimensions, LAST_DIM the last one.
 
-   Components are worked on in panels that fit into the caches, a component to a lane, and all matrix products run
-   through one tile of registers. Experiments are advanced one by one. */
+   Components are processed in panels that fit into the caches, one component in each lane, and all matrix products use
+   one tile of registers. Experiments are advanced one by one. */
 
 #if VECTOR_BYTES == 64
 #define TILE_VECTORS 4
@@ -135,7 +135,7 @@ static __attribute__((noinline)) void backward(Work *work) {
     }
 }
 
-/* How far the parameters go in the direction of the gradients in step `num_steps`. */
+/* The step size of step `num_steps`. */
 static real step_size(const Work *work, real lr, real *square_avg, int64_t num_steps) {
 #if ADAPTIVE
     const vec *gradients = (const vec *)work->gradients;
@@ -152,7 +152,7 @@ static real step_size(const Work *work, real lr, real *square_avg, int64_t num_s
 #endif
 }
 
-/* Between the experiment's factors, rows of RANK components, and the panels. */
+/* Copies an experiment's factors, rows of RANK components, to the panels, or back. */
 INLINE void load(Work *work, int64_t experiment, const Batch *batch) {
     for (int mode = 0; mode < ORDER; mode++)
         for (int64_t d = 0; d < dims[mode]; d++)
@@ -185,7 +185,7 @@ static void advance_one(Work *work, int64_t experiment, const Batch *batch, cons
     for (int64_t k = 0; k < observed->count; k++) {
         const int64_t row = experiment * observed->count + k;
         if (!ADAPTIVE) memcpy(work->begin, work->factors, sizeof(work->factors));
-        for (int64_t left = observed->stretches[k]; left > 0; left--) {
+        for (int64_t remaining = observed->intervals[k]; remaining > 0; remaining--) {
             forward(work);
             for (int i = 0; i < ROWS; i++)
                 for (int j = 0; j < COLS; j++)
@@ -193,7 +193,7 @@ static void advance_one(Work *work, int64_t experiment, const Batch *batch, cons
             backward(work);
             const real size = step_size(work, batch->lrs[experiment], batch->square_avgs + experiment, ++num_steps);
             batch->adjusted_lrs[experiment] = size;
-            if (!ADAPTIVE && left == 1) memcpy(work->before, work->factors, sizeof(work->factors));
+            if (!ADAPTIVE && remaining == 1) memcpy(work->before, work->factors, sizeof(work->factors));
             vec *factors = (vec *)work->factors;
             const vec *gradients = (const vec *)work->gradients;
             for (size_t e = 0; e < sizeof(work->factors) / sizeof(vec); e++) factors[e] -= size * gradients[e];

@@ -5,12 +5,22 @@
 #define COLS_OF(layer) ((layer) == DEPTH - 1 ? COLS : HIDDEN)
 #define LARGEST (MAX(ROWS, COLS) * HIDDEN)
 
-/* Small problems live in registers: there, all loops are unrolled, and what is left of a step is its arithmetic. */
+/* Small problems fit into the registers: with all loops unrolled, a step is nothing but its arithmetic. */
 #if ROWS * COLS * DEPTH <= 36
 #define UNROLL _Pragma("GCC unroll 16")
 #else
 #define UNROLL
 #endif
+
+typedef vec Factors[DEPTH][LARGEST];
+
+/* Factors, now and at two earlier steps; and for each l the products W_1 ... W_{l+1} and G (W_{l+2} ... W_L)^T. */
+typedef struct {
+    Factors w, begin, before, prefixes, back;
+} Work;
+
+/* Deep products would not fit on a thread's stack. Where they do, the compiler knows that nothing else refers to them. */
+#define ON_STACK (DEPTH * LARGEST * VECTOR_BYTES <= 65536)
 
 /* c (m, n) = a (m, k) b (k, n) */
 INLINE void multiply(int m, int k, int n, const vec *a, const vec *b, vec *c) {
@@ -39,15 +49,20 @@ INLINE void descend(int m, int k, int n, vec lr, const vec *a, const vec *b, vec
     }
 }
 
-/* prefixes[l] = W_1 ... W_{l+1}; the last one is the product matrix. */
-INLINE void forward(vec w[DEPTH][LARGEST], vec prefixes[DEPTH][LARGEST]) {
+/* The last of the prefixes is the product matrix. */
+INLINE void forward(Factors w, Factors prefixes) {
     UNROLL for (int e = 0; e < ROWS * COLS_OF(0); e++) prefixes[0][e] = w[0][e];
     UNROLL for (int l = 1; l < DEPTH; l++) multiply(ROWS, HIDDEN, COLS_OF(l), prefixes[l - 1], w[l], prefixes[l]);
 }
 
 /* The gradient of W_l is (W_1 ... W_{l-1})^T G (W_{l+1} ... W_L)^T, G that of the product. */
-INLINE void step(vec w[DEPTH][LARGEST], const vec *targets, const vec *weights, vec lr, vec *residuals) {
-    vec prefixes[DEPTH][LARGEST], back[DEPTH][LARGEST];
+INLINE void step(Factors w, const vec *targets, const vec *weights, vec lr, vec *residuals, Work *restrict work) {
+#if ON_STACK
+    Factors prefixes, back;
+    (void)work;
+#else
+    vec(*prefixes)[LARGEST] = work->prefixes, (*back)[LARGEST] = work->back;
+#endif
     forward(w, prefixes);
     UNROLL for (int e = 0; e < ROWS * COLS; e++) {
         residuals[e] = prefixes[DEPTH - 1][e] - targets[e];
@@ -60,10 +75,10 @@ INLINE void step(vec w[DEPTH][LARGEST], const vec *targets, const vec *weights, 
     UNROLL for (int e = 0; e < ROWS * COLS_OF(0); e++) w[0][e] -= lr * back[0][e];
 }
 
-/* Lane by lane from or to experiments of which each begins `stride` after the one before. */
+/* Copies `count` numbers of each experiment to its lane, or back; an experiment begins `stride` after the one before. */
 INLINE void gather(int64_t count, const real *source, int64_t stride, int64_t lanes, vec *target) {
     for (int64_t e = 0; e < count; e++)
-        /* Lanes to spare repeat the last experiment. */
+        /* Unused lanes repeat the last experiment. */
         for (int64_t b = 0; b < LANES; b++) target[e][b] = source[MIN(b, lanes - 1) * stride + e];
 }
 
@@ -72,8 +87,13 @@ INLINE void scatter(int64_t count, const vec *source, int64_t stride, int64_t la
         for (int64_t b = 0; b < lanes; b++) target[b * stride + e] = source[e][b];
 }
 
-static void advance_lanes(int64_t first, int64_t lanes, const Batch *batch, const Observations *observed) {
-    vec w[DEPTH][LARGEST], begin[DEPTH][LARGEST], before[DEPTH][LARGEST], prefixes[DEPTH][LARGEST];
+static void advance_lanes(int64_t first, int64_t lanes, const Batch *batch, const Observations *observed,
+                          Work *restrict work) {
+#if ON_STACK
+    Work on_stack;
+    work = &on_stack;
+#endif
+    vec(*w)[LARGEST] = work->w;
     vec targets[ROWS * COLS], weights[ROWS * COLS], residuals[ROWS * COLS] = {{0}}, lr, loss;
     const int64_t entry_stride = batch->entry_stride;
     for (int l = 0; l < DEPTH; l++) {
@@ -85,22 +105,23 @@ static void advance_lanes(int64_t first, int64_t lanes, const Batch *batch, cons
     gather(1, batch->lrs + first, 1, lanes, &lr);
 
     for (int64_t k = 0; k < observed->count; k++) {
-        memcpy(begin, w, sizeof(w));
-        for (int64_t left = observed->stretches[k]; left > 0; left--) {
-            if (left == 1) memcpy(before, w, sizeof(w));
-            step(w, targets, weights, lr, residuals);
+        memcpy(work->begin, w, sizeof(Factors));
+        for (int64_t remaining = observed->intervals[k]; remaining > 0; remaining--) {
+            if (remaining == 1) memcpy(work->before, w, sizeof(Factors));
+            step(w, targets, weights, lr, residuals, work);
         }
         loss = residuals[0] * residuals[0] * weights[0];
         for (int e = 1; e < ROWS * COLS; e++) loss += residuals[e] * residuals[e] * weights[e];
         loss = loss / 2;
-        forward(w, prefixes);
+        forward(w, work->prefixes);
+        const vec *output = work->prefixes[DEPTH - 1];
         const int64_t count = observed->count, row = first * count + k;
         scatter(1, &loss, count, lanes, observed->losses + row);
-        scatter(ROWS * COLS, prefixes[DEPTH - 1], count * ROWS * COLS, lanes, observed->outputs + row * ROWS * COLS);
+        scatter(ROWS * COLS, output, count * ROWS * COLS, lanes, observed->outputs + row * ROWS * COLS);
         mask moved = {0};
         for (int l = 0; l < DEPTH; l++)
             for (int e = 0; e < ROWS_OF(l) * COLS_OF(l); e++)
-                moved |= (w[l][e] != begin[l][e]) | (w[l][e] != before[l][e]);
+                moved |= (w[l][e] != work->begin[l][e]) | (w[l][e] != work->before[l][e]);
         for (int64_t b = 0; b < lanes; b++) observed->moved[row + b * count] = moved[b] != 0;
     }
     for (int l = 0; l < DEPTH; l++) {
@@ -110,7 +131,11 @@ static void advance_lanes(int64_t first, int64_t lanes, const Batch *batch, cons
 }
 
 int advance(int64_t first, int64_t last, const Batch *batch, const Observations *observed) {
-    for (; first < last; first += LANES) advance_lanes(first, MIN(LANES, last - first), batch, observed);
+    Work *work = ON_STACK ? NULL : aligned_alloc(VECTOR_BYTES, sizeof(Work));
+    if (!ON_STACK && !work) return 1;
+    if (!ON_STACK) memset(work, 0, sizeof(Work));
+    for (; first < last; first += LANES) advance_lanes(first, MIN(LANES, last - first), batch, observed, work);
+    free(work);
     return 0;
 }
 

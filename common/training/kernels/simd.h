@@ -1,9 +1,9 @@
 /* Vectors of the width that the processor has, and the interface that every kernel implements.
 
-   A kernel is compiled for one shape and one precision: REAL is float or double, and INTEGER the signed integer of its
-   size. The compiler contracts multiplications and additions to fused ones in the same way for every lane and every
-   step, so that an experiment's bits do not depend on what runs beside it, nor on how many steps are asked for at a
-   time. */
+   A kernel is compiled for one shape and one precision: REAL is float or double, and INTEGER the signed integer of the
+   same size. The compiler contracts multiplications and additions to fused ones in the same way for every lane and
+   every step. An experiment's bits therefore do not depend on the rest of the batch, nor on the number of steps in a
+   call. */
 
 #include <math.h>
 #include <stdint.h>
@@ -20,13 +20,13 @@
 
 typedef REAL real;
 typedef real vec __attribute__((vector_size(VECTOR_BYTES)));
-/* What comparisons of vectors yield, lane by lane: 0 or -1. */
+/* The result of comparing vectors: 0 or -1 in each lane. */
 typedef INTEGER mask __attribute__((vector_size(VECTOR_BYTES)));
 
 #define LANES ((int64_t)(VECTOR_BYTES / sizeof(real)))
 #define MIN(a, b) ((a) < (b) ? (a) : (b))
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
-/* The smallest multiple of `unit` that is not below `size`. */
+/* The smallest multiple of `unit` that is at least `size`. */
 #define PADDED(size, unit) (((size) + (unit) - 1) / (unit) * (unit))
 #define INLINE static inline __attribute__((always_inline))
 
@@ -43,16 +43,17 @@ typedef struct {
     int64_t num_steps;
 } Batch;
 
-/* What is observed after each stretch of steps: losses and moved (batch_size, count), outputs (batch_size, count,
-   rows * cols). `moved`: whether a parameter changed in the stretch, from its beginning to its end or in its last step. */
+/* What is observed at the end of each of `count` intervals of steps: losses and moved (batch_size, count), outputs
+   (batch_size, count, rows * cols). `moved`: whether a parameter changed in the interval, from its beginning to its end
+   or in its last step. */
 typedef struct {
     int64_t count;
-    const int64_t *stretches;
+    const int64_t *intervals;
     real *losses, *outputs;
     uint8_t *moved;
 } Observations;
 
-/* Takes all steps of the experiments `first` to `last` - 1. Returns 0, or 1 where memory ran out. */
+/* Takes all steps of the experiments `first` to `last` - 1. Returns 0, or 1 if there is not enough memory. */
 int advance(int64_t first, int64_t last, const Batch *batch, const Observations *observed);
 
 /* Experiments that are advanced together at the cost of one. */

@@ -1,0 +1,235 @@
+"""Checks of flags' values (the `type=` of argparse), and the flags that several scripts share."""
+
+import argparse
+import math
+import os
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common.cli import Parameters, Parser, UserError, flag_error, flag_errors
+from common.files import utc_time
+
+# torch's generator on the CPU has seeds of 32 bits: larger ones would repeat the draws of others.
+LARGEST_SEED = 2**32 - 1
+
+
+def _wrong(value: str, problem: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"{value or repr(value)}: {problem}")
+
+
+def integer(minimum: int, maximum: float = math.inf) -> Callable[[str], int]:
+    """A check for integers from `minimum` to `maximum`; 1e6 and the like are integers too."""
+    wanted = f"must be an integer of at least {minimum}" + (f" and at most {maximum}" if maximum < math.inf else "")
+
+    def integer(value: str) -> int:
+        try:
+            number = int(value) if re.fullmatch(r"[-+]?\d{1,100}", value) else int(float(value))
+            exact = number == float(value) or re.fullmatch(r"[-+]?\d+", value)
+        except (ValueError, OverflowError):
+            exact = False
+        if not exact or not minimum <= number <= maximum:
+            raise _wrong(value, wanted)
+        return number
+
+    return integer
+
+
+def real(minimum: float = -math.inf, above: bool = False) -> Callable[[str], float]:
+    """A check for finite numbers of at least (or, with `above`, greater than) `minimum`."""
+    wanted = "must be a finite number"
+    if minimum > -math.inf:
+        wanted += f" {'greater than' if above else 'of at least'} {minimum:g}"
+
+    def real(value: str) -> float:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number) or number < minimum or (above and number == minimum):
+            raise _wrong(value, wanted)
+        return number
+
+    return real
+
+
+def part_of_name(value: str) -> str:
+    """A check for a string that can be part of the name of a file or folder."""
+    if not value or {"/", "\\", "\0"} & set(value) or value.startswith(".") or len(os.fsencode(value)) > 150:
+        raise _wrong(value, "must be part of a file name: 1 to 150 bytes, no slashes, no leading dot")
+    return value
+
+
+def dataset_file_name(value: str) -> str:
+    """A check for the exact name of a dataset file."""
+    if not part_of_name(value).endswith(".pt"):
+        raise _wrong(value, "must end in .pt")
+    return value
+
+
+def existing_file(value: str) -> str:
+    """A check for the path of a regular file."""
+    if not os.path.exists(value):
+        raise _wrong(value, "no such file; give the path of an existing one")
+    if not os.path.isfile(value):
+        raise _wrong(value, "is not a regular file; give the path of one")
+    return value
+
+
+def existing_dir(value: str) -> str:
+    """A check for the path of a folder."""
+    if not os.path.isdir(value):
+        raise _wrong(value, "no such folder; give the path of an existing one")
+    return value
+
+
+def _writable(value: str, directory: str) -> str:
+    nearest = Path(directory).absolute()
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    if not os.path.isdir(nearest):
+        raise _wrong(value, f"{nearest} is not a folder; give the path of one, or of one that can be made")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise _wrong(value, f"cannot write in {nearest}; give a folder that can be written to")
+    return value
+
+
+def writable_dir(value: str) -> str:
+    """A check for a folder that can be written to, or can be made. Makes nothing."""
+    if not value:
+        raise _wrong(value, "give the path of a folder")
+    return _writable(value, value)
+
+
+def output_file(*endings: str) -> Callable[[str], str]:
+    """A check for the path of a file to write, with one of the endings, in a folder that exists or can be made."""
+
+    def output_file(value: str) -> str:
+        if Path(value).suffix.lower() not in endings:
+            raise _wrong(value, f"must end in {' or '.join(endings)}")
+        if os.path.isdir(value):
+            raise _wrong(value, "is a folder; give the path of a file")
+        return _writable(value, os.path.dirname(value))
+
+    return output_file
+
+
+def optional(check: Callable[[str], str]) -> Callable[[str], str]:
+    """`check`, but the empty string passes too."""
+
+    def optional(value: str) -> str:
+        return value and check(value)
+
+    optional.__name__ = check.__name__
+    return optional
+
+
+def drawn_seed(seed: int) -> int:
+    """`seed` itself, or a fresh one if it is -1."""
+    return random.SystemRandom().randrange(2**31) if seed == -1 else seed
+
+
+def add_seed_flag(parser: Parser) -> None:
+    """Adds -random_seed."""
+    text = "seed; -1 draws a fresh one, which is recorded"
+    parser.add_argument("-random_seed", type=integer(-1, LARGEST_SEED), default=-1, help=text)
+
+
+def add_runner_flags(parser: Parser, **defaults: Any) -> None:
+    """Adds the flags that the experiment runners for matrices and tensors share, and sets these defaults."""
+    many = integer(1, 2**62)
+    add = parser.add_argument
+    add("-num_samples", type=integer(1), help="observe the first N samples of the dataset")
+    add_seed_flag(parser)
+    add("-epochs", type=many, help="gradient steps to take at most")
+    add("-lr", type=real(0, above=True), help="learning rate; see -trainer_checkpoint")
+    text = "stop once the loss is below this at several validations in a row"
+    add("-stop_on_zero_loss_tol", type=real(0), help=text)
+    add("-validate_every", type=many, help="epochs between validations")
+    text = "floating-point type; see -trainer_checkpoint"
+    add("-dtype", choices=["float32", "float64"], default="float32", help=text)
+    text = "takes the gradient steps: native (C, compiled at first use), torch, or auto: the faster of the two"
+    add("-engine", choices=["auto", "native", "torch"], default="auto", help=text)
+
+    add = parser.inputs.add_argument
+    add("-dataset_path", type=existing_file, help="dataset file")
+    text = "continue from this checkpoint for -epochs more epochs; its learning rate and floating-point type hold "
+    text += "unless -lr or -dtype are given"
+    add("-trainer_checkpoint", type=optional(existing_file), default="", help=text)
+
+    add = parser.outputs.add_argument
+    add("-file_log", action="store_true", help="log to a file in the experiment's folder instead of the console")
+    add("-store_checkpoints", action="store_true", help="keep the newest checkpoint")
+    add("-plot_metrics", action="store_true", help="plot the metrics in the experiment's folder")
+    text = "validations between checkpoints, and between plots of the metrics"
+    add("-save_every_num_val", type=many, default=5, help=text)
+
+    add = parser.places.add_argument
+    add("-experiment_name", type=part_of_name, help="first part of the folder's name")
+    add("-output_dir", type=writable_dir, help="where the experiment's folder is made")
+    add("-disable_gpu", action="store_true", help="do not use a GPU")
+    add("-gpu_id", type=integer(0), default=0, help="which GPU to use, if there are several")
+    parser.set_defaults(**defaults)
+
+
+def add_resume_flag(parser: Parser) -> None:
+    """Adds -resume."""
+    text = "finish what an earlier run of the same command left unfinished; what is finished is not run again"
+    parser.add_argument("-resume", action="store_true", help=text)
+
+
+def add_generator_flags(parser: Parser, output_dir: str) -> None:
+    """Adds the flags that the data generators share, with this default folder."""
+    add = parser.add_argument
+    add("-custom_file_name", type=optional(part_of_name), default="", help="name the file {TEXT}_{time}.pt")
+    add("-file_name", type=optional(dataset_file_name), default="", help="exact name of the file; must not exist")
+    add_seed_flag(parser)
+    add("-output_dir", type=writable_dir, default=output_dir, help="where the file is written; made if missing")
+
+
+def save_dataset(content: dict[str, Any], parameters: Parameters, default_name: str) -> Path:
+    """Writes a dataset where the flags of `add_generator_flags` say, and returns its path.
+
+    Raises UserError, and writes nothing, if that file exists.
+    """
+    from common.tensor_files import save_tensors  # imports torch
+
+    directory = Path(parameters["output_dir"])
+    directory.mkdir(parents=True, exist_ok=True)
+    name = parameters["file_name"] or f"{parameters['custom_file_name'] or default_name}_{utc_time()}.pt"
+    try:
+        save_tensors(content, directory / name, overwrite=False)
+    except FileExistsError:
+        flag = next((flag for flag in ("file_name", "custom_file_name") if parameters[flag]), "output_dir")
+        remedy = f"{directory / name} exists and is not overwritten; give another name"
+        raise flag_error(flag, parameters[flag], remedy) from None
+    return directory / name
+
+
+def add_figure_flags(parser: Parser) -> None:
+    """Adds the flags that say where a plotter's figure and its data go."""
+    picture, table = optional(output_file(".png", ".pdf", ".svg")), optional(output_file(".csv"))
+    parser.add_argument("-plot_title", type=str, default="", help="title of the figure")
+    parser.add_argument("-save_plot_to", type=picture, default="", help="write the figure to this png, pdf or svg file")
+    parser.add_argument("-save_data_to", type=table, default="", help="write the figure's data to this csv file")
+
+
+def require_screen_or_file(parameters: Parameters) -> None:
+    """Raises UserError if there is nowhere to put a figure."""
+    from common.plotting.figures import has_screen  # imports matplotlib
+
+    if not parameters["save_plot_to"] and not has_screen():
+        remedy = "is needed, because there is no screen to show the figure on; give a .png, .pdf or .svg file"
+        raise UserError(f"-save_plot_to: {remedy}")
+
+
+def save_figure(figure: Any, rows: Sequence[Mapping[str, Any]], parameters: Parameters) -> None:
+    """Saves and shows a figure and its data as the flags of `add_figure_flags` say. Raises UserError."""
+    from common.plotting.figures import require_drawable, save_and_show, save_data
+
+    with flag_errors("plot_title", parameters["plot_title"]):
+        require_drawable(figure)
+    save_data(rows, parameters["save_data_to"])
+    save_and_show(figure, parameters["save_plot_to"])

@@ -1,0 +1,133 @@
+"""Deep matrix factorization, fitted to linear observations of a matrix."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.cli import UserError, exclusive, flag_error
+from common.datasets.matrix_sensing import load_matrix_sensing
+from common.metrics import matrix as matrix_metrics
+from common.models.deep_matrix_factorization import DeepMatrixFactorization, factor_shapes, initial_factors
+from common.problems.problem import Results, load_samples
+from common.training.history import Metrics, TrainingState
+from common.training.objectives import Objective, SensingObjective, entry_objective
+from common.training.optimizers import GradientDescent
+
+
+class MatrixFactorization:
+    """See `common.problems.problem.Problem`."""
+
+    model = DeepMatrixFactorization
+    optimizer = GradientDescent
+    max_zero_loss_validations = 10
+    headline = re.compile(r"sse_loss_div_2|e2e_effective_rank|fro_e2e_norm|e2e_\d+_\d+_value")
+    figures = {"e2e_matrix_values": r"e2e_\d+_\d+_value", "e2e_singular_values": r"singular_value_\d+"}  # noqa: RUF012
+    measures_slowly = False
+
+    def __init__(self, parameters: dict[str, Any]):
+        self.parameters = parameters
+        exclusive(parameters, "enforce_pos_det", "enforce_neg_det")
+        self.dataset = load_samples(load_matrix_sensing, parameters["dataset_path"], parameters["num_samples"])
+        self.output_shape = rows, cols = self.dataset.shape
+        self.observes_entries = self.dataset.observed_entries is not None
+        self._tracked = [tuple(entry) for entry in parameters["tracked_e2e_value_of"]]
+        for row, col in self._tracked:
+            if row >= rows or col >= cols:
+                remedy = f"the matrix is {rows}x{cols}; give a row below {rows}, a column below {cols}"
+                raise flag_error("tracked_e2e_value_of", [row, col], remedy)
+        # The only entry that is not observed is tracked, too.
+        self.recorded: dict[str, Any] = {"unobserved_entry": None}
+        if self.observes_entries and len(self.dataset.observations) == rows * cols - 1:
+            (entry,) = set(range(rows * cols)) - set(self.dataset.observed_entries.tolist())
+            self.recorded["unobserved_entry"] = list(divmod(entry, cols))
+            self._tracked = list(dict.fromkeys([*self._tracked, divmod(entry, cols)]))
+        # With other sensing matrices than single entries, a batch shares them.
+        sensing = () if self.observes_entries else (parameters["dataset_path"], parameters["num_samples"])
+        self.batch_key = (parameters["depth"], rows, cols, *sensing)
+        self.multiplications = 3 * parameters["depth"] * rows * cols * min(rows, cols)
+        self.multiplications += 0 if self.observes_entries else 2 * rows * cols * parameters["num_samples"]
+        self.num_metrics = 7 + len(self._tracked) + parameters["track_singular_values"] * min(rows, cols)
+        self.working_size = 8 * parameters["depth"] * rows * cols
+
+    def initial_factors(self) -> list[Tensor]:
+        values = self.parameters
+        rows, cols = self.output_shape
+        alpha, init_type = values["init_alpha"], values["weight_init_type"]
+        det_sign = values["enforce_pos_det"] - values["enforce_neg_det"]
+        det_flag = "enforce_pos_det" if det_sign > 0 else "enforce_neg_det"
+        if det_sign and rows != cols:
+            raise flag_error(det_flag, True, f"the product is {rows}x{cols}; only square ones have a determinant")
+        if alpha < 0 and init_type == "normal":
+            remedy = "is a standard deviation; must be at least 0 with normal initialization"
+            raise flag_error("init_alpha", alpha, remedy)
+        generator = torch.Generator().manual_seed(values["random_seed"])
+        dtype, balanced = getattr(torch, values["dtype"]), values["use_balanced_init"]
+        try:
+            return initial_factors(
+                (rows, cols), values["depth"], init_type, alpha, balanced, generator, dtype, det_sign
+            )
+        except ValueError:
+            raise UserError(
+                f"-{det_flag}: cannot be reached from -weight_init_type {init_type} -init_alpha {alpha:g}; "
+                "leave it out or change the initialization"
+            ) from None
+
+    def check_factors(self, factors: Sequence[Tensor]) -> None:
+        depth, (rows, cols) = len(factors), self.output_shape
+        if depth != self.parameters["depth"]:
+            raise ValueError(f"has depth {depth}, not {self.parameters['depth']}; give -depth {depth}")
+        shapes = [tuple(factor.shape) for factor in factors]
+        if shapes != factor_shapes(rows, cols, depth):
+            raise ValueError(
+                f"has factors of shapes {shapes}, which do not fit the dataset's {rows}x{cols}; give its own "
+                "-dataset_path"
+            )
+
+    @staticmethod
+    def objective(problems: Sequence["MatrixFactorization"], like: Tensor) -> Objective:
+        datasets = [problem.dataset for problem in problems]
+        if not problems[0].observes_entries:
+            observations = torch.stack([dataset.observations for dataset in datasets])
+            return SensingObjective(datasets[0].sensing_matrices.to(like), observations.to(like))
+        # Half the sum of squared residuals.
+        targets = torch.zeros(len(datasets), *problems[0].output_shape, dtype=like.dtype)
+        entries = [dataset.observed_entries for dataset in datasets]
+        for target, observed, dataset in zip(targets.flatten(1), entries, datasets, strict=True):
+            target[observed] = dataset.observations.to(like.dtype)
+        return entry_objective(entries, targets.to(like), [1.0] * len(entries))
+
+    def measure(self, losses: np.ndarray, outputs: np.ndarray) -> tuple[Metrics, Metrics]:
+        dtype, num_samples = getattr(torch, self.parameters["dtype"]), self.parameters["num_samples"]
+        loss = torch.from_numpy(losses)
+        # Each entry contiguous in memory: what is computed from the entries are long vectors.
+        entries = torch.from_numpy(np.ascontiguousarray(np.moveaxis(outputs, 0, -1)))
+        singular_values = matrix_metrics.singular_values(entries.double().movedim(-1, 0))
+        train = {"mse_loss": 2 * loss.double() / num_samples, "sse_loss_div_2": loss}
+        validation = {
+            "fro_e2e_norm": matrix_metrics.frobenius_norm(singular_values),
+            "nuc_e2e_norm": matrix_metrics.nuclear_norm(singular_values),
+            "e2e_effective_rank": matrix_metrics.effective_rank(singular_values),
+            "distance_from_rank_1": matrix_metrics.distance_from_rank_1(singular_values),
+            "e2e_rank": matrix_metrics.rank(singular_values, self.output_shape, dtype),
+        }
+        for row, col in self._tracked:
+            validation[f"e2e_{row}_{col}_value"] = entries[row, col]
+        if self.parameters["track_singular_values"]:
+            for index in range(singular_values.shape[1]):
+                validation[f"singular_value_{index}"] = singular_values[:, index]
+        return _as_arrays(train, dtype), _as_arrays(validation, dtype)
+
+    def results(self, state: TrainingState, output: Tensor) -> Results:
+        """What -save_results asks for: the product matrix (rows, cols), and the last value of every metric."""
+        if not self.parameters["save_results"]:
+            return Results()
+        numbers = {**state.history.last_values(), "fit_epochs": state.epoch + 1}
+        return Results({"final_e2e_matrix.pt": output}, "final_metrics_values.json", numbers)
+
+
+def _as_arrays(metrics: Mapping[str, Tensor], dtype: torch.dtype) -> Metrics:
+    return {name: values.to(dtype, copy=True).numpy() for name, values in metrics.items()}

@@ -1,0 +1,75 @@
+"""What is specific to a kind of experiment: the interface that matrix factorization and tensor completion implement."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from torch import Tensor
+
+from common.cli import flag_errors
+from common.models.factorization import BatchedFactorization
+from common.training.history import Metrics, TrainingState
+from common.training.objectives import Objective
+from common.training.optimizers import Optimizer
+
+
+@dataclass(frozen=True)
+class Results:
+    """What an experiment writes at its end."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)  # by file name
+    name: str = ""  # of the JSON file of the numbers, which is written last
+    numbers: dict[str, float | int | None] = field(default_factory=dict)
+    extra_metrics: dict[str, float] = field(default_factory=dict)  # reported beside the recorded ones
+
+
+class Problem(Protocol):
+    """One experiment's problem, made from its parameters. The constructor raises UserError if these are wrong."""
+
+    model: ClassVar[type[BatchedFactorization]]  # the factorization that is trained
+    max_zero_loss_validations: ClassVar[int]  # training ends at more than so many in a row
+    headline: ClassVar[re.Pattern]  # the metrics that the console shows when an experiment ends
+    figures: ClassVar[Mapping[str, str]]  # file name → pattern of the metrics that are plotted in it together
+
+    parameters: dict[str, Any]  # value of every flag
+    recorded: dict[str, Any]  # what run_params.json records besides
+    optimizer: type[Optimizer]
+    batch_key: tuple  # experiments with equal keys can be trained in one batch
+    output_shape: tuple[int, ...]  # of the end-to-end matrix or tensor
+    observes_entries: bool  # whether every observation is an entry of it
+    measures_slowly: bool  # see TrainingState
+    multiplications: int  # in a gradient step, about
+    num_metrics: int  # recorded at a validation, about
+    working_size: int  # numbers in memory in training, besides the history, about
+
+    def __init__(self, parameters: dict[str, Any]): ...
+
+    def initial_factors(self) -> list[Tensor]:
+        """Draws the initial factors, on the CPU. Raises UserError if no draw is as the parameters demand."""
+
+    def check_factors(self, factors: Sequence[Tensor]) -> None:
+        """Raises ValueError if the factors of a checkpoint do not fit the problem."""
+
+    @staticmethod
+    def objective(problems: Sequence["Problem"], like: Tensor) -> Objective:
+        """Returns the objective of a batch of problems with equal keys, with the dtype and device of `like`."""
+
+    def measure(self, losses: np.ndarray, outputs: np.ndarray) -> tuple[Metrics, Metrics]:
+        """Train and validation metrics (n,) from losses (n,) and end-to-end matrices or tensors (n, rows, cols)."""
+
+    def results(self, state: TrainingState, output: Tensor) -> Results:
+        """Results of an experiment that ended, from its last end-to-end matrix or tensor."""
+
+
+@lru_cache(maxsize=128)
+def load_samples(load: Callable[[str], Any], path: str, num_samples: int | None = None) -> Any:
+    """The first `num_samples` samples of a dataset file, or all, read with `load`. Raises UserError."""
+    if num_samples is None:
+        with flag_errors("dataset_path", path):
+            return load(path)
+    dataset = load_samples(load, path)
+    with flag_errors("num_samples", num_samples):
+        return dataset.first(num_samples)

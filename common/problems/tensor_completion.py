@@ -1,0 +1,132 @@
+"""Tensor completion: a CP factorization of full rank, fitted to some of a tensor's entries."""
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.datasets.tensor_completion import load_tensor_completion
+from common.metrics.cp_rank import estimate_cp_rank, unfolding_rank_bound
+from common.metrics.matrix import reconstruction_error
+from common.models.cp_factorization import CPFactorization, first_group_size, full_rank, initial_factors
+from common.problems.problem import Results, load_samples
+from common.training.history import INTERRUPTED, Metrics, TrainingState
+from common.training.machine import one_thread
+from common.training.objectives import EntryObjective, entry_objective
+from common.training.optimizers import GradientDescent, GroupRMSprop
+
+# CP ranks are estimated from random starts. With one seed for all, equal tensors have equal ranks.
+_RANK_SEED = 0
+
+
+class TensorFactorization:
+    """See `common.problems.problem.Problem`."""
+
+    model = CPFactorization
+    max_zero_loss_validations = 2
+    headline = re.compile(r"mse_loss|reconstruction_error|model_tensor_rank")
+    figures: dict[str, str] = {}  # noqa: RUF012
+    observes_entries = True
+    num_metrics = 3
+
+    def __init__(self, parameters: dict[str, Any]):
+        self.parameters = parameters
+        self.dataset = load_samples(load_tensor_completion, parameters["dataset_path"], parameters["num_samples"])
+        self.recorded: dict[str, Any] = {}
+        self.optimizer = GroupRMSprop if parameters["use_adaptive_lr"] else GradientDescent
+        self.measures_slowly = parameters["track_tensor_rank"]
+        self.output_shape = dims = tuple(self.dataset.target_tensor.shape)
+        self.num_components = full_rank(dims)
+        self.batch_key = (dims, self.num_components, self.optimizer)
+        self.multiplications = 3 * prod(dims) * self.num_components
+        split = first_group_size(dims)
+        products = prod(dims[:split]) + prod(dims[split:])
+        # Factors and Khatri–Rao products with their gradients and copies; outputs and observations.
+        self.working_size = 6 * (sum(dims) + products) * self.num_components + 8 * prod(dims)
+
+    def initial_factors(self) -> list[Tensor]:
+        values = self.parameters
+        generator = torch.Generator().manual_seed(values["random_seed"])
+        dtype = getattr(torch, values["dtype"])
+        return initial_factors(self.output_shape, self.num_components, values["init_std"], generator, dtype)
+
+    def check_factors(self, factors: Sequence[Tensor]) -> None:
+        shapes = [tuple(factor.shape) for factor in factors]
+        if [dim for dim, _ in shapes] != list(self.output_shape) or len({rank for _, rank in shapes}) != 1:
+            size = "x".join(map(str, self.output_shape))
+            raise ValueError(
+                f"has factors of shapes {shapes}, which do not fit the dataset's {size}; give its own -dataset_path"
+            )
+
+    @staticmethod
+    def objective(problems: Sequence["TensorFactorization"], like: Tensor) -> EntryObjective:
+        dims = problems[0].output_shape
+        rows = prod(dims[: first_group_size(dims)])
+        targets = torch.stack([problem.dataset.target_tensor.view(rows, -1) for problem in problems])
+        entries = [problem.dataset.observed_entries for problem in problems]
+        # The mean of squared residuals, where the objective takes half their weighted sum.
+        return entry_objective(entries, targets.to(like), [2 / len(observed) for observed in entries])
+
+    def measure(self, losses: np.ndarray, outputs: np.ndarray) -> tuple[Metrics, Metrics]:
+        target, dtype = self.dataset.target_tensor, getattr(torch, self.parameters["dtype"])
+        tensors = torch.from_numpy(outputs).double().flatten(1)
+        validation = {"reconstruction_error": reconstruction_error(tensors, target.double().flatten())}
+        if self.measures_slowly:
+            ranks = [_rank(tensor.view(target.shape), self.parameters["tensor_rank_tol"]) for tensor in tensors]
+            validation["model_tensor_rank"] = torch.tensor([float("nan") if r is None else r for r in ranks])
+        metrics = {name: values.to(dtype).numpy() for name, values in validation.items()}
+        return {"mse_loss": losses.copy()}, metrics
+
+    def results(self, state: TrainingState, output: Tensor) -> Results:
+        """The tensors, and their errors and ranks. The latter say that the experiment is finished, so one that was
+        interrupted does not have them.
+        """
+        target, values = self.dataset.target_tensor, self.parameters
+        memorizer = self.dataset.memorizer
+        tensors = {"model": output.reshape(target.shape), "memorizer": memorizer, "targets": target.clone()}
+        files = {f"{name}_tensor.pt": tensor for name, tensor in tensors.items()}
+        if state.stop_reason == INTERRUPTED:
+            return Results(files)
+
+        rows = torch.stack([tensors[name].double().flatten() for name in ("model", "memorizer")])
+        errors = reconstruction_error(rows, target.double().flatten()).tolist()
+        numbers = {"model_reconstruction_error": errors[0], "memorizer_reconstruction_error": errors[1]}
+        extra_metrics = {}
+        if values["compute_final_tensor_ranks"]:
+            tol, path, num_samples = (values[name] for name in ("tensor_rank_tol", "dataset_path", "num_samples"))
+            ranks = {"model": _rank_and_bound(tensors["model"].double(), tol)}
+            ranks |= {
+                "memorizer": _rank_of_dataset(path, num_samples, tol),
+                "targets": _rank_of_dataset(path, None, tol),
+            }
+            for name, (rank, bound) in ranks.items():
+                numbers |= {f"{name}_tensor_rank": rank, f"{name}_tensor_rank_lower_bound": bound}
+            if ranks["model"][0] is not None:
+                extra_metrics["model_tensor_rank"] = ranks["model"][0]
+        return Results(files, "tensor_rank_and_reconstruction_metrics.json", numbers, extra_metrics)
+
+
+def _rank(tensor: Tensor, tol: float) -> int | None:
+    """The estimated CP rank of a tensor (d_1, …, d_N); None if an entry is not finite."""
+    if not tensor.isfinite().all():
+        return None
+    with one_thread():
+        (rank,) = estimate_cp_rank([tensor], tol, _RANK_SEED)
+    return rank
+
+
+def _rank_and_bound(tensor: Tensor, tol: float) -> tuple[int | None, int | None]:
+    rank = _rank(tensor, tol)
+    return rank, None if rank is None else unfolding_rank_bound(tensor, tol)
+
+
+@lru_cache(maxsize=256)
+def _rank_of_dataset(path: str, num_samples: int | None, tol: float) -> tuple[int | None, int | None]:
+    """CP rank and its lower bound of the memorizer, or of the target if `num_samples` is None, computed once."""
+    dataset = load_samples(load_tensor_completion, path, num_samples)
+    return _rank_and_bound(dataset.target_tensor if num_samples is None else dataset.memorizer, tol)

@@ -1,0 +1,144 @@
+"""Reads the folders of experiments, of this project or of the original code, for -resume and for the plotters."""
+
+import json
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.files import load_json
+
+_LARGEST = 10**9
+
+
+def is_number(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
+    """Whether it is a finite number that can be computed with, from `least` to `most`."""
+    kinds = (type(value) is int and abs(value) < 2**63) or (type(value) is float and math.isfinite(value))
+    return kinds and least <= value <= most
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and is_number(value, 0, _LARGEST)
+
+
+# What readers compute with in run_params.json, if it is there, and how it must be.
+_CHECKS = {
+    "depth num_samples": lambda value: _is_count(value) and value > 0,
+    "random_seed": lambda value: type(value) is int and 0 <= value < 2**32,
+    "lr init_alpha": is_number,
+    "init_std": lambda value: is_number(value, 0, _LARGEST),
+    "unobserved_entry": lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_count, value)),
+    "provenance status provenance.sweep provenance.identity": lambda value: isinstance(value, dict),
+    "provenance.identity.inputs": lambda value: isinstance(value, dict),
+    "dataset_path provenance.sweep.id provenance.sweep.start_time": lambda value: isinstance(value, str),
+    "provenance.sweep.experiment provenance.identity.occurrence": _is_count,
+    "provenance.identity.seed": lambda value: type(value) is int,
+    "provenance.identity.run provenance.identity.outputs": lambda value: (
+        isinstance(value, list) and all(isinstance(name, str) for name in value)
+    ),
+}
+# The parameters that make it another run, for folders that do not say so: those written before there was an "identity",
+# and those of the original code. This list does not grow.
+_RUN_WITHOUT_IDENTITY = (
+    *("depth", "num_samples", "dtype", "engine", "lr", "weight_init_type", "init_alpha", "use_balanced_init"),
+    *("enforce_pos_det", "enforce_neg_det", "epochs", "stop_on_zero_loss_tol", "validate_every", "use_adaptive_lr"),
+    *("init_std", "tensor_rank_tol"),
+)
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """What the run_params.json of a folder says: the parameters, what repeats the run, and how it ended."""
+
+    path: Path
+    parameters: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    status: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Names of the parameters that make it another run ("run") or its outputs other ones ("outputs"), digests of
+        its input files ("inputs"), its seed in the list ("seed"), and its number among equal ones ("occurrence").
+        """
+        return self.provenance.get("identity") or {}
+
+    @property
+    def sweep(self) -> dict[str, Any]:
+        """The sweep that it belongs to."""
+        return self.provenance.get("sweep") or {}
+
+    @property
+    def order(self) -> tuple[str, int]:
+        """Its place among the runs of all sweeps: when its sweep began, and its number in it."""
+        return self.sweep.get("start_time") or "", self.sweep.get("experiment") or 0
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The digest of each input file by the flag's name; the path if that is not known."""
+        paths = {name: self.parameters.get(name) for name in ("dataset_path", "trainer_checkpoint")}
+        paths = {name: path for name, path in paths.items() if path}
+        digests = str(self.provenance.get("inputs_sha256") or "").split()
+        return self.identity.get("inputs") or dict(zip(paths, digests, strict=False)) or paths
+
+    def compared(self, without: Collection[str] = ()) -> dict[str, Any]:
+        """The parameters that make it another run, by name; input files by their digests."""
+        names = set(self.identity.get("run") or _RUN_WITHOUT_IDENTITY) - set(without)
+        return {name: self.parameters[name] for name in sorted(names & self.parameters.keys())} | self.inputs
+
+
+def read_run(folder: Path) -> RecordedRun:
+    """Reads the run_params.json of a folder; without one, nothing is known. Raises ValueError if it is damaged."""
+    try:
+        content = load_json(folder / "run_params.json")
+    except FileNotFoundError:
+        return RecordedRun(folder)
+    for names, holds in _CHECKS.items():
+        for name in names.split():
+            value: Any = content
+            for key in name.split("."):
+                value = value.get(key) if value else None
+            if value is not None and not holds(value):
+                raise ValueError(f"damaged: {name} in run_params.json is {value!r:.40}")
+    provenance, status = content.pop("provenance", None) or {}, content.pop("status", None) or {}
+    return RecordedRun(folder, content, provenance, status)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the largest epoch in an experiment's folder; None if there is none."""
+    epochs = {path: path.stem.rpartition("_")[2] for path in (folder / "checkpoints").glob("[!.]*_epoch_*.pt")}
+    return max((path for path in epochs if epochs[path].isdecimal()), key=lambda path: int(epochs[path]), default=None)
+
+
+def canonical(value: Any) -> str:
+    """JSON that is equal for equal values."""
+    return json.dumps(value, sort_keys=True)
+
+
+def differing_names(runs: Sequence[RecordedRun]) -> list[str]:
+    """Names of the parameters that make these runs different, in alphabetical order."""
+    compared = [run.compared() for run in runs]
+    names = sorted({name for parameters in compared for name in parameters})
+    return [name for name in names if len({canonical(each.get(name)) for each in compared}) > 1]
+
+
+def labels(runs: Sequence[RecordedRun], bases: Sequence[str], shown: Collection[str]) -> list[str]:
+    """A label for each run: its base, which may be empty, and the parameters in which the runs differ beside those that
+    the bases show. Runs with equal labels get their folders' names.
+    """
+    names = [name for name in differing_names(runs) if name not in shown]
+    if "dataset_path" in names and "num_samples" in names:
+        names.remove("num_samples")
+    # The parts of the datasets' names, between underscores, that not all have in front or at the end.
+    stems = [Path(run.parameters.get("dataset_path") or "").stem.split("_") for run in runs]
+    shortest = min(map(len, stems))
+    begin = next((i for i in range(shortest) if len({each[i] for each in stems}) > 1), 0)
+    end = next((i for i in range(shortest - begin) if len({each[-1 - i] for each in stems}) > 1), 0)
+    found = []
+    for run, base, stem in zip(runs, bases, stems, strict=True):
+        words = {name: f"{name} {run.parameters.get(name)}" for name in names}
+        words |= {"dtype": str(run.parameters.get("dtype")), "dataset_path": "_".join(stem[begin : -end or None])}
+        found.append(", ".join([base] * bool(base) + [words[name] for name in names]))
+    return [
+        each if found.count(each) == 1 else f"{each} ({run.path.name})" for each, run in zip(found, runs, strict=True)
+    ]

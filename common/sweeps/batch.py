@@ -1,0 +1,190 @@
+"""Trains a batch of experiments, and writes the folder of each."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from common.cli import Interrupted
+from common.files import save_json, utc_time
+from common.problems.problem import Results
+from common.sweeps.experiment import Experiment
+from common.sweeps.folder import new_folder, reopen_folder
+from common.sweeps.outputs import Checkpoints, Progress, SweepContext, numbers, save_checkpoint, say
+from common.tensor_files import save_tensors
+from common.training.history import DIVERGED, EPOCHS, INTERRUPTED, STALLED, ZERO_LOSS
+from common.training.machine import host_facts
+from common.training.native_engine import Engine, Kernel, NativeEngine
+from common.training.torch_engine import TorchEngine
+from common.training.trainer import Trainer
+
+_REASONS = {
+    ZERO_LOSS: "zero loss",
+    DIVERGED: "diverged",
+    STALLED: "stalled: steps no longer change any parameter",
+    EPOCHS: "all epochs done",
+    INTERRUPTED: "interrupted",
+}
+# Seconds after a signal in which running experiments are saved: the launcher, or the user, may not wait for long.
+_SAVING_SECONDS = 1.2
+# What computing and saving the metrics of one validation takes, about.
+_SECONDS_PER_VALIDATION = 2e-6
+
+
+def build_engine(experiments: Sequence[Experiment], device: torch.device, kernel: Kernel | None) -> Engine:
+    """The engine of a batch of experiments: the native one if there is a kernel for them, else torch's."""
+    problems = [experiment.problem for experiment in experiments]
+    factors = zip(*(experiment.factors for experiment in experiments), strict=True)
+    model = problems[0].model([torch.stack(each).to(device) for each in factors])
+    objective = problems[0].objective(problems, model.values)
+    lrs, optimizer = [experiment.parameters["lr"] for experiment in experiments], problems[0].optimizer
+    if optimizer.is_stateless:
+        optimizer = optimizer(lrs)
+    else:
+        states = [experiment.optimizer_state for experiment in experiments]
+        optimizer = optimizer(lrs, model.values, states if all(states) else None)
+    if kernel:
+        return NativeEngine(model, objective, optimizer, kernel)
+    return TorchEngine(model, objective, optimizer)
+
+
+def train_batch(
+    experiments: Sequence[Experiment], device: torch.device, kernel: Kernel | None, context: SweepContext
+) -> None:
+    """Trains experiments of equal shape, which are at the same epoch, until all have ended or a signal came. If they
+    ended in an earlier run, only their results are written.
+
+    An experiment that fails does not end the others, and a batch that fails, as when memory runs out, does not end the
+    next.
+    """
+    try:
+        engine = build_engine(experiments, device, kernel)
+        for experiment in experiments:
+            if context.stop:
+                return
+            with context.guard(experiment):
+                _begin(experiment, context, device, engine.name)
+        indices = [index for index, experiment in enumerate(experiments) if not experiment.failed]
+        if len(indices) < len(experiments):
+            experiments, engine = [experiments[index] for index in indices], engine.select(torch.tensor(indices))
+        if experiments and experiments[0].state.stop_reason is None:
+            _train(experiments, engine, context)
+        else:
+            for experiment in experiments:
+                _finish(experiment, experiment.final_output, context)
+    except Exception as error:
+        for experiment in experiments:
+            if experiment.state.stop_reason is None:
+                context.fail(experiment, error)
+
+
+def _train(experiments: Sequence[Experiment], engine: Engine, context: SweepContext) -> None:
+    every, most_zero_losses = (
+        experiments[0].parameters["validate_every"],
+        experiments[0].problem.max_zero_loss_validations,
+    )
+    experiment_of = {experiment.state: experiment for experiment in experiments}
+    trainer = Trainer(engine, list(experiment_of), every, most_zero_losses, lambda: bool(context.stop))
+    outputs = [Checkpoints(context), *([context.plots] if context.plots else []), Progress(context, trainer)]
+    while trainer.running and not context.stop:
+        for state, last_engine, index, output in trainer.advance():
+            if context.stop.seconds() > _SAVING_SECONDS:
+                break  # these continue from older checkpoints
+            experiment, output = experiment_of[state], torch.from_numpy(output)
+            with context.guard(experiment):
+                if experiment.parameters["store_checkpoints"]:
+                    save_checkpoint(experiment, last_engine, index, output)
+                _finish(experiment, output, context)
+        running = [experiment_of[state] for state in trainer.running]
+        for each in outputs:
+            each.on_validation(trainer, running)
+        trainer.discard(experiment.state for experiment in running if experiment.failed)
+    outputs[-1].close()
+    if trainer.running:
+        _interrupt(trainer, [experiment_of[state] for state in trainer.running], context)
+
+
+def _begin(experiment: Experiment, context: SweepContext, device: torch.device, engine_name: str) -> None:
+    """Makes or reopens the experiment's folder."""
+    parameters, previous, epoch = experiment.parameters, experiment.previous, experiment.state.epoch
+    facts = host_facts(device, engine_name)
+    sweep = {**context.sweeps[Path(parameters["output_dir"]).resolve()], "experiment": experiment.number}
+    provenance = {**facts, "start_time": utc_time(), "sweep": sweep, "identity": experiment.identity.record}
+    if previous is None:
+        making = f".making-{context.world.launch}-{context.world.rank}"
+        experiment.folder = new_folder(parameters, provenance, making, epoch)
+        for name, value in parameters.items():
+            context.log(experiment, f"{name}: {value}")
+        num_parameters = sum(factor.numel() for factor in experiment.factors)
+        context.log(experiment, f"model parameters: {num_parameters}, device: {device}")
+        return
+    before = previous.provenance
+    resumed = before.get("resumed") if isinstance(before.get("resumed"), int) else 0
+    provenance |= {"start_time": before.get("start_time"), "sweep": before["sweep"], "resumed": resumed + 1}
+    # The host that computed the part before.
+    provenance["before"] = {name: before.get(name) for name in facts if name != "command"}
+    experiment.folder = reopen_folder(previous.path, parameters, provenance)
+    experiment.folder.write_parameters(False, None, epoch)
+    where = f"after epoch {epoch:,}" if epoch >= 0 else "from the beginning"
+    context.log(experiment, f"resumed {where}, device: {device}")
+
+
+def _finish(experiment: Experiment, output: torch.Tensor, context: SweepContext) -> None:
+    """Writes the results of an experiment that ended, all but its last checkpoint."""
+    state, folder = experiment.state, experiment.folder
+
+    def mark_finished() -> None:
+        folder.write_parameters(True, state.stop_reason, state.epoch)
+
+    with context.guard(experiment):
+        try:
+            with context.stop.at_once():
+                results = experiment.problem.results(state, output)
+        except Interrupted:
+            # -resume takes the output from the checkpoint, or begins anew.
+            return
+        _write_end(experiment, results, context)
+        if experiment.parameters["plot_metrics"]:
+            context.plots.draw(experiment, mark_finished)
+        else:
+            mark_finished()
+        experiment.release()
+
+
+def _write_end(experiment: Experiment, results: Results, context: SweepContext) -> None:
+    """Writes results, and says how the experiment ended."""
+    state, folder = experiment.state, experiment.folder
+    for name, tensor in results.tensors.items():
+        save_tensors(tensor, folder.path / name)
+    if results.numbers:
+        save_json(results.numbers, folder.path / results.name)
+    values = state.history.last_values() | results.extra_metrics
+    headline = {name: value for name, value in values.items() if experiment.problem.headline.fullmatch(name)}
+    end = f"{_REASONS[state.stop_reason]}, epoch {state.epoch:,}: "
+    folder.log(end + numbers(values))
+    say(f"{experiment.number}/{context.num_experiments} {folder.path}: {end}{numbers(headline)}")
+
+
+def _interrupt(trainer: Trainer, experiments: Sequence[Experiment], context: SweepContext) -> None:
+    """Saves running experiments as far as the time permits, those first whose last checkpoint is oldest."""
+    ended = list(zip(experiments, trainer.interrupt(), strict=True))
+    ended.sort(key=lambda pair: pair[0].saved_at.get("store_checkpoints", 0))
+    most_seconds = _SAVING_SECONDS - _SECONDS_PER_VALIDATION * (trainer.epoch // trainer.validate_every)
+    num_unsaved = 0
+    for experiment, (_, engine, index, _) in ended:
+        with context.guard(experiment):
+            if context.stop.seconds() <= _SAVING_SECONDS:
+                experiment.folder.write_parameters(False, INTERRUPTED, trainer.epoch)
+            if experiment.parameters["store_checkpoints"] and trainer.epoch >= 0:
+                if context.stop.seconds() > most_seconds:
+                    num_unsaved += 1
+                    continue
+                trainer.sync(index)
+                save_checkpoint(experiment, engine, index)
+    if num_unsaved:
+        say(f"no time for {num_unsaved} of {len(ended)} checkpoints: -resume continues from older ones, if any")
+    for experiment, (state, _, index, output) in ended:
+        if not experiment.failed and context.stop.seconds() <= most_seconds:
+            with context.guard(experiment):
+                trainer.sync(index)
+                _write_end(experiment, experiment.problem.results(state, torch.from_numpy(output)), context)

@@ -1,0 +1,143 @@
+"""Checkpoints: everything that an exact continuation needs. Those of the original code can be continued too."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.models.factorization import BatchedFactorization
+from common.tensor_files import is_float_tensor, load_dictionary
+from common.training.history import (
+    DIVERGED,
+    EPOCHS,
+    INTERRUPTED,
+    STALLED,
+    ZERO_LOSS,
+    History,
+    TrainingState,
+    evaluator_state,
+    metrics_of_evaluator,
+)
+from common.training.native_engine import Engine
+from common.training.optimizers import Optimizer
+
+FINAL_REASONS = (DIVERGED, EPOCHS, STALLED, ZERO_LOSS)
+# What files raise that hold something else.
+_ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds of one experiment: its factors, the optimizer's state as it was written, history,
+    last epoch, validations in a row with zero loss, and whether a parameter moved since its last validation. If it
+    ended there, also why, and its last end-to-end matrix or tensor.
+    """
+
+    factors: list[Tensor]
+    optimizer: dict[str, Any]
+    history: History
+    epoch: int
+    zero_loss_validations: int
+    moved_since_validation: bool
+    stop_reason: str | None
+    output: Tensor | None
+
+    @property
+    def lr(self) -> float:
+        return float(self.optimizer["param_groups"][0]["lr"])
+
+    @property
+    def dtype(self) -> str:
+        return str(self.factors[0].dtype).removeprefix("torch.")
+
+    def apply(self, state: TrainingState, validate_every: int) -> None:
+        """Sets a state that has not begun to where the checkpoint is."""
+        at_validation = (self.epoch + 1) % validate_every == 0
+        # Several experiments may continue from the checkpoint.
+        state.history = History(self.history.train, self.history.validation)
+        state.epoch, state.zero_loss_validations = self.epoch, self.zero_loss_validations
+        state.moved_since_validation = self.moved_since_validation and not at_validation
+
+
+def checkpoint_content(state: TrainingState, engine: Engine, index: int, output: Tensor | None) -> dict[str, Any]:
+    """The content of a checkpoint file, for a state that is up to date and whose parameters are at an index of the
+    engine's batch. `output` is the last end-to-end matrix or tensor of an experiment that ended.
+    """
+    return {
+        "model": engine.model.experiment_state(index),
+        "optimizer": engine.optimizer.experiment_state(index, len(engine.model.views)),
+        "train_evaluator": evaluator_state(state.history.train),
+        "val_evaluator": evaluator_state(state.history.validation),
+        "epoch": state.epoch,
+        "trainer": {
+            "zero_loss_validations": state.zero_loss_validations,
+            "moved_since_validation": state.moved_since_validation,
+            "stop_reason": state.stop_reason,
+            "output": output,
+        },
+    }
+
+
+def load_checkpoint(
+    path: str, model: type[BatchedFactorization], optimizer: type[Optimizer], dtype: str | None = None
+) -> Checkpoint:
+    """Reads a checkpoint of a model that an optimizer of this class trained, in its own precision unless `dtype` is
+    given. Raises OSError, and ValueError if the file is something else.
+    """
+    content = load_dictionary(path)
+    try:
+        checkpoint = _parse(content, model.factors_name, dtype)
+    except _ERRORS as error:
+        reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"is not a checkpoint of such a model ({reason}); give one written by this runner") from None
+    if not _is_state_of(optimizer, checkpoint.optimizer):
+        raise ValueError(f"was not written by {optimizer.__name__}; give one that was")
+    return checkpoint
+
+
+def _parse(content: dict, factors_name: str, dtype: str | None) -> Checkpoint:
+    model, trainer = content["model"], content.get("trainer", {})
+    factors = [model[f"{factors_name}.{index}"] for index in range(len(model))]
+    if not factors or not all(is_float_tensor(factor) and factor.dim() == 2 for factor in factors):
+        raise ValueError("its parameters are not matrices")
+    dtype = dtype or str(factors[0].dtype).removeprefix("torch.")
+    if dtype not in ("float32", "float64"):
+        raise ValueError("its parameters are neither float32 nor float64")
+    train, validation = (
+        metrics_of_evaluator(content[f"{kind}_evaluator"], np.dtype(dtype)) for kind in ("train", "val")
+    )
+    stop_reason, output = trainer.get("stop_reason"), trainer.get("output")
+    if stop_reason not in (None, INTERRUPTED, *FINAL_REASONS):
+        raise ValueError("the reason why it ended is unknown")
+    if not (is_float_tensor(output) or (output is None and stop_reason not in FINAL_REASONS)):
+        raise ValueError("its last matrix or tensor is missing")
+    epoch = int(content["epoch"])
+    if not max([0, *(series.epochs[-1] for series in (train | validation).values())]) <= epoch < 2**62:
+        raise ValueError(f"its epoch, {epoch}, is out of range or before its last record")
+    return Checkpoint(
+        [factor.detach().to(getattr(torch, dtype)) for factor in factors],
+        content["optimizer"],
+        History(train, validation),
+        epoch,
+        int(trainer.get("zero_loss_validations", 0)),
+        bool(trainer.get("moved_since_validation", True)),
+        stop_reason,
+        output,
+    )
+
+
+def _is_state_of(optimizer: type[Optimizer], state: Any) -> bool:
+    try:
+        (group,) = state["param_groups"]
+        # Momentum, weight decay and Adam's betas are terms of steps that are not taken here.
+        other_steps = any(group.get(term) for term in ("momentum", "weight_decay", "nesterov", "betas"))
+        if other_steps or not 0 < float(group["lr"]) < math.inf:
+            return False
+        if optimizer.is_stateless:
+            return not state["state"] and "beta" not in group
+        return int(state["state"]["step"]) >= 0 and not float(state["state"]["square_avg"]) < 0  # NaN: it diverged
+    except _ERRORS:
+        return False

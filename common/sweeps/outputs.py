@@ -1,0 +1,237 @@
+"""What is written of experiments in training: checkpoints, plots of the metrics, log lines, the progress bar.
+
+Each output observes the training loop: `on_validation(trainer, running)` is called after each advance with the
+experiments in training, in the order of the trainer, and writes if it is time to.
+"""
+
+import multiprocessing
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
+
+from common.cli import Stop
+from common.plotting.metrics import Lines, draw_metrics, end_with_parent, metric_lines
+from common.sweeps.checkpoint import checkpoint_content
+from common.sweeps.experiment import Experiment
+from common.sweeps.processes import World
+from common.training.native_engine import Engine
+from common.training.trainer import Trainer
+
+# Experiments whose plots one process draws in time; two processes draw those of more.
+_ONE_PROCESS_DRAWS = 20
+# Experiments that wait for their plots at most: then training waits.
+_MOST_WAITING = 16
+
+
+def say(line: str) -> None:
+    """Prints a line on standard output, above a progress bar. Training goes on if nobody reads the output any more."""
+    with suppress(OSError):
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()
+
+
+def numbers(metrics: dict[str, float]) -> str:
+    """Metrics as text."""
+    return ", ".join(f"{name} {value:.6g}" for name, value in metrics.items())
+
+
+@dataclass
+class SweepContext:
+    """What the batches of a sweep have in common."""
+
+    num_experiments: int  # in the list, those of other processes included
+    sweeps: dict[Path, dict[str, Any]]  # what folders record of the sweep, by output folder
+    world: World
+    stop: Stop
+    output_share: float  # of the time, for checkpoints, plots and logs
+    plots: "MetricPlots | None" = None
+    failures: list[str] = field(default_factory=list)  # a line for each experiment that failed
+
+    @contextmanager
+    def guard(self, experiment: Experiment) -> Iterator[None]:
+        """Lets an exception that is raised inside end this experiment, not the others."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(experiment, error)
+
+    def fail(self, experiment: Experiment, error: Exception) -> None:
+        """Ends an experiment, and records the failure in its folder, as far as that is possible."""
+        if experiment.failed:
+            return
+        experiment.failed, folder = True, experiment.folder
+        place = folder.path if folder else experiment.parameters["output_dir"]
+        self.failures.append(f"{place}: {type(error).__name__}: {error}")
+        say(f"{experiment.number}/{self.num_experiments} failed: {self.failures[-1]}")
+        with suppress(Exception):
+            folder.write_parameters(False, "failed", experiment.state.epoch)
+            folder.log("failed: " + "".join(traceback.format_exception(error)))
+        experiment.release()
+
+    def log(self, experiment: Experiment, line: str) -> None:
+        """Logs a line to the experiment's file, or to the console, which has room for one experiment's log."""
+        experiment.folder.log(line)
+        if self.num_experiments == 1 and not experiment.parameters["file_log"]:
+            say(line)
+
+
+class Throttle:
+    """Limits what an output costs to a share of the time since the start."""
+
+    def __init__(self, share: float, clock: Callable[[], float] = time.monotonic):
+        self._share, self._clock, self._start = share, clock, clock()
+        self._spent = self._last_cost = 0.0
+
+    def allows(self, least: float) -> bool:
+        """Whether another output is allowed, if it costs as much as the last one and at least `least` seconds."""
+        return self._spent + max(self._last_cost, least) <= self._share * (self._clock() - self._start)
+
+    def spend(self, seconds: float) -> None:
+        """Records the cost of an output."""
+        self._last_cost, self._spent = seconds, self._spent + seconds
+
+    @contextmanager
+    def spending(self) -> Iterator[None]:
+        """Records what the block costs."""
+        begin = self._clock()
+        yield
+        self.spend(self._clock() - begin)
+
+
+def _due(trainer: Trainer, running: Sequence[Experiment], flag: str) -> list[tuple[int, Experiment]]:
+    """Experiments with this output, and their indices, for which -save_every_num_val says that it is time for another
+    one; those first that have waited longest.
+    """
+    validations, rest = divmod(trainer.epoch + 1, trainer.validate_every)
+    due = []
+    for index, experiment in enumerate(running):
+        waited = validations - experiment.saved_at.get(flag, 0)
+        if not rest and experiment.parameters[flag] and waited >= experiment.parameters["save_every_num_val"]:
+            due.append((waited, index, experiment))
+    return [(index, experiment) for _, index, experiment in sorted(due, key=lambda each: -each[0])]
+
+
+def save_checkpoint(experiment: Experiment, engine: Engine, index: int, output: Tensor | None = None) -> None:
+    """Writes the checkpoint of an experiment whose parameters are at an index of the engine's batch."""
+    experiment.folder.write_checkpoint(checkpoint_content(experiment.state, engine, index, output))
+
+
+class Checkpoints:
+    """Writes checkpoints of all experiments at once, so that they can be continued in one batch."""
+
+    def __init__(self, context: SweepContext):
+        self._context, self._throttle = context, Throttle(3 / 8 * context.output_share)
+
+    def on_validation(self, trainer: Trainer, running: Sequence[Experiment]) -> None:
+        due = _due(trainer, running, "store_checkpoints")
+        if due and self._throttle.allows(0.005 * len(due)):
+            with self._throttle.spending():
+                for index, experiment in due:
+                    if not self._context.stop:
+                        with self._context.guard(experiment):
+                            trainer.sync(index)
+                            save_checkpoint(experiment, trainer.engine, index)
+                            experiment.saved_at["store_checkpoints"] = (trainer.epoch + 1) // trainer.validate_every
+
+
+class MetricPlots:
+    """Plots metrics in processes of their own, while the training goes on. They do not import torch."""
+
+    def __init__(self, context: SweepContext, num_experiments: int):
+        self._context, self._throttle = context, Throttle(context.output_share / 2)
+        num_processes = 2 if num_experiments > _ONE_PROCESS_DRAWS else 1
+        self._pool = ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), end_with_parent)
+        self._waiting: dict[Future, tuple[Experiment, Callable[[], None]]] = {}
+        for _ in range(num_processes):
+            self._submit({}, Path())  # imports matplotlib
+
+    def on_validation(self, trainer: Trainer, running: Sequence[Experiment]) -> None:
+        self.collect()
+        for index, experiment in _due(trainer, running, "plot_metrics")[:1]:
+            # One experiment's plots after the other's.
+            if not self._waiting and self._throttle.allows(0.5):
+                with self._context.guard(experiment):
+                    trainer.sync(index)
+                    self.draw(experiment)
+                    experiment.saved_at["plot_metrics"] = (trainer.epoch + 1) // trainer.validate_every
+
+    def draw(self, experiment: Experiment, then: Callable[[], None] = lambda: None) -> None:
+        """Starts to plot an experiment's metrics, and calls `then` when that is done."""
+        history = experiment.state.history
+        metrics = {"train": history.train, "validation": history.validation}
+        lines = metric_lines(metrics, experiment.problem.figures)
+        while len(self._waiting) >= _MOST_WAITING and not self._context.stop:
+            self.collect(0.05)
+        self._waiting[self._submit(lines, experiment.folder.plots().resolve())] = experiment, then
+
+    def _submit(self, lines: Lines, directory: Path) -> Future:
+        # A process that is started here inherits the blocked signals: they are for the process that trains.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        try:
+            return self._pool.submit(draw_metrics, lines, directory)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def collect(self, seconds: float = 0.0) -> None:
+        """Handles the plots that are done, after waiting up to so many seconds for one."""
+        done, _ = wait(self._waiting, seconds, FIRST_COMPLETED)
+        for future in done:
+            experiment, then = self._waiting.pop(future)
+            with self._context.guard(experiment):
+                self._throttle.spend(future.result())
+                then()
+
+    def close(self) -> None:
+        """Waits until everything is plotted. After a signal, what is left is not plotted: a continued run does it."""
+        while self._waiting and not self._context.stop:
+            self.collect(0.05)
+        if self._context.stop:
+            for process in multiprocessing.active_children():
+                process.kill()
+        self._pool.shutdown(wait=not self._context.stop, cancel_futures=True)
+
+
+class Progress:
+    """Shows progress: in log files, and on the console if there is room for it; and a bar on a terminal.
+
+    Metrics are logged at a human pace: less and less often, as the run gets longer. The bar counts the epochs of one
+    experiment, or how many of several have ended: few take all of their epochs, so these say little about the time.
+    """
+
+    def __init__(self, context: SweepContext, trainer: Trainer):
+        self._context, self._throttle = context, Throttle(context.output_share / 8)
+        self._start, self._next_log, self._next_bar = time.monotonic(), 1.0, 0.0
+        self._total, self._begin = len(trainer.running), trainer.epoch
+        kind = {"total": self._total, "unit": "experiment", "smoothing": 0}
+        if self._total == 1:
+            kind = {"total": trainer.running[0].last_epoch - trainer.epoch, "unit": "epoch", "unit_scale": True}
+        self._bar = tqdm(**kind, disable=True if context.world.rank else None)
+
+    def on_validation(self, trainer: Trainer, running: Sequence[Experiment]) -> None:
+        elapsed = time.monotonic() - self._start
+        if not self._bar.disable and (elapsed >= self._next_bar or not running):
+            self._next_bar = elapsed + 0.2
+            self._bar.n = self._total - len(running) if self._total > 1 else trainer.epoch - self._begin
+            self._bar.set_postfix({"epoch": f"{trainer.epoch + 1:,}"} if self._total > 1 else {})
+        if elapsed < self._next_log or not self._throttle.allows(1e-3):
+            return
+        self._next_log = elapsed + max(1.0, elapsed / 10)
+        with self._throttle.spending():
+            for index, experiment in enumerate(running):
+                with self._context.guard(experiment):
+                    if (experiment.parameters["file_log"] or self._total == 1) and (metrics := trainer.latest(index)):
+                        self._context.log(experiment, f"epoch {trainer.epoch:,}: {numbers(metrics)}")
+
+    def close(self) -> None:
+        """Ends the bar."""
+        self._bar.close()

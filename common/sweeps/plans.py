@@ -1,0 +1,131 @@
+"""Plans: lists of experiments, each list with a folder and a figure of its own."""
+
+import os
+import shlex
+from argparse import SUPPRESS
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from common.cli import Parameters, Parser, UserError, flag_error
+from common.flags import LARGEST_SEED, add_resume_flag, integer
+
+_PROJECT = Path(__file__).parents[2]
+_ALL = "all"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Experiments that are plotted together."""
+
+    about: str  # what it shows, in a line
+    experiments: Sequence[Mapping[str, Any]]  # for each the flags of the experiment's runner
+    plot: str = ""  # further arguments of the command that plots them, as they are typed in a shell
+    repetitions: int = 1  # repetition k of an experiment with seed N has the seed N + k
+
+
+@dataclass(frozen=True)
+class Job:
+    """A plan to be run: the line that announces it, its checked experiments, and the command that plots them."""
+
+    heading: str
+    experiments: list[Parameters]
+    plot_command: str
+
+
+def combinations(base: Mapping[str, Any], options: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """`base` with every combination of the values of `options`, the last option varying fastest."""
+    return [{**base, **dict(zip(options, values, strict=True))} for values in product(*options.values())]
+
+
+def plans_parser(description: str, plans: Mapping[str, Plan], add_experiment_flags: Callable[[Parser], None]) -> Parser:
+    """The parser of a script that runs plans. A flag of an experiment that is given holds for all experiments."""
+    lines = {**{name: getattr(plan, "about", "") for name, plan in plans.items()}, _ALL: "every plan, one by one"}
+    width = max(map(len, lines))
+    parser = Parser(description, "\n".join(["plans:", *(f"  {name:<{width}}  {text}" for name, text in lines.items())]))
+    add_experiment_flags(parser)
+    own_help = {
+        "random_seed": "added to the seeds of all experiments; -1 draws fresh ones, which are recorded",
+        "output_dir": "where the experiments' folders are made (default: as listed, or a folder for each plan)",
+        "experiment_name": "first part of the folders' names (default: as listed, or made from the parameters)",
+    }
+    for action in parser._actions:
+        if action.dest in own_help:
+            action.help, action.default = own_help[action.dest], None
+        elif isinstance(action.default, str) and action.default not in ("", SUPPRESS):
+            # Shown by -h. argparse checks defaults that are strings, and another dataset may be listed.
+            action.default = Path(action.default)
+    text = "run this plan (see below), or all, instead of the default"
+    parser.add_argument("-plan", choices=list(lines), default="", metavar="NAME", help=text)
+    text = "runs of each experiment, with seeds N, N + 1, … (default: as listed)"
+    parser.add_argument("-repetitions", type=integer(1), help=text)
+    add_resume_flag(parser)
+    return parser
+
+
+def planned_jobs(
+    command: Parameters,
+    parser: Parser,
+    plans: Mapping[str, Plan],
+    directory: str,
+    plotter: str,
+    name: Callable[[Parameters], str],
+) -> list[Job]:
+    """What the command line of `plans_parser` asks for: the plan called "" if it names none.
+
+    `parser` checks the experiments, and `name` makes the names of those that have none. A plan's experiments go into a
+    folder of its name in `directory`, those of "" where they say themselves; `-output_dir` overrides both. `plotter` is
+    the script that plots them. Raises UserError that says which experiment it is about.
+    """
+    overriding = {flag: command[flag] for flag in command.given - {"plan", "repetitions", "resume"}}
+    jobs = []
+    for plan_name in plans if command["plan"] == _ALL else [command["plan"]]:
+        if command["plan"] == _ALL and not plan_name:
+            continue
+        plan, here = plans[plan_name], dict(overriding)
+        if plan_name and "output_dir" not in overriding:
+            here["output_dir"] = f"{directory}/{plan_name}"
+        elif command["plan"] == _ALL:
+            here["output_dir"] = f"{overriding['output_dir']}/{plan_name}"
+        of_plan = f" of plan {plan_name}" if plan_name else ""
+        try:
+            lists = isinstance(plan, Plan) and isinstance(plan.experiments, (list, tuple)) and plan.experiments
+            if not (lists and all(isinstance(each, Mapping) for each in lists) and int(plan.repetitions) >= 1):
+                raise ValueError("must be a Plan of one or more dictionaries of flags and values, and repetitions")
+            plot = shlex.split(plan.plot)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise UserError(f"the list{of_plan} is {plan!r:.200}: {error}") from None
+        experiments = []
+        for number, experiment in enumerate(plan.experiments, start=1):
+            try:
+                experiments += _repeated(parser, experiment, here, command["repetitions"] or plan.repetitions, name)
+            except UserError as error:
+                raise UserError(f"experiment {number} of the list{of_plan}: {error}") from None
+        folder = experiments[0]["output_dir"]
+        arguments = ["-experiments_dir", folder, *plot, "-save_plot_to", f"{folder.rstrip('/')}.png"]
+        plot_command = shlex.join(["python", os.path.relpath(_PROJECT / plotter), *arguments])
+        jobs.append(Job(f"plan {plan_name}: {plan.about}" if plan_name else "", experiments, plot_command))
+    return jobs
+
+
+def _repeated(
+    parser: Parser,
+    experiment: Mapping[str, Any],
+    overriding: Mapping[str, Any],
+    repetitions: int,
+    name: Callable[[Parameters], str],
+) -> list[Parameters]:
+    """The parameters of an experiment, as often as it is repeated. Raises UserError."""
+    own = {flag: value for flag, value in overriding.items() if flag != "random_seed"}
+    parameters = parser.parse(parser.words({**experiment, **own}))
+    if "experiment_name" not in parameters.given:
+        parameters.values["experiment_name"] = name(parameters)
+    seed, shift = parameters["random_seed"], overriding.get("random_seed", 0)
+    if "random_seed" in overriding:
+        seed = shift if min(seed, shift) < 0 else seed + shift
+    seeds = [seed + k if seed >= 0 else seed for k in range(repetitions)]
+    if seeds[-1] > LARGEST_SEED:
+        raise flag_error("random_seed", seeds[-1], f"must be at most {LARGEST_SEED}")
+    return [replace(parameters, values={**parameters.values, "random_seed": each}) for each in seeds]

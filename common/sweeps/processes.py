@@ -1,0 +1,120 @@
+"""Processes: which of several runs which experiments, and which of them work in a folder."""
+
+import fcntl
+import hashlib
+import json
+import os
+import socket
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from common.cli import UserError
+from common.files import utc_time
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that a launcher started together: which of them this one is, and which on its machine. `launch` is
+    an id that all of them have, and no others.
+    """
+
+    launch: str
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+
+def world_from_env() -> World:
+    """The world that torchrun, or any launcher that sets RANK and WORLD_SIZE, describes. Raises UserError."""
+    known = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    ids = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")
+    launch = " ".join(f"{name}={os.environ[name]}" for name in ids if os.environ.get(name))
+    if not (known["RANK"] and known["WORLD_SIZE"]):
+        return World(uuid.uuid4().hex[:12])
+    try:
+        rank, size, local_rank = (int(number or known["RANK"]) for number in known.values())
+        if not (0 <= rank < size and local_rank >= 0):
+            raise ValueError
+    except ValueError:
+        shown = ", ".join(f"{name}={value}" for name, value in known.items())
+        raise UserError(f"{shown}: must be integers, RANK below WORLD_SIZE; the launcher sets them") from None
+    return World(hashlib.sha256((launch or uuid.uuid4().hex).encode()).hexdigest()[:12], rank, size, local_rank)
+
+
+def partition(keys: Sequence[str], world: World) -> list[int]:
+    """Indices of the experiments that this process runs, in order. `keys` are the experiments' parameters without the
+    seed: those with equal keys take about the same time, and are distributed evenly.
+    """
+    order = sorted(range(len(keys)), key=lambda index: keys[index])
+    return sorted(order[world.rank :: world.size])
+
+
+@contextmanager
+def hold_run_lock(directory: Path, world: World) -> Iterator[Path | None]:
+    """Tells other processes that this one works in a folder, which is made if missing, until the block ends.
+
+    A lock file says which process it is. The system releases the lock when the process ends, however it ends. Yields
+    the path of the file, for `other_launch`; None if the file system has no locks.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f".lock-{world.launch}-{world.rank}"
+    while True:
+        file = open(path, "w", encoding="utf-8")  # noqa: SIM115 (it is closed below)
+        locked = _lock(file, fcntl.LOCK_EX)
+        # Another process may have removed the file before it was locked.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+        file.close()
+    try:
+        if not locked:
+            remedy = "do not -resume there while another process runs"
+            print(f"{directory}: the file system has no locks; {remedy}", file=sys.stderr, flush=True)
+        json.dump({"pid": os.getpid(), "host": socket.gethostname(), "start_time": utc_time()}, file)
+        file.flush()
+        os.fsync(file.fileno())  # for other machines
+        os.utime(path)
+        yield path if locked else None
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def other_launch(lock: Path) -> dict[str, Any] | None:
+    """What a process of another launch says of itself, if its lock on the folder is older than this process's `lock`;
+    None if there is no such process. Removes what processes that died have left.
+
+    Of two processes that hold locks and call this, at least one sees the other.
+    """
+    launch, own_time = lock.name.rpartition("-")[0], lock.stat().st_mtime_ns
+    for path in set(lock.parent.glob(".lock-*")) - {lock}:
+        with suppress(FileNotFoundError), open(path, "r+", encoding="utf-8") as file:
+            if _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                discard_folder(path.with_name(path.name.replace(".lock-", ".making-")))
+                path.unlink(missing_ok=True)
+            elif path.name.rpartition("-")[0] != launch and path.stat().st_mtime_ns <= own_time:
+                with suppress(ValueError):
+                    return dict(json.load(file))
+                return dict.fromkeys(("pid", "host", "start_time"), "unknown")
+    return None
+
+
+def _lock(file: TextIO, operation: int) -> bool:
+    """Locks a file. Returns False if another process holds the lock, or the file system has no locks."""
+    with suppress(OSError):
+        fcntl.flock(file, operation)
+        return True
+    return False
+
+
+def discard_folder(directory: Path) -> None:
+    """Removes a folder that holds only files, if it exists."""
+    if directory.is_dir():
+        for path in directory.iterdir():
+            path.unlink(missing_ok=True)
+        directory.rmdir()

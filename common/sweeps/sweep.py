@@ -1,0 +1,249 @@
+"""Runs a list of experiments: continues what earlier runs left, and trains those of equal shape batch by batch."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from common.cli import Interrupted, Parameters, RunFailed, UserError, flag_error, signals_noted
+from common.files import utc_time
+from common.problems.problem import Problem
+from common.recorded_runs import RecordedRun
+from common.sweeps.batch import train_batch
+from common.sweeps.experiment import Experiment, prepare, resolve, restore
+from common.sweeps.outputs import MetricPlots, SweepContext, say
+from common.sweeps.plans import Job
+from common.sweeps.processes import World, hold_run_lock, other_launch, partition, world_from_env
+from common.sweeps.resume import Identity, identities, match_previous_runs, previous_runs
+from common.training.compilation import NativeUnavailable
+from common.training.machine import NUM_THREADS
+from common.training.native_engine import Kernel, NotNative, native_kernel
+
+# Multiplications in one step of a batch from which a GPU is faster: about what two CPU cores compute while a dozen GPU
+# kernels are launched.
+_GPU_FROM = 10**7
+# Multiplications in one step of an experiment from which several threads are faster than one (torch engine).
+_THREADS_FROM = 3 * 10**6
+# Bytes that the experiments of one batch may need in training, and that are expected of one experiment's history at
+# most: longer ones are possible, but rare.
+_MOST_BATCH_BYTES, _MOST_HISTORY_BYTES = 2**30, 2**26
+# The share of the time that checkpoints, plots and logs may take.
+_OUTPUT_SHARE = 0.08
+
+Batch = tuple[list[Experiment], torch.device, Kernel | None]
+
+
+class Sweep(NamedTuple):
+    """A list of experiments, of which this process runs some."""
+
+    experiments: dict[int, Experiment]
+    batches: list[Batch]
+    parameters: Sequence[Parameters]
+    identities: list[Identity]
+
+
+def run_jobs(kind: type[Problem], jobs: Sequence[Job], resume: bool = False) -> None:
+    """Runs plans one after the other, and says how to plot each. Raises as `run_sweep` does; a plan that fails does not
+    end the others.
+    """
+    world, failures, sweeps = world_from_env(), [], []
+    for job in jobs:
+        try:
+            sweeps.append(_prepare_sweep(kind, job.experiments, world))
+        except UserError as error:
+            raise UserError(f"{job.heading.split(':')[0]}: {error}" if len(jobs) > 1 else str(error)) from None
+    for job in jobs:
+        if job.heading and not world.rank:
+            say(job.heading)
+        try:
+            _run(sweeps.pop(0), world, resume)
+        except (RunFailed, UserError) as error:
+            if isinstance(error, UserError) and job is jobs[0]:
+                raise
+            failures.append(error)
+            say(f"not run: {error}")
+        if not world.rank:
+            when = " once all processes have ended" if world.size > 1 else ""
+            say(f"to plot it{when}:\n  {job.plot_command}")
+    if failures:
+        raise failures[0]
+
+
+def run_sweep(
+    kind: type[Problem], experiments: Sequence[Parameters], resume: bool = False, output_share: float = _OUTPUT_SHARE
+) -> None:
+    """Trains every experiment and writes its folder; with `resume`, only what an earlier such sweep left unfinished. Of
+    processes that were started together, each runs its part of the list.
+
+    Raises UserError before anything is written, Interrupted if a signal came, after everything was saved, and RunFailed
+    if something failed, after everything else was done.
+    """
+    world = world_from_env()
+    _run(_prepare_sweep(kind, experiments, world), world, resume, output_share)
+
+
+def _prepare_sweep(kind: type[Problem], experiments: Sequence[Parameters], world: World) -> Sweep:
+    values, prepared, index = [], {}, 0
+    try:
+        for index, parameters in enumerate(experiments):  # noqa: B007 (used below)
+            values.append(resolve(kind, parameters))
+        found = identities(experiments, values)
+        for index in partition([identity.group for identity in found], world):
+            prepared[index] = prepare(kind, values[index], found[index], index + 1)
+    except UserError as error:
+        raise error if len(experiments) == 1 else UserError(f"experiment {index + 1} of the list: {error}") from None
+    return Sweep(prepared, _batches(list(prepared.values()), world), experiments, found)
+
+
+def _run(sweep: Sweep, world: World, resume: bool, output_share: float = _OUTPUT_SHARE) -> None:
+    """Runs this process's part of a sweep. Raises as `run_sweep` does."""
+    experiments, total, failures = sweep.experiments, len(sweep.parameters), []
+    directories = {Path(each.parameters["output_dir"]).resolve() for each in experiments.values()}
+    with signals_noted() as stop, ExitStack() as stack:
+        locks = {directory: stack.enter_context(hold_run_lock(directory, world)) for directory in directories}
+        record = {"id": world.launch, "start_time": utc_time(), "experiments": total}
+        context = SweepContext(total, dict.fromkeys(directories, record), world, stop, output_share)
+        matches: dict[int, RecordedRun] = {}
+        for directory, lock in locks.items() if resume else ():
+            matches |= _previous(sweep, directory, lock, context)
+        for index in experiments.keys() & matches.keys():
+            if not (stop or matches[index].status.get("finished")):
+                experiments[index] = restore(experiments[index], matches[index])
+        unfinished = [each for index, each in experiments.items() if index not in matches or each.previous]
+
+        summary = f"{total} experiment{'s' if total != 1 else ''}"
+        if world.size > 1:
+            summary += f", {len(experiments)} of them for process {world.rank} of {world.size}"
+        if resume:
+            continued = sum(each.previous is not None and each.state.epoch >= 0 for each in unfinished)
+            summary += f": {len(experiments) - len(unfinished)} finished before, {continued} to continue"
+            summary += f", {len(unfinished) - continued} to start"
+        say(summary)
+        if not stop:
+            failures = _train(_batches(unfinished, world) if resume else sweep.batches, context)
+    if stop:
+        raise Interrupted(stop.number, f"interrupted; {_how_to_resume(sweep)}")
+    if failures:
+        failed = f"{len(failures)} of {len(experiments)} failed: {failures[0]}"
+        raise RunFailed(f"{failed}{' (and others)' if len(failures) > 1 else ''}; {_how_to_resume(sweep)}")
+
+
+def _previous(sweep: Sweep, directory: Path, lock: Path | None, context: SweepContext) -> dict[int, RecordedRun]:
+    """The earlier runs in a folder that this process's experiments continue. Raises UserError if another process works
+    in the folder.
+    """
+    # First the runs, then the locks: of a run that is seen here, the process that made it is seen too, if it is alive.
+    runs, problems = previous_runs(directory)
+    if other := other_launch(lock) if lock else None:
+        raise UserError(
+            f"-resume: process {other['pid']} on {other['host']} has been running in {directory} since "
+            f"{other['start_time']}; wait until it ends, or end it"
+        )
+    for line in problems:
+        say(f"skipped {line}")
+    folders = [Path(parameters["output_dir"]).resolve() for parameters in sweep.parameters]
+    here = {index: identity for index, identity in enumerate(sweep.identities) if folders[index] == directory}
+    matches = match_previous_runs(here, runs, sweep.parameters[0])
+    if newest := max(matches.values(), key=lambda run: run.order, default=None):
+        # What begins now belongs to the sweep that was begun then.
+        known = {"id": newest.sweep.get("id"), "start_time": newest.order[0]}
+        context.sweeps[directory] = {**context.sweeps[directory], **known}
+    return {index: run for index, run in matches.items() if index in sweep.experiments}
+
+
+def _how_to_resume(sweep: Sweep) -> str:
+    resume = [] if {"-resume", "--resume"} & set(sys.argv) else ["-resume"]
+    command = shlex.join(["python", *sys.argv, *resume])
+    if not any(parameters["store_checkpoints"] for parameters in sweep.parameters):
+        return f"there are no checkpoints to continue from; to run the rest: {command}"
+    return f"to continue: {command}"
+
+
+def _train(batches: Sequence[Batch], context: SweepContext) -> list[str]:
+    """Trains batch after batch. Returns a line for each experiment that failed."""
+    num_plotted = sum(experiment.parameters["plot_metrics"] for batch, _, _ in batches for experiment in batch)
+    if num_plotted:
+        context.plots = MetricPlots(context, num_plotted)
+    try:
+        for batch, device, kernel in batches:
+            # An experiment's bits may depend on the number of threads, so this depends on the experiment alone.
+            small = batch[0].problem.multiplications < _THREADS_FROM
+            torch.set_num_threads(1 if small else NUM_THREADS)
+            for part in _parts(batch):
+                if not context.stop:
+                    train_batch(part, device, kernel, context)
+    finally:
+        torch.set_num_threads(NUM_THREADS)
+        if context.plots:
+            context.plots.close()
+    return context.failures
+
+
+def _batches(experiments: Sequence[Experiment], world: World) -> list[Batch]:
+    """The experiments in batches, with their devices and kernels. Raises UserError if these are not available."""
+    grouped: dict[tuple, list[Experiment]] = {}
+    for experiment in experiments:
+        state, parameters = experiment.state, experiment.parameters
+        shapes = tuple(tuple(factor.shape) for factor in experiment.factors)
+        steps = (experiment.optimizer_state or {}).get("step")
+        same = (parameters[name] for name in ("dtype", "engine", "validate_every", "disable_gpu", "gpu_id"))
+        key = (state.stop_reason is not None, *experiment.problem.batch_key, shapes, state.epoch, steps, *same)
+        grouped.setdefault(key, []).append(experiment)
+    devices = [_device(batch, world) for batch in grouped.values()]
+    return [(batch, device, _kernel(batch[0], device)) for batch, device in zip(grouped.values(), devices, strict=True)]
+
+
+def _device(batch: Sequence[Experiment], world: World) -> torch.device:
+    """A GPU if there is one, it may be used, and the batch's steps are large enough for it to be faster. Processes that
+    were started together on a machine use its GPUs in turn, from -gpu_id on.
+    """
+    parameters = batch[0].parameters
+    if parameters["disable_gpu"] or parameters["engine"] == "native" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    number, gpu_id = torch.cuda.device_count(), parameters["gpu_id"]
+    if gpu_id >= number:
+        remedy = f"there are {number} GPUs, counted from 0; give one of them or -disable_gpu"
+        raise flag_error("gpu_id", gpu_id, remedy)
+    if sum(experiment.problem.multiplications for experiment in batch) < _GPU_FROM:
+        return torch.device("cpu")
+    return torch.device("cuda", (gpu_id + world.local_rank) % number)
+
+
+def _kernel(experiment: Experiment, device: torch.device) -> Kernel | None:
+    """The native kernel for an experiment and its batch; None if the torch engine is to run them."""
+    choice, problem, factors = experiment.parameters["engine"], experiment.problem, experiment.factors
+    if choice == "torch" or device.type != "cpu":
+        return None
+    try:
+        if not problem.observes_entries:
+            raise NotNative("needs observed entries, not other sensing matrices")
+        shapes, dtype = [factor.shape for factor in factors], factors[0].dtype
+        return native_kernel(problem.model, shapes, dtype, problem.optimizer, problem.multiplications)
+    except NativeUnavailable as error:
+        if choice == "native":
+            raise flag_error("engine", choice, f"{error}; give auto or torch") from None
+        if not isinstance(error, NotNative):
+            _warn_once(f"the native engine {error}; the torch engine is used")
+        return None
+
+
+@cache
+def _warn_once(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _parts(batch: Sequence[Experiment]) -> list[Sequence[Experiment]]:
+    """The experiments of a batch in parts that are small enough for the memory."""
+    itemsize, most = batch[0].factors[0].element_size(), 0
+    for experiment in batch:
+        parameters, problem = experiment.parameters, experiment.problem
+        num_records = experiment.state.keeps_history * (parameters["epochs"] // parameters["validate_every"] + 1)
+        history = min(num_records * (problem.num_metrics + 2) * itemsize, _MOST_HISTORY_BYTES)
+        most = max(most, problem.working_size * itemsize + history)
+    count = max(1, _MOST_BATCH_BYTES // most)
+    return [batch[begin : begin + count] for begin in range(0, len(batch), count)]

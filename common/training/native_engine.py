@@ -1,0 +1,134 @@
+"""The native engine: gradient steps in C, compiled for the shape of the model (common/training/kernels/)."""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.models.factorization import BatchedFactorization
+from common.training.compilation import NativeUnavailable, compiled_kernel
+from common.training.machine import NUM_THREADS
+from common.training.objectives import EntryObjective
+from common.training.optimizers import GroupRMSprop, Optimizer
+from common.training.torch_engine import Observations, TorchEngine
+
+# Multiplications in one call: about half a second, before a signal is handled.
+_MAX_MULTIPLICATIONS_PER_CALL = 10**10
+# Multiplications that one call may take beyond a validation: some ten milliseconds.
+_MAX_MULTIPLICATIONS_PER_CHUNK = 5 * 10**8
+
+
+class NotNative(NativeUnavailable):
+    """There is no kernel for a kind of problem, or it would not be faster than PyTorch."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A compiled gradient step, for one shape, precision and optimizer."""
+
+    advance: Callable[..., int]  # of kernels/simd.h
+    experiments_at_once: int  # that are advanced together at the cost of one
+    multiplications: int  # in a step of one experiment, about
+
+
+def native_kernel(
+    model: type[BatchedFactorization],
+    shapes: Sequence[Sequence[int]],
+    dtype: torch.dtype,
+    optimizer: type[Optimizer],
+    multiplications: int,
+) -> Kernel:
+    """Returns the kernel of a model with factors of these `shapes`, compiled at first use. Raises NativeUnavailable."""
+    # A subclass of an optimizer takes other steps.
+    if "kernel_constants" not in vars(optimizer):
+        raise NotNative(f"has no kernel for {optimizer.__name__}")
+    if multiplications > model.native_up_to:
+        raise NotNative(f"is not faster than PyTorch for factors of shapes {', '.join(map(str, map(tuple, shapes)))}")
+    real, integer = {torch.float32: ("float", "int32_t"), torch.float64: ("double", "int64_t")}[dtype]
+    constants = {"REAL": real, "INTEGER": integer, **model.kernel_constants(shapes), **optimizer.kernel_constants}
+    library = compiled_kernel(model.kernel_source, constants)
+    library.advance.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p]
+    library.experiments_at_once.restype = ctypes.c_int64
+    return Kernel(library.advance, library.experiments_at_once(), multiplications)
+
+
+@dataclass
+class NativeEngine:
+    """A batch of experiments; see `TorchEngine`. Uses as many threads as make it faster."""
+
+    model: BatchedFactorization
+    objective: EntryObjective
+    optimizer: Optimizer
+    kernel: Kernel
+
+    name = "native"
+
+    @property
+    def max_steps_per_call(self) -> int:
+        return max(1, _MAX_MULTIPLICATIONS_PER_CALL // self._multiplications)
+
+    @property
+    def max_steps_per_chunk(self) -> int:
+        return _MAX_MULTIPLICATIONS_PER_CHUNK // self._multiplications
+
+    @property
+    def _multiplications(self) -> int:
+        at_once = self.kernel.experiments_at_once
+        return self.kernel.multiplications * at_once * -(-self.model.batch_size // at_once)
+
+    def advance(self, intervals: Sequence[int]) -> Observations:
+        """Takes intervals of so many steps each, all at least 1. Raises MemoryError."""
+        model, objective, optimizer = self.model, self.objective, self.optimizer
+        dtype, size = model.values.numpy().dtype, (model.batch_size, len(intervals))
+        outputs = np.empty((*size, *model.output_shape), dtype)
+        observed = Observations(np.empty(size, dtype), outputs, np.empty(size, bool))
+        # Every array whose address is passed has a name here, so that it lives until the kernel is done.
+        values, targets, weights = model.values.numpy(), objective.targets.contiguous(), objective.weights.contiguous()
+        offsets = np.array([view.data_ptr() - values.ctypes.data for view in model.views]) // dtype.itemsize
+        strides = np.array([view.stride(0) for view in model.views])
+        lrs, lengths = np.array(optimizer.lrs, dtype), np.array(intervals)
+        square_avgs, adjusted_lrs, num_steps = np.empty_like(lrs), np.empty_like(lrs), 0
+        if isinstance(optimizer, GroupRMSprop):
+            square_avgs, adjusted_lrs = optimizer.square_avg.numpy(), optimizer.adjusted_lr.numpy()
+            num_steps, optimizer.num_steps = optimizer.num_steps, optimizer.num_steps + int(lengths.sum())
+        # `Batch` and `Observations` of kernels/simd.h, whose fields have 64 bits each.
+        batch = [model.batch_size, *(array.ctypes.data for array in (values, offsets, strides))]
+        batch += [targets.data_ptr(), weights.data_ptr(), targets[0].numel()]
+        batch += [*(array.ctypes.data for array in (lrs, square_avgs, adjusted_lrs)), num_steps]
+        observations = np.array([len(lengths), *(array.ctypes.data for array in (lengths, *observed))])
+        batch = np.array(batch)
+
+        def advance_part(part: range) -> int:
+            return self.kernel.advance(part.start, part.stop, batch.ctypes.data, observations.ctypes.data)
+
+        parts = _parts(model.batch_size, self.kernel.experiments_at_once)
+        if any(map(advance_part, parts) if len(parts) == 1 else _threads().map(advance_part, parts)):
+            raise MemoryError("no memory for a step of the native engine")
+        return observed
+
+    def select(self, kept: Tensor) -> "NativeEngine":
+        """An engine for the experiments at the indices `kept` only."""
+        parts = (part.select(kept) for part in (self.model, self.objective, self.optimizer))
+        return NativeEngine(*parts, self.kernel)
+
+
+Engine = TorchEngine | NativeEngine
+
+
+def _parts(batch_size: int, at_once: int) -> list[range]:
+    """A batch cut into parts for the threads: more parts than threads, so that none waits long for the others."""
+    blocks = -(-batch_size // at_once)
+    num_parts = 1 if NUM_THREADS == 1 else min(blocks, 4 * NUM_THREADS)
+    cuts = [min(part * blocks // num_parts * at_once, batch_size) for part in range(num_parts + 1)]
+    return [range(*cut) for cut in pairwise(cuts)]
+
+
+@cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(NUM_THREADS)

@@ -1,0 +1,98 @@
+"""The torch engine: closed-form gradients in eager PyTorch, for every size and device.
+
+Engines advance a batch of experiments from one validation to the next. The torch and the native engine take the same
+steps on the same model, objective and optimizer, and agree within round-off.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.models.factorization import BatchedFactorization, batch_views
+from common.training.objectives import Objective
+from common.training.optimizers import Optimizer
+
+# Seconds that one call may take before a signal is handled.
+_MAX_SECONDS = 0.3
+
+
+class Observations(NamedTuple):
+    """What is observed at the end of each of K intervals of steps.
+
+    Attributes
+    ----------
+    losses : (B, K), of the prediction made in the interval's last step, before the parameters moved.
+    outputs : (B, K, rows, cols), end-to-end matrices or tensors after that step.
+    moved : (B, K), whether a parameter changed in the interval: from its beginning to its end, or in its last step.
+    """
+
+    losses: np.ndarray
+    outputs: np.ndarray
+    moved: np.ndarray
+
+
+@dataclass
+class TorchEngine:
+    """A batch of experiments. `seconds_per_step` is what a step took in the last call.
+
+    Both engines have a `name`, and say how many steps a call of `advance` may take, so that signals are handled soon
+    (`max_steps_per_call`), and how many beyond the next validation (`max_steps_per_chunk`): those after the end of an
+    experiment are taken in vain.
+    """
+
+    model: BatchedFactorization
+    objective: Objective
+    optimizer: Optimizer
+    seconds_per_step: float | None = None
+
+    name = "torch"
+    max_steps_per_chunk = 0
+
+    @property
+    def max_steps_per_call(self) -> int:
+        return 10 if self.seconds_per_step is None else max(1, min(1000, int(_MAX_SECONDS / self.seconds_per_step)))
+
+    @torch.inference_mode()
+    def advance(self, intervals: Sequence[int]) -> Observations:
+        """Takes intervals of so many steps each, all at least 1."""
+        begin = time.monotonic()
+        observed = [self._observe(num_steps) for num_steps in intervals]
+        self.seconds_per_step = (time.monotonic() - begin) / sum(intervals)
+        return Observations(*(np.stack(each, axis=1) for each in zip(*observed, strict=True)))
+
+    def _observe(self, num_steps: int) -> tuple[np.ndarray, ...]:
+        model, objective, optimizer = self.model, self.objective, self.optimizer
+        begin = model.values.clone()
+        for remaining in range(num_steps, 0, -1):
+            if remaining == 1:
+                before = model.values.clone()
+            outputs = model.forward()
+            model.backpropagate(objective.gradient(outputs))
+            optimizer.step(model)
+        losses = on_host(objective.loss(outputs))
+        moved = np.ones(len(losses), dtype=bool)
+        if optimizer.is_stateless:
+            moved = _differ(model, begin) | _differ(model, before)
+        return losses, on_host(model.forward()).copy(), moved
+
+    def select(self, kept: Tensor) -> "TorchEngine":
+        """An engine for the experiments at the indices `kept` (on the model's device) only."""
+        parts = (part.select(kept) for part in (self.model, self.objective, self.optimizer))
+        return TorchEngine(*parts, self.seconds_per_step)
+
+
+def _differ(model: BatchedFactorization, values: Tensor) -> np.ndarray:
+    """Whether any parameter of each experiment (B,) differs from `values`, a buffer like the model's."""
+    then = batch_views(values, model.batch_size, model.shapes)
+    changed = [(now != before).flatten(1).any(1) for now, before in zip(model.views, then, strict=True)]
+    return on_host(torch.stack(changed).any(0))
+
+
+def on_host(values: Tensor) -> np.ndarray:
+    """The values as an array: a view of them if they are on the CPU."""
+    return values.cpu().numpy()

@@ -1,0 +1,203 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.cli import UserError
+from common.datasets.tensor_completion import random_tensor
+from common.problems import tensor_completion
+from common.sweeps.sweep import run_sweep
+from tests.conftest import ROOT, TENSOR, parsed, prepared, runs_in, train, trainer_of
+from tests.models.test_cp_factorization import textbook_tensor
+from tests.sweeps.test_continuation import assert_same
+
+BASE = {"random_seed": 1, "use_adaptive_lr": True, "file_log": True}
+
+
+def sweep(output_dir: Path, *experiments) -> list[Path]:
+    """Runs the experiments; their folders, in their order."""
+    parameters = [parsed("tc", **BASE | {"output_dir": output_dir} | each) for each in experiments]
+    run_sweep(tensor_completion.TensorFactorization, parameters)
+    return [runs_in(output_dir)[number + 1][0][1] for number in range(len(experiments))]
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "tensor_rank_and_reconstruction_metrics.json").read_text())
+
+
+def textbook_run(experiment, num_steps):
+    """Training with automatic differentiation and the definitions; the factors, and the loss before the last step."""
+    dataset, parameters = experiment.problem.dataset, experiment.parameters
+    observed, target = dataset.observed_entries, dataset.target_tensor.flatten().double()
+    factors, v = [factor.clone() for factor in experiment.factors], 0.0
+    for t in range(1, num_steps + 1):
+        leaves = [factor.requires_grad_() for factor in factors]
+        tensor = textbook_tensor([leaf[None] for leaf in leaves]).flatten()
+        loss = ((tensor[observed] - target[observed]) ** 2).mean()
+        gradients = torch.autograd.grad(loss, leaves)
+        step = parameters["lr"]
+        if parameters["use_adaptive_lr"]:
+            v = 0.99 * v + 0.01 * sum((gradient**2).sum().item() for gradient in gradients)
+            step /= math.sqrt(v / (1 - 0.99**t)) + 1e-6
+        factors = [(leaf - step * gradient).detach() for leaf, gradient in zip(leaves, gradients, strict=True)]
+    return factors, loss.item()
+
+
+@pytest.mark.parametrize("adaptive, lr", [(True, 1e-2), (False, 0.5)])
+def test_a_run_agrees_with_a_textbook_loop(adaptive, lr):
+    settings = {"dtype": "float64", "use_adaptive_lr": adaptive, "lr": lr, "init_std": 0.1, "epochs": 100}
+    experiments = [prepared("tc", num_samples=n, random_seed=n, **settings) for n in (60, 400)]
+    for experiment, factors in zip(experiments, train(experiments), strict=True):
+        expected, loss = textbook_run(experiment, 100)
+        assert experiment.state.history.train["mse_loss"].values[-1] == pytest.approx(loss, rel=1e-9)
+        for factor, wanted in zip(factors, expected, strict=True):
+            torch.testing.assert_close(factor, wanted, rtol=1e-8, atol=1e-10)
+
+
+def test_the_same_seed_gives_the_same_bits_alone_and_among_others():
+    def experiments(seeds):
+        return [
+            prepared("tc", random_seed=s, num_samples=100 * (1 + s), use_adaptive_lr=True, epochs=150 + 20 * s)
+            for s in seeds
+        ]
+
+    together = train(experiments(range(4)))
+    for seed in range(4):
+        (alone,) = train(experiments([seed]))
+        assert all(torch.equal(left, right) for left, right in zip(alone, together[seed], strict=True))
+
+
+def test_a_finished_experiment_has_its_tensors_and_metrics(tmp_path):
+    (folder,) = sweep(
+        tmp_path,
+        {"num_samples": 300, "compute_final_tensor_ranks": True, "plot_metrics": True, "track_tensor_rank": True},
+    )
+    tensors = {n: torch.load(folder / f"{n}_tensor.pt", weights_only=True) for n in ("model", "memorizer", "targets")}
+    target, metrics = tensors["targets"], read(folder)
+    content = torch.load(TENSOR, weights_only=True)
+    assert torch.equal(target, content["target_tensor"])
+    observed = content["train_indices_order"][:300]
+    memorizer = torch.zeros(512)
+    memorizer[observed] = target.flatten()[observed]
+    assert torch.equal(tensors["memorizer"].flatten(), memorizer)
+    for name in ("model", "memorizer"):
+        error = ((tensors[name] - target).norm() / target.norm()).item()
+        assert metrics[f"{name}_reconstruction_error"] == pytest.approx(error, rel=1e-4)
+    assert metrics["model_reconstruction_error"] < 1e-2
+    assert metrics["model_tensor_rank"] == metrics["targets_tensor_rank"] == 1
+    assert metrics["memorizer_tensor_rank"] > 8
+    for name in ("model", "memorizer", "targets"):
+        assert metrics[f"{name}_tensor_rank_lower_bound"] <= metrics[f"{name}_tensor_rank"]
+    plots = {path.name for path in (folder / "plots").iterdir()}
+    assert plots == {"mse_loss.png", "reconstruction_error.png", "model_tensor_rank.png"}
+
+
+def test_ranks_of_the_dataset_are_estimated_once(tmp_path, monkeypatch):
+    estimated = []
+
+    def counting(tensors, tol, seed):
+        estimated.extend(tensor.clone() for tensor in tensors)
+        return [1] * len(tensors)
+
+    monkeypatch.setattr(tensor_completion, "estimate_cp_rank", counting)
+    tensor_completion._rank_of_dataset.cache_clear()
+    each = {"compute_final_tensor_ranks": True, "epochs": 10, "validate_every": 10}
+    sweep(tmp_path, *({**each, "num_samples": n, "random_seed": s} for n in (100, 200) for s in range(3)))
+    tensor_completion._rank_of_dataset.cache_clear()
+    assert len(estimated) == 6 + 2 + 1
+
+
+@pytest.mark.parametrize("adaptive, lr", [(True, 1e-2), (False, 0.3)])
+def test_two_halves_through_a_checkpoint_equal_the_whole(tmp_path, adaptive, lr):
+    settings = {"use_adaptive_lr": adaptive, "lr": lr, "num_samples": 60, "store_checkpoints": True, "init_std": 0.05}
+
+    def run(name, **parameters):
+        (folder,) = sweep(tmp_path / name, {**settings, **parameters})
+        (path,) = (folder / "checkpoints").iterdir()
+        return path, torch.load(path, weights_only=True)
+
+    path, part = run("first", epochs=250)
+    assert part["optimizer"]["state"] == ({} if not adaptive else {"step": 250, **_square_avg(part)})
+    _, joined = run("second", epochs=250, trainer_checkpoint=str(path))
+    _, whole = run("whole", epochs=500)
+    assert_same(joined["model"], whole["model"])
+    assert_same(joined["optimizer"], whole["optimizer"])
+    recorded = joined["val_evaluator"]["reconstruction_error"]["epochs_with_values"].tolist()
+    assert recorded == [99, 199, 249, 299, 399, 499]
+
+
+def _square_avg(checkpoint):
+    return {"square_avg": checkpoint["optimizer"]["state"]["square_avg"]}
+
+
+def test_a_checkpoint_of_another_optimizer_or_shape_is_refused(tmp_path):
+    (folder,) = sweep(tmp_path / "a", {"epochs": 100, "store_checkpoints": True})
+    (path,) = (folder / "checkpoints").iterdir()
+    with pytest.raises(UserError, match="was not written by GradientDescent"):
+        prepared("tc", trainer_checkpoint=path)
+    order_4 = ROOT / "data/tc/tensor_rank_1_fro_1_order_4_dim_8.pt"
+    with pytest.raises(UserError, match="do not fit the dataset's 8x8x8x8"):
+        prepared("tc", **BASE, trainer_checkpoint=path, dataset_path=order_4)
+
+
+def test_tracked_ranks_are_estimated_once_at_each_validation(monkeypatch):
+    """Not again for the lines of the log."""
+    estimated = []
+
+    def counting(tensors, tol, seed):
+        estimated.append(1)
+        return [1]
+
+    monkeypatch.setattr(tensor_completion, "estimate_cp_rank", counting)
+    trainer = trainer_of([prepared("tc", track_tensor_rank=True, epochs=1000, use_adaptive_lr=True)])
+    for validations in range(1, 4):
+        while trainer.epoch < 100 * validations - 1:
+            trainer.advance()
+        assert trainer.latest(0)["model_tensor_rank"] == 1
+        assert len(estimated) == validations
+
+
+def test_a_run_that_diverges_has_null_for_what_is_not_finite(tmp_path):
+    diverging = {"use_adaptive_lr": False, "lr": 1e6, "init_std": 1.0, "compute_final_tensor_ranks": True}
+    (folder,) = sweep(tmp_path, diverging)
+    assert json.loads((folder / "run_params.json").read_text())["status"]["stop_reason"] == "diverged"
+    metrics = read(folder)
+    assert metrics["model_reconstruction_error"] is None
+    assert metrics["model_tensor_rank"] is None
+    assert metrics["targets_tensor_rank"] == 1
+
+
+def test_the_smaller_the_initialization_the_better_the_recovery():
+    """The paper's claim, at a number of observations where the published medians differ by orders of magnitude."""
+
+    def errors(std):
+        experiments = [
+            prepared("tc", random_seed=s, num_samples=350, init_std=std, use_adaptive_lr=True) for s in range(5)
+        ]
+        train(experiments)
+        assert all(experiment.state.stop_reason == "zero_loss" for experiment in experiments)
+        return [experiment.state.history.validation["reconstruction_error"].values[-1] for experiment in experiments]
+
+    assert 10 * np.median(errors(1e-3)) < np.median(errors(1e-2)) < 1e-2
+
+
+def test_smaller_initialization_finds_lower_rank_and_smaller_error(tmp_path):
+    """The claim of the paper's Figure 2, on a 4x4x4 tensor of rank 1, in medians over 5 seeds."""
+    tensor = random_tensor((4, 4, 4), 1, 1.0, torch.Generator().manual_seed(0))
+    order = torch.randperm(64, generator=torch.Generator().manual_seed(0)).tolist()
+    path = tmp_path / "tensor.pt"
+    torch.save({"target_tensor": tensor, "target_cp_rank": 1, "train_indices_order": order}, path)
+    stds = (0.3, 0.03, 0.003)
+    common = {"dataset_path": str(path), "num_samples": 40, "compute_final_tensor_ranks": True, "epochs": 100_000}
+    folders = sweep(
+        tmp_path / "out", *({**common, "init_std": std, "random_seed": seed} for std in stds for seed in range(5))
+    )
+    results = [read(folder) for folder in folders]
+    errors = [[each["model_reconstruction_error"] for each in results[5 * i : 5 * i + 5]] for i in range(3)]
+    ranks = [[each["model_tensor_rank"] for each in results[5 * i : 5 * i + 5]] for i in range(3)]
+    large, middle, small = (float(np.median(each)) for each in errors)
+    assert large > 10 * middle > 10 * small
+    assert np.median(ranks[0]) > np.median(ranks[2]) == 1

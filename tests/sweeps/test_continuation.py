@@ -1,0 +1,167 @@
+"""Continuing from a checkpoint, through the scripts' own path: folder, file, flags."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.cli import UserError
+from common.problems.matrix_factorization import MatrixFactorization
+from common.sweeps.sweep import run_sweep
+from tests.conftest import parsed, prepared, train
+
+BASE = {
+    "random_seed": 3,
+    "init_alpha": 0.05,
+    "store_checkpoints": True,
+    "file_log": True,
+    "track_singular_values": True,
+    "tracked_e2e_value_of": [[0, 0]],
+}
+
+
+def run(output_dir: Path, **parameters) -> tuple[Path, dict]:
+    """Runs one experiment; its checkpoint file and what is in it."""
+    run_sweep(MatrixFactorization, [parsed(**BASE | {"output_dir": output_dir} | parameters)])
+    (folder,) = output_dir.iterdir()
+    (path,) = (folder / "checkpoints").iterdir()
+    return path, torch.load(path, weights_only=True)
+
+
+def assert_same(left: dict, right: dict):
+    """Everything in two checkpoints is equal, to the bit."""
+    if isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same(left[key], right[key])
+    elif isinstance(left, torch.Tensor):
+        assert left.dtype == right.dtype
+        assert torch.equal(left, right)
+    else:
+        assert left == right
+
+
+def test_two_halves_through_a_checkpoint_equal_the_whole(tmp_path):
+    path, _ = run(tmp_path / "first", epochs=10_000)
+    _, joined = run(tmp_path / "second", epochs=10_000, trainer_checkpoint=str(path))
+    _, whole = run(tmp_path / "whole", epochs=20_000)
+    assert joined["epoch"] == 19_999
+    assert len(joined["val_evaluator"]["singular_value_1"]["epoch_values"]) == 400
+    assert_same(joined, whole)
+
+
+def test_a_part_that_ends_between_validations_continues_on_the_same_grid(tmp_path):
+    path, part = run(tmp_path / "first", epochs=1025)
+    assert part["trainer"]["moved_since_validation"]
+    _, joined = run(tmp_path / "second", epochs=975, trainer_checkpoint=str(path))
+    _, whole = run(tmp_path / "whole", epochs=2000)
+    assert_same(joined["model"], whole["model"])
+    epochs = joined["val_evaluator"]["fro_e2e_norm"]["epochs_with_values"].tolist()
+    assert epochs == sorted([*range(49, 2000, 50), 1024])
+
+
+def test_the_count_of_zero_losses_goes_on(tmp_path):
+    """Where the whole run stops after 11 validations at zero loss, so does one that is continued after 5 of them."""
+    fast = {"init_alpha": 0.5, "lr": 0.01, "stop_on_zero_loss_tol": 1e-3}
+    _, whole = run(tmp_path / "whole", epochs=100_000, **fast)
+    path, part = run(tmp_path / "first", epochs=whole["epoch"] + 1 - 6 * 50, **fast)
+    assert part["trainer"]["zero_loss_validations"] == 5
+    _, joined = run(tmp_path / "second", epochs=100_000, trainer_checkpoint=str(path), **fast)
+    assert_same(joined, whole)
+
+
+def original_checkpoint(path: Path, epochs: int) -> Path:
+    """A checkpoint as the original code writes it, of the run that `BASE` describes."""
+    experiment = prepared(**{**BASE, "epochs": epochs, "validate_every": 1})
+    (factors,) = train([experiment])
+
+    def tracker(name, series, keep):
+        pairs = [(e, v) for e, v in zip(series.epochs.tolist(), series.values.tolist(), strict=True) if keep(e)]
+        return {
+            "name": name,
+            "current_value": pairs[-1][1],
+            "epoch_last_updated": pairs[-1][0],
+            "epoch_values": [value for _, value in pairs],
+            "epochs_with_values": [epoch for epoch, _ in pairs],
+        }
+
+    train_metrics = {n: tracker(n, s, lambda epoch: True) for n, s in experiment.state.history.train.items()}
+    validated = {
+        n: tracker(n, s, lambda epoch: epoch % 50 == 49) for n, s in experiment.state.history.validation.items()
+    }
+    group = {"lr": 3e-3, "momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False, "params": [0, 1, 2]}
+    content = {
+        "model": {f"layers.{index}": factor for index, factor in enumerate(factors)},
+        "optimizer": {"state": {}, "param_groups": [group]},
+        "train_evaluator": train_metrics,
+        "val_evaluator": validated,
+        "epoch": epochs - 1,
+    }
+    torch.save(content, path)
+    return path
+
+
+def test_a_checkpoint_of_the_original_code_is_continued(tmp_path):
+    path = original_checkpoint(tmp_path / "original.pt", 1000)
+    _, joined = run(tmp_path / "second", epochs=1000, engine="torch", trainer_checkpoint=str(path))
+    _, whole = run(tmp_path / "whole", epochs=2000, engine="torch")
+    assert_same(joined["model"], whole["model"])
+    assert_same(joined["val_evaluator"], whole["val_evaluator"])
+    train_epochs = joined["train_evaluator"]["mse_loss"]["epochs_with_values"].tolist()
+    assert train_epochs == [*range(1000), *range(1049, 2000, 50)]
+
+
+def test_the_learning_rate_of_the_checkpoint_holds_unless_one_is_given(tmp_path):
+    path, _ = run(tmp_path / "first", epochs=100, lr=1e-2)
+    _, kept = run(tmp_path / "kept", epochs=100, trainer_checkpoint=str(path))
+    _, changed = run(tmp_path / "changed", epochs=100, trainer_checkpoint=str(path), lr=1e-3)
+    assert kept["optimizer"]["param_groups"][0]["lr"] == 1e-2
+    assert changed["optimizer"]["param_groups"][0]["lr"] == 1e-3
+    (folder,) = (tmp_path / "kept").iterdir()
+    assert json.loads((folder / "run_params.json").read_text())["lr"] == 1e-2
+
+
+def test_a_float32_run_is_continued_in_float64(tmp_path):
+    path, single = run(tmp_path / "first", epochs=100)
+    _, double = run(tmp_path / "second", epochs=100, trainer_checkpoint=str(path), dtype="float64")
+    _, same = run(tmp_path / "third", epochs=100, trainer_checkpoint=str(path))
+    assert double["model"]["layers.0"].dtype == double["val_evaluator"]["fro_e2e_norm"]["epoch_values"].dtype
+    assert double["model"]["layers.0"].dtype == torch.float64
+    assert same["model"]["layers.0"].dtype == single["model"]["layers.0"].dtype == torch.float32
+
+
+def test_metrics_tracked_anew_begin_where_the_checkpoint_ends(tmp_path):
+    path, _ = run(tmp_path / "first", epochs=100)
+    tracked = [[0, 0], [1, 1]]
+    _, joined = run(tmp_path / "second", epochs=100, trainer_checkpoint=str(path), tracked_e2e_value_of=tracked)
+    assert joined["val_evaluator"]["e2e_0_0_value"]["epochs_with_values"].tolist() == [49, 99, 149, 199]
+    assert joined["val_evaluator"]["e2e_1_1_value"]["epochs_with_values"].tolist() == [149, 199]
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        (lambda content: content["model"].pop("layers.2"), "give -depth 2"),
+        (lambda content: content["model"].update({"layers.0": torch.zeros(3, 2)}), "do not fit the dataset's 2x2"),
+        (
+            lambda content: content["optimizer"]["param_groups"][0].update(momentum=0.9),
+            "not written by GradientDescent",
+        ),
+        (lambda content: content["optimizer"].update(state={"step": 3}), "not written by GradientDescent"),
+        (lambda content: content.pop("val_evaluator"), "lacks 'val_evaluator'"),
+        (lambda content: content.update(model={}), "is not a checkpoint"),
+        (lambda content: content.update(epoch="x"), "is not a checkpoint"),
+        (
+            lambda content: content["val_evaluator"].update({5: content["val_evaluator"]["e2e_rank"]}),
+            "a metric is called 5",
+        ),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, changed, message):
+    path, content = run(tmp_path / "first", epochs=50)
+    changed(content)
+    torch.save(content, path)
+    with pytest.raises(UserError, match=message) as error:
+        prepared(**BASE, trainer_checkpoint=path)
+    assert str(path) in str(error.value)

@@ -1,0 +1,104 @@
+import pytest
+
+from common.cli import Parser, UserError
+from common.sweeps.plans import Plan, combinations, planned_jobs, plans_parser
+from dmf_experiment_runner import add_flags
+from tests.conftest import MATRIX, ROOT
+
+BASE = {"dataset_path": str(MATRIX), "random_seed": 0, "epochs": 100}
+DEFAULT = Plan("what is run without flags", [BASE, {**BASE, "random_seed": -1}], "-plot_title 'depth 3'")
+PLANS = {"few": Plan("two", [BASE, {**BASE, "random_seed": 7}]), "more": Plan("three", [BASE], repetitions=3)}
+
+
+def jobs(default=DEFAULT, plans=PLANS, **given):
+    parser = plans_parser("", plans, add_flags)
+    experiment_parser = Parser()
+    add_flags(experiment_parser)
+    command, plans = parser.parse(parser.words(given)), {"": default, **plans}
+    return planned_jobs(command, experiment_parser, plans, "outputs/x", "dmf_results_plotter.py", lambda _: "made")
+
+
+def seeds(job):
+    return [each["random_seed"] for each in job.experiments]
+
+
+def test_repetitions_count_their_seeds_up_from_the_base():
+    (job,) = jobs(lr=0.5, repetitions=3)
+    assert seeds(job) == [0, 1, 2, -1, -1, -1]
+    assert all((each["lr"], each["experiment_name"]) == (0.5, "made") for each in job.experiments)
+
+
+def test_the_seed_flag_shifts_all_seeds_or_draws_fresh_ones():
+    assert [seeds(job) for job in jobs(plan="all", random_seed=100)] == [[100, 107], [100, 101, 102]]
+    assert [seeds(job) for job in jobs(plan="all", random_seed=-1)] == [[-1, -1], [-1, -1, -1]]
+    assert seeds(jobs(random_seed=5)[0]) == [5, 5]
+    with pytest.raises(UserError, match="experiment 2 of the list of plan few: -random_seed 4294967302: must be"):
+        jobs(plan="few", random_seed=2**32 - 1)
+
+
+def test_each_plan_has_its_own_folder():
+    def folders(**given):
+        return [sorted({each["output_dir"] for each in job.experiments}) for job in jobs(**given)]
+
+    assert folders() == [["outputs/dmf"]]
+    assert folders(plan="few") == [["outputs/x/few"]]
+    assert folders(plan="all") == [["outputs/x/few"], ["outputs/x/more"]]
+    assert folders(plan="few", output_dir="mine") == [["mine"]]
+    assert folders(plan="all", output_dir="mine") == [["mine/few"], ["mine/more"]]
+
+
+def test_the_command_that_draws_can_be_pasted(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    drawn = "-experiments_dir 'my runs/' -plot_title 'depth 3' -save_plot_to 'my runs.png'"
+    assert jobs(output_dir="my runs/")[0].plot_command == f"python dmf_results_plotter.py {drawn}"
+
+
+def test_flags_of_the_command_line_override_those_of_the_list():
+    listed = {**BASE, "lr": 0.1, "tracked_e2e_value_of": [[0, 0]], "plot_metrics": True}
+    (job,) = jobs(Plan("", [listed]), lr=0.2, tracked_e2e_value_of=[[1, 1]], file_log=True)
+    (parameters,) = job.experiments
+    expected = {"lr": 0.2, "tracked_e2e_value_of": [[1, 1]], "plot_metrics": True, "file_log": True, "depth": 3}
+    assert {name: parameters[name] for name in expected} == expected
+    assert {"lr", "random_seed", "plot_metrics"} <= parameters.given
+    assert not {"resume", "plan", "repetitions"} & parameters.values.keys()
+
+
+@pytest.mark.parametrize(
+    "experiments, message",
+    [
+        ([BASE, {**BASE, "intit_alpha": 1}], "experiment 2 of the list: -intit_alpha=1: .*did you mean -init_alpha"),
+        ([BASE, {**BASE, "depth": True}], "experiment 2 of the list: -depth True: must be an integer"),
+        ([{**BASE, "resume": True}], "experiment 1 of the list: -resume=True: unknown flag"),
+        ([BASE, "depth"], "the list is .*: must be a Plan of one or more dictionaries"),
+        ([], "the list is .*: must be a Plan of one or more dictionaries"),
+        (3, "the list is .*: must be a Plan of one or more dictionaries"),
+    ],
+)
+def test_mistakes_in_a_list_are_refused_with_their_place(experiments, message):
+    with pytest.raises(UserError, match=message):
+        jobs(Plan("", experiments))
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        Plan("a", [BASE], repetitions=0),
+        Plan("a", [BASE], repetitions="x"),
+        Plan("a", [BASE], "-plot_title 'oops"),
+        [BASE],
+    ],
+)
+def test_mistakes_in_a_plan_are_refused_with_its_name(plan):
+    with pytest.raises(UserError, match="the list of plan wrong is "):
+        jobs(plans={"wrong": plan}, plan="wrong")
+
+
+def test_an_unknown_plan_is_refused():
+    with pytest.raises(UserError, match="-plan: invalid choice: 'none'"):
+        jobs(plan="none")
+
+
+def test_combinations_vary_the_last_option_fastest():
+    assert combinations({"a": 0}, {"b": [1, 2], "c": [3, 4]}) == [
+        {"a": 0, "b": b, "c": c} for b in (1, 2) for c in (3, 4)
+    ]

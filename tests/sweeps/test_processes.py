@@ -1,0 +1,150 @@
+"""Sweeps that several processes share out among themselves."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.cli import UserError
+from common.sweeps.processes import World, hold_run_lock, other_launch, partition, world_from_env
+from tests.conftest import ROOT
+from tests.stress.kills import differences, left_behind
+
+SWEEP = ["-plan", "rank_1_order_3", "-repetitions", "1", "-epochs", "700"]
+
+
+@given(keys=st.lists(st.sampled_from("abcde"), max_size=40), size=st.integers(1, 6))
+def test_each_experiment_is_of_one_process_and_equal_ones_are_spread(keys, size):
+    parts = [partition(keys, World("x", rank, size)) for rank in range(size)]
+    assert sorted(sum(parts, [])) == list(range(len(keys)))  # noqa: RUF017 (short)
+    assert all(part == sorted(part) for part in parts)
+    for key in set(keys):
+        counts = [sum(keys[index] == key for index in part) for part in parts]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_the_launcher_says_which_process_it_is(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+
+    def world():
+        found = world_from_env()
+        return found.rank, found.size, found.local_rank
+
+    assert world() == (0, 1, 0)
+    assert world_from_env().launch != world_from_env().launch
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert world() == (5, 8, 5)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("MASTER_PORT", "1234")
+    assert world() == (5, 8, 1)
+    assert world_from_env().launch == world_from_env().launch
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    with pytest.raises(UserError, match="RANK=5, WORLD_SIZE=5, LOCAL_RANK=1: must be integers"):
+        world_from_env()
+
+
+def test_of_two_that_hold_locks_the_second_sees_the_first(tmp_path):
+    with hold_run_lock(tmp_path, World("a")) as first:
+        assert other_launch(first) is None
+        time.sleep(0.01)
+        with hold_run_lock(tmp_path, World("b")) as second, hold_run_lock(tmp_path, World("b", 1, 2)):
+            assert other_launch(second)["pid"] == os.getpid()
+            # Those of its own launch, and the second one, are none of the first one's business.
+            assert other_launch(first) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_dead_processes_left_is_removed(tmp_path):
+    (tmp_path / ".lock-dead-0").write_text("{}")
+    (tmp_path / ".making-dead-0").mkdir()
+    (tmp_path / ".making-dead-0/run_params.json").touch()
+    with hold_run_lock(tmp_path, World("a")) as lock:
+        assert other_launch(lock) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def launched(number, cwd, *arguments, **kwargs):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={number}", "--standalone"]
+    command = [*torchrun, str(ROOT / "tc_multiple_experiments_runner.py"), *SWEEP, *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """What one process leaves."""
+    path = tmp_path_factory.mktemp("alone")
+    script = [sys.executable, str(ROOT / "tc_multiple_experiments_runner.py"), *SWEEP, "-output_dir", str(path)]
+    subprocess.run(script, cwd=ROOT, check=True, capture_output=True)
+    return left_behind(path)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_the_union_is_what_one_process_leaves(number, tmp_path, alone):
+    process = launched(number, tmp_path, "-output_dir", str(tmp_path / "out"))
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert differences(alone, left_behind(tmp_path / "out")) == []
+    assert output.count("to plot it once all processes have ended") == 1
+    for rank in range(number):
+        assert f"of them for process {rank} of {number}" in output
+
+
+def test_a_process_that_dies_costs_what_it_had_not_finished(tmp_path, alone):
+    """One of two is killed, and the other told to end by their launcher; any number goes on."""
+    out = tmp_path / "out"
+    process = launched(2, tmp_path, "-output_dir", str(out), "-save_every_num_val", "5")
+    deadline = time.monotonic() + 120
+    while not list(out.glob("[!.]*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (one, *_) = [json.loads(path.read_text())["pid"] for path in out.glob(".lock-*")]
+    os.kill(one, signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert process.returncode
+    process = launched(3, tmp_path, "-output_dir", str(out), "-save_every_num_val", "5", "-resume")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert differences(alone, left_behind(out)) == []
+
+
+def test_processes_that_start_together_in_one_folder_have_folders_of_their_own(tmp_path, dataset):
+    """Six at once, with the same names."""
+    script = [sys.executable, str(ROOT / "dmf_experiment_runner.py"), "-dataset_path", str(dataset), "-epochs", "50"]
+    command = [*script, "-experiment_name", "same", "-output_dir", "out", "-save_results", "-random_seed", "3"]
+    processes = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(6)]
+    said = "".join(process.communicate(timeout=300)[0] for process in processes)
+    assert [process.returncode for process in processes] == [0] * 6
+    folders = list((tmp_path / "out").iterdir())
+    assert len(folders) == 6
+    assert sorted(re.findall(r"out/(\S+):", said)) == sorted(folder.name for folder in folders)
+    assert len({(folder / "final_e2e_matrix.pt").read_bytes() for folder in folders}) == 1
+
+
+def test_of_two_that_resume_at_once_one_names_the_other(tmp_path, dataset):
+    long = ["-lr", "1e-6", "-dtype", "float64", "-epochs", str(10**12), "-random_seed", "0", "-store_checkpoints"]
+    script = [sys.executable, str(ROOT / "dmf_experiment_runner.py"), "-dataset_path", str(dataset)]
+    command = [*script, *long, "-output_dir", "out", "-resume"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, cwd=tmp_path, **pipes) for _ in range(2)]
+    deadline = time.monotonic() + 120
+    while all(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (refused,) = [process for process in processes if process.poll() is not None]
+    (working,) = [process for process in processes if process is not refused]
+    _, errors = refused.communicate()
+    assert refused.returncode == 2
+    assert f"-resume: process {working.pid} on " in errors
+    working.send_signal(signal.SIGTERM)
+    _, errors = working.communicate(timeout=60)
+    assert working.returncode == 143
+    (folder,) = (tmp_path / "out").iterdir()
+    assert json.loads((folder / "run_params.json").read_text())["status"]["stop_reason"] == "interrupted"

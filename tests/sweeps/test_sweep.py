@@ -1,0 +1,144 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.cli import RunFailed
+from common.problems.matrix_factorization import MatrixFactorization
+from common.sweeps.folder import ExperimentFolder, new_folder
+from common.sweeps.outputs import MetricPlots, Throttle
+from common.sweeps.sweep import run_sweep
+from tests.conftest import parsed, runs_in
+
+BASE = {"epochs": 100, "save_results": True}
+
+
+def sweep(tmp_path, *experiments, **more):
+    """Runs the experiments; the run_params.json of each, in their order, and their folders."""
+    run_sweep(MatrixFactorization, [parsed(**BASE | {"output_dir": tmp_path} | each) for each in experiments], **more)
+    return [runs_in(tmp_path)[number + 1][0] for number in range(len(experiments))]
+
+
+def test_experiments_of_different_depth_and_precision_run_in_one_sweep(tmp_path):
+    different = [{"depth": 2}, {"depth": 3}, {"depth": 2, "lr": 1e-2}, {"dtype": "float64"}, {"validate_every": 30}]
+    for (parameters, folder), given in zip(sweep(tmp_path, *different), different, strict=True):
+        assert all(parameters[name] == value for name, value in given.items())
+        assert parameters["status"] == {"finished": True, "stop_reason": "epochs", "last_epoch": 99}
+        product = torch.load(folder / "final_e2e_matrix.pt", weights_only=True)
+        results = json.loads((folder / "final_metrics_values.json").read_text())
+        assert np.isclose(results["fro_e2e_norm"], product.norm().item())
+        assert results["fit_epochs"] == 100
+        assert str(product.dtype) == "torch." + parameters["dtype"]
+
+
+def test_experiments_that_start_at_once_have_folders_of_their_own(tmp_path):
+    parameters = {"output_dir": str(tmp_path), "experiment_name": "same"}
+    paths = [new_folder(parameters, {}, ".making").path for _ in range(5)]
+    assert len(set(paths)) == 5
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    assert all((path / "run_params.json").exists() for path in paths)
+
+
+def test_a_seed_is_drawn_and_recorded_and_repeats_the_run(tmp_path):
+    ((first, folder),) = sweep(tmp_path / "a", {"random_seed": -1})
+    assert first["random_seed"] >= 0
+    ((_, again),) = sweep(tmp_path / "b", {"random_seed": first["random_seed"]})
+    ((second, _),) = sweep(tmp_path / "c", {"random_seed": -1})
+    assert second["random_seed"] != first["random_seed"]
+    matrices = [torch.load(path / "final_e2e_matrix.pt", weights_only=True) for path in (folder, again)]
+    assert torch.equal(*matrices)
+
+
+def test_json_has_null_for_what_is_not_finite(tmp_path):
+    ((parameters, folder),) = sweep(tmp_path, {"lr": 100.0, "init_alpha": 1.0})
+    assert parameters["status"]["stop_reason"] == "diverged"
+    text = (folder / "final_metrics_values.json").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert json.loads(text)["mse_loss"] is None
+
+
+def test_a_failure_keeps_what_was_written_and_is_recorded(tmp_path, monkeypatch):
+    results = MatrixFactorization.results
+
+    def failing(self, state, output):
+        if self.parameters["file_log"]:
+            raise OSError("no space left on device")
+        return results(self, state, output)
+
+    monkeypatch.setattr(MatrixFactorization, "results", failing)
+    with pytest.raises(RunFailed, match=r"1 of 3 failed: .*no space left"):
+        sweep(tmp_path, {}, {"file_log": True}, {})
+    found = {number: runs[0][0]["status"]["stop_reason"] for number, runs in runs_in(tmp_path).items()}
+    assert found == {1: "epochs", 2: "failed", 3: "epochs"}
+
+
+def test_outputs_in_training_cost_a_share_of_the_time():
+    """With a clock that only outputs and training move: a second of training for every chance to write."""
+    clock = [0.0]
+    throttle, written = Throttle(0.05, lambda: clock[0]), 0
+    for _ in range(10_000):
+        clock[0] += 1
+        if throttle.allows(0.5):
+            with throttle.spending():
+                clock[0] += 3
+            written += 1
+    assert 0.03 * clock[0] < 3 * written <= 0.05 * clock[0]
+
+
+def test_checkpoints_and_plots_are_written_in_training(tmp_path, monkeypatch):
+    saved, drawn = [], []
+    monkeypatch.setattr(ExperimentFolder, "write_checkpoint", lambda self, content: saved.append(content["epoch"]))
+
+    def draw(self, experiment, then=lambda: None):
+        drawn.append(len(experiment.state.history.train["mse_loss"].epochs))
+        then()
+
+    monkeypatch.setattr(MetricPlots, "draw", draw)
+    outputs = {"epochs": 460, "store_checkpoints": True, "plot_metrics": True, "save_every_num_val": 2}
+    # The native engine would pass all of these validations in one call.
+    sweep(tmp_path, {**outputs, "engine": "torch"}, output_share=np.inf)
+    assert saved == [99, 199, 299, 399, 459]
+    assert drawn == [2, 4, 6, 8, 10]
+
+
+def test_an_older_checkpoint_goes_only_after_the_newer_is_safely_written(tmp_path, monkeypatch):
+    folder = new_folder({"output_dir": str(tmp_path), "experiment_name": "x"}, {}, ".making")
+    folder.write_checkpoint({"epoch": 1})
+    (first,) = (folder.path / "checkpoints").iterdir()
+    content = first.read_bytes()
+
+    def breaking(path, content):
+        path.write_text("half of it")
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="no space left"):
+        patched.setattr(Path, "write_bytes", breaking)
+        folder.write_checkpoint({"epoch": 2})
+    assert [path.read_bytes() for path in (folder.path / "checkpoints").iterdir()] == [content]
+    folder.write_checkpoint({"epoch": 3})
+    (only,) = (folder.path / "checkpoints").iterdir()
+    assert only.name.endswith("_epoch_3.pt")
+
+
+def test_general_sensing_recovers_a_low_rank_target(tmp_path):
+    """Depth 3 from small initialization, on Gaussian sensing matrices, fewer than the target has entries."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.randn(12, 2, generator=generator) @ torch.randn(2, 12, generator=generator)
+    matrices = torch.randn(110, 12, 12, generator=generator)
+    observations = (matrices * target).sum((1, 2))
+    torch.save({"A": matrices, "y": observations, "target_matrix": target}, tmp_path / "sensing.pt")
+    ((_, folder),) = sweep(
+        tmp_path / "out",
+        {
+            "dataset_path": str(tmp_path / "sensing.pt"),
+            "num_samples": 110,
+            "init_alpha": 1e-2,
+            "lr": 3e-5,
+            "epochs": 20_000,
+        },
+    )
+    product = torch.load(folder / "final_e2e_matrix.pt", weights_only=True)
+    assert (product - target).norm() < 1e-2 * target.norm()

@@ -1,0 +1,174 @@
+"""Files are written whole, and read as data."""
+
+import json
+import os
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from common.files import load_json, open_regular, remove_temporary_files, save_json, write_atomically
+from common.recorded_runs import read_run
+from common.tensor_files import load_dictionary, load_tensors, save_tensors
+from tests.conftest import MATRIX
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "x.txt"
+    write_atomically(path, lambda temporary: temporary.write_text("old"))
+
+    def breaking(temporary):
+        temporary.write_text("half of the n")
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space"):
+        write_atomically(path, breaking)
+    assert path.read_text() == "old"
+    with pytest.raises(FileExistsError):
+        write_atomically(path, lambda temporary: temporary.write_text("new"), overwrite=False)
+    assert path.read_text() == "old"
+    write_atomically(path, lambda temporary: temporary.write_text("new"))
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["new"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_what_a_crash_leaves_is_removed_and_nothing_else(tmp_path):
+    names = [".x-0a1b2c3d.json", ".run_params-ab_c1234.json", "x.json", ".hidden", "my-notes12.txt"]
+    for name in names:
+        (tmp_path / name).touch()
+    remove_temporary_files(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])
+
+
+def test_json_has_null_for_what_is_not_finite(tmp_path):
+    save_json({"a": [1.5, float("nan")], "b": {"c": float("inf")}}, tmp_path / "x.json")
+    assert load_json(tmp_path / "x.json") == {"a": [1.5, None], "b": {"c": None}}
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"a": 1', "[" * 100_000, f"{'[' * 1000}{']' * 1000}", '"x"'])
+def test_other_json_is_refused(tmp_path, content):
+    (tmp_path / "run_params.json").write_text(content)
+    with pytest.raises(ValueError, match=r"damaged: run_params.json (is not JSON|does not hold a dictionary)"):
+        read_run(tmp_path)
+
+
+def test_json_that_is_deep_or_large_is_refused(tmp_path):
+    """A file of 16 MB of empty dictionaries takes a GiB of memory, and deep ones more levels than Python has."""
+    deep = {}
+    for _ in range(100):
+        deep = {"before": deep}
+    for content in (json.dumps(deep), '{"a": [' + ",".join(["{}"] * 400_000) + "]}"):
+        (tmp_path / "run_params.json").write_text(content)
+        with pytest.raises(ValueError, match=r"damaged: run_params.json"):
+            read_run(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [{"random_seed": "x"}, {"random_seed": -1}, {"depth": 0}, {"lr": "1"}])
+def test_parameters_that_make_no_sense_are_refused(tmp_path, damage):
+    (tmp_path / "run_params.json").write_text(json.dumps({"depth": 3, "lr": 0.1, **damage}))
+    with pytest.raises(ValueError, match=f"damaged: {next(iter(damage))} in run_params.json is"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_not_a_regular_file_is_refused(tmp_path, kind):
+    """A pipe is never at its end, nor is /dev/zero."""
+    path = tmp_path / "run_params.json"
+    {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": os.mkdir}[kind](path)
+    for read in (open_regular, load_tensors, load_json):
+        with pytest.raises((ValueError, OSError)):
+            read(path)
+    with pytest.raises(ValueError, match=r"run_params\.json"):
+        read_run(tmp_path)
+
+
+def test_what_torch_writes_is_read_back(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.zeros(1, 2)).sum().backward()
+    optimizer.step()
+    content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "half": torch.ones(2).bfloat16()}
+    content |= {"list": [1.0, 2, True, None, "x"] * 2000, "size": torch.Size([1, 2]), "pair": (1, 2), 5: 2**40}
+    content["parameter"] = torch.nn.Parameter(torch.ones(3))
+    for zipped in (True, False):
+        torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+        read = load_dictionary(tmp_path / "x.pt")
+        assert read.keys() == content.keys()
+        assert read["list"] == content["list"]
+        assert torch.equal(read["model"]["weight"], model.weight)
+        assert torch.equal(read["half"], content["half"])
+
+
+def test_the_long_lists_of_the_original_code_are_read(tmp_path):
+    """It keeps two numbers of every epoch, of which there may be millions."""
+    content = {"epoch_values": [0.5] * 10**6, "epochs_with_values": list(range(10**6))}
+    torch.save(content, tmp_path / "x.pt")
+    assert load_dictionary(tmp_path / "x.pt") == content
+
+
+class Code:
+    """What pickle would execute."""
+
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+MALICIOUS = {
+    "code": {"a": Code()},
+    # All of these have the hash 0.
+    "colliding keys": {k * (2**61 - 1): k for k in range(20_000)},
+    "colliding tuples": {(-1, -2, k % 2): k for k in range(4)},
+    "many keys": dict.fromkeys(range(150_000)),
+    "expanded": {"a": torch.zeros(1).expand(10**11)},
+    "sparse": {"a": torch.zeros(3).to_sparse()},
+    "meta": {"a": torch.empty(10**9, device="meta")},
+    "module": {"a": torch.nn.Linear(2, 2)},
+}
+
+
+@pytest.mark.parametrize("name", MALICIOUS)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_is_more_than_data_is_refused(tmp_path, name, zipped):
+    torch.save(MALICIOUS[name], tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match="holds more than plain data"):
+        load_tensors(tmp_path / "x.pt")
+
+
+def test_keys_that_take_forever_to_hash_are_refused(tmp_path):
+    """A tuple of itself twice, forty times over; written by hand, because making the dictionary would hang, too."""
+    doubled = b"".join(b"q%c" % k + b"h%c" % k + b"\x86" for k in range(40))
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02}K\x01" + doubled + b"K\x02s.")
+        archive.writestr("x/version", b"3\n")
+    with pytest.raises(ValueError, match="holds more than plain data"):
+        load_tensors(tmp_path / "x.pt")
+
+
+def test_an_archive_with_two_lists_of_members_is_refused(tmp_path):
+    """Python looks for the list at the end of the file, and torch where the file says that it is."""
+    save_tensors({"good": torch.ones(2)}, tmp_path / "good.pt")
+    good = (tmp_path / "good.pt").read_bytes()
+    (tmp_path / "x.pt").write_bytes(good + good)
+    with pytest.raises(ValueError, match="is damaged"):
+        load_tensors(tmp_path / "x.pt")
+    # Compressed members may hold gigabytes.
+    with zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", b"\x80\x02}." + bytes(10**6))
+    with pytest.raises(ValueError, match="is damaged"):
+        load_tensors(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("cut", [0, 3, 10, 100, 500, -30, -1])
+def test_damaged_files_are_refused(tmp_path, cut):
+    (tmp_path / "x.pt").write_bytes(MATRIX.read_bytes()[:cut])
+    with pytest.raises(ValueError, match="is damaged"):
+        load_dictionary(tmp_path / "x.pt")
+
+
+def test_a_file_that_holds_no_dictionary_is_refused(tmp_path):
+    torch.save([1, np.float64(2).item()], tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="holds a list; give a file that holds a dictionary"):
+        load_dictionary(tmp_path / "x.pt")

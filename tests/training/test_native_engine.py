@@ -1,0 +1,227 @@
+"""The native engine against the torch engine, and its bits against itself."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.models.cp_factorization import CPFactorization, full_rank, initial_factors
+from common.models.deep_matrix_factorization import DeepMatrixFactorization, factor_shapes
+from common.training import native_engine
+from common.training.native_engine import NativeEngine, NotNative, native_kernel
+from common.training.objectives import entry_objective
+from common.training.optimizers import GradientDescent, GroupRMSprop
+from common.training.torch_engine import TorchEngine
+from tests.conftest import metrics_of, prepared, train, trainer_of
+
+FAST = {"init_alpha": 0.3, "lr": 1e-2}
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def matrices(shape, depth, batch_size, seed, dtype):
+    """A torch and a native engine on the same random matrix completion problems."""
+    generator = seeded(seed)
+    shapes = factor_shapes(*shape, depth)
+    factors = [0.4 * torch.randn(batch_size, *each, generator=generator, dtype=dtype) for each in shapes]
+    targets = torch.randn(batch_size, *shape, generator=generator, dtype=dtype)
+    numel = shape[0] * shape[1]
+    numbers = torch.randint(1, numel + 1, (batch_size,), generator=generator).tolist()
+    entries = [torch.randperm(numel, generator=generator)[:number] for number in numbers]
+    lrs = [1e-2 / (1 + b % 5) for b in range(batch_size)]
+    kernel = native_kernel(DeepMatrixFactorization, shapes, dtype, GradientDescent, 100 * numel)
+
+    def engine(kind, *more):
+        model = DeepMatrixFactorization(factors)
+        objective = entry_objective(entries, targets, [1.0] * batch_size)
+        return kind(model, objective, GradientDescent(lrs), *more)
+
+    return engine(TorchEngine), engine(NativeEngine, kernel)
+
+
+def tensors(dims, batch_size, seed, dtype, adaptive):
+    """A torch and a native engine on the same random tensor completion problems."""
+    rank = full_rank(dims)
+    drawn = [initial_factors(dims, rank, 0.3, seeded(seed + b), dtype) for b in range(batch_size)]
+    factors = [torch.stack(each) for each in zip(*drawn, strict=True)]
+    shape = CPFactorization(factors).forward().shape
+    targets = torch.randn(shape, generator=seeded(seed), dtype=dtype)
+    numel = shape[1] * shape[2]
+    entries = [torch.randperm(numel, generator=seeded(seed + b))[: 1 + b % numel] for b in range(batch_size)]
+    optimizer_type = GroupRMSprop if adaptive else GradientDescent
+    shapes = [(dim, rank) for dim in dims]
+    kernel = native_kernel(CPFactorization, shapes, dtype, optimizer_type, 3 * numel * rank)
+
+    def engine(kind, *more):
+        model = CPFactorization(factors)
+        objective = entry_objective(entries, targets, [2 / len(each) for each in entries])
+        lrs = [1e-3 / (1 + b) for b in range(batch_size)]
+        optimizer = GroupRMSprop(lrs, model.values) if adaptive else GradientDescent(lrs)
+        return kind(model, objective, optimizer, *more)
+
+    return engine(TorchEngine), engine(NativeEngine, kernel)
+
+
+def assert_agree(torch_engine, native_engine, intervals, tolerance):
+    expected, seen = torch_engine.advance(intervals), native_engine.advance(intervals)
+    np.testing.assert_allclose(seen.losses, expected.losses, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(seen.outputs, expected.outputs, rtol=tolerance, atol=tolerance)
+    for left, right in zip(native_engine.model.views, torch_engine.model.views, strict=True):
+        torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    depth=st.integers(1, 5),
+    batch_size=st.integers(1, 40),
+    seed=st.integers(0, 1000),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+)
+def test_matrices_agree_with_the_torch_engine(shape, depth, batch_size, seed, dtype):
+    engines = matrices(shape, depth, batch_size, seed, dtype)
+    # On their way past a saddle, deep products magnify round-off.
+    assert_agree(*engines, [1, 49, 950, 1000], 3e-3 if dtype == torch.float32 else 1e-10)
+
+
+@given(
+    dims=st.lists(st.integers(1, 5), min_size=2, max_size=5),
+    batch_size=st.integers(1, 6),
+    seed=st.integers(0, 1000),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    adaptive=st.booleans(),
+)
+def test_tensors_agree_with_the_torch_engine(dims, batch_size, seed, dtype, adaptive):
+    engines = tensors(tuple(dims), batch_size, seed, dtype, adaptive)
+    assert_agree(*engines, [1, 49, 150], 1e-3 if dtype == torch.float32 else 1e-8)
+    if adaptive:
+        states = [[engine.optimizer.experiment_state(b, 2) for b in range(batch_size)] for engine in engines]
+        for torch_state, native_state in zip(*states, strict=True):
+            assert native_state["state"]["step"] == torch_state["state"]["step"] == 200
+            square_avg = torch_state["state"]["square_avg"]
+            assert native_state["state"]["square_avg"] == pytest.approx(square_avg, rel=1e-2, abs=1e-12)
+
+
+@pytest.mark.parametrize("shape, depth", [((2, 2), 3), ((3, 5), 2), ((4, 4), 1), ((6, 7), 4), ((12, 12), 3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_matrices_have_the_same_bits_alone_and_in_a_batch(shape, depth, dtype):
+    assert_same_bits(lambda: matrices(shape, depth, 37, 5, dtype)[1])
+
+
+@pytest.mark.parametrize("dims", [(3, 4), (8, 8, 8), (5, 2, 7), (3, 4, 5, 6), (1, 3, 2)])
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_tensors_have_the_same_bits_alone_and_in_a_batch(dims, adaptive):
+    assert_same_bits(lambda: tensors(dims, 6, 5, torch.float32, adaptive)[1])
+
+
+def assert_same_bits(make):
+    """Alone or not, also when others leave the batch, and whatever number of steps is asked for at a time."""
+    engine = make()
+    batch_size = engine.model.batch_size
+    engine.advance([1, 19])
+    engine.advance([30])
+    kept = list(range(0, batch_size, 3))
+    engine = engine.select(torch.tensor(kept))
+    seen = engine.advance([7, 3])
+    for position, b in enumerate(kept):
+        alone = make().select(torch.tensor([b]))
+        alone_seen = alone.advance([60])
+        assert seen.losses[position, -1].tobytes() == alone_seen.losses[0, -1].tobytes()
+        assert seen.outputs[position, -1].tobytes() == alone_seen.outputs[0, -1].tobytes()
+        for view, alone_view in zip(engine.model.views, alone.model.views, strict=True):
+            assert view[position].numpy().tobytes() == alone_view[0].numpy().tobytes()
+
+
+def test_what_moved_is_seen_experiment_by_experiment():
+    still, moving = (prepared(lr=lr, init_alpha=0.5) for lr in (1e-12, 1e-2))
+    engine = trainer_of([still, moving], native=True).engine
+    assert engine.advance([50, 1, 50]).moved.tolist() == [[False] * 3, [True] * 3]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_runs_stop_at_the_same_epoch_on_either_engine(dtype):
+    def experiments():
+        return [
+            prepared(random_seed=seed, depth=3, epochs=20_000, stop_on_zero_loss_tol=1e-3, dtype=dtype, **FAST)
+            for seed in range(24)
+        ]
+
+    on_torch, on_native = experiments(), experiments()
+    train(on_torch)
+    train(on_native, native=True)
+    assert [each.state.stop_reason for each in on_native] == [each.state.stop_reason for each in on_torch]
+    assert [each.state.epoch for each in on_native] == [each.state.epoch for each in on_torch]
+    assert "zero_loss" in {each.state.stop_reason for each in on_native}
+    for left, right in zip(on_native, on_torch, strict=True):
+        assert (
+            left.state.history.train["mse_loss"].epochs.tolist()
+            == right.state.history.train["mse_loss"].epochs.tolist()
+        )
+
+
+def test_tensor_completion_stops_at_the_same_epoch_on_either_engine():
+    def experiments():
+        return [
+            prepared(
+                "tc", num_samples=n, init_std=0.05, use_adaptive_lr=True, random_seed=n, epochs=1500, validate_every=20
+            )
+            for n in (50, 200, 300, 511)
+        ]
+
+    on_torch, on_native = experiments(), experiments()
+    train(on_torch)
+    train(on_native, native=True)
+    assert [(each.state.stop_reason, each.state.epoch) for each in on_native] == [
+        (e.state.stop_reason, e.state.epoch) for e in on_torch
+    ]
+
+
+def test_a_run_that_ends_amid_a_long_call_is_where_it_ended(monkeypatch):
+    """Several validations in one call, or one at a time: the same histories, ends and bits."""
+
+    def ended():
+        runs = [prepared(random_seed=s, epochs=3000 + 170 * s, stop_on_zero_loss_tol=1e-3, **FAST) for s in range(20)]
+        return runs, train(runs, native=True)
+
+    runs, factors = ended()
+    assert trainer_of([prepared()], native=True).engine.max_steps_per_chunk > 1000
+    monkeypatch.setattr(native_engine, "_MAX_MULTIPLICATIONS_PER_CHUNK", 0)
+    stepwise, stepwise_factors = ended()
+    assert len({run.state.epoch for run in runs}) > 10
+    for run, other in zip(runs, stepwise, strict=True):
+        assert (run.state.stop_reason, run.state.epoch) == (other.state.stop_reason, other.state.epoch)
+        assert run.state.zero_loss_validations == other.state.zero_loss_validations
+        metrics = metrics_of(run)
+        for name, series in metrics_of(other).items():
+            assert series.epochs.tolist() == metrics[name].epochs.tolist()
+            assert series.values.tobytes() == metrics[name].values.tobytes()
+    for mine, others in zip(factors, stepwise_factors, strict=True):
+        assert all(torch.equal(left, right) for left, right in zip(mine, others, strict=True))
+
+
+def test_an_optimizer_without_a_kernel_is_left_to_torch():
+    """One that a user added must not be taken for plain gradient descent."""
+
+    class SignDescent(GradientDescent):
+        def step(self, model):
+            model.gradients.sign_()
+            super().step(model)
+
+    experiments = [prepared(depth=3), prepared(depth=3, random_seed=1)]
+    shapes = [factor.shape for factor in experiments[0].factors]
+    with pytest.raises(NotNative, match="no kernel for SignDescent"):
+        native_kernel(DeepMatrixFactorization, shapes, torch.float32, SignDescent, 1)
+    engine = trainer_of(experiments).engine
+    engine.optimizer = SignDescent([0.25, 0.5])
+    before = engine.model.values.clone()
+    engine.advance([1])
+    moved = (engine.model.values - before).abs()
+    assert set(moved.round(decimals=4).unique().tolist()) - {0.0} == {0.25, 0.5}
+    assert isinstance(engine.optimizer.select(torch.tensor([1])), SignDescent)
+
+
+def test_what_is_not_faster_has_no_kernel():
+    with pytest.raises(NotNative, match="not faster than PyTorch for factors of shapes"):
+        native_kernel(DeepMatrixFactorization, [(50, 50)] * 3, torch.float32, GradientDescent, 10**6)

@@ -1,0 +1,239 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import ROOT, metrics_of, prepared, train, trainer_of
+
+PERTURBED = str(ROOT / "data/dmf/completion_2x2_perturbed_w_-2_05_01.pt")
+FAST = {"init_alpha": 0.3, "lr": 1e-2, "enforce_pos_det": True}
+
+
+def test_validations_fall_on_multiples_and_on_the_last_epoch(native):
+    experiment = prepared(epochs=130, validate_every=50)
+    train([experiment], native=native)
+    for series in (*experiment.state.history.train.values(), *experiment.state.history.validation.values()):
+        assert series.epochs.tolist() == [49, 99, 129]
+    assert experiment.state.stop_reason == "epochs"
+    assert experiment.state.epoch == 129
+
+
+def test_train_metrics_come_before_the_step_and_validation_metrics_after_it(native):
+    experiment = prepared(
+        epochs=3, validate_every=1, dtype="float64", tracked_e2e_value_of=[[0, 1], [1, 1]], init_alpha=0.5
+    )
+    products = []
+    for _ in range(4):
+        start = prepared(epochs=max(1, len(products)), dtype="float64", init_alpha=0.5)
+        factors = train([start], native=native)[0] if products else start.factors
+        products.append(torch.linalg.multi_dot(factors))
+    target, mask = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 1.0]])
+    losses = [0.5 * (mask * (product - target).square()).sum().item() for product in products]
+    train([experiment], native=native)
+    history = experiment.state.history
+    np.testing.assert_allclose(history.train["sse_loss_div_2"].values, losses[:3])
+    np.testing.assert_allclose(history.train["mse_loss"].values, np.array(losses[:3]) * 2 / 3)
+    np.testing.assert_allclose(history.validation["e2e_0_1_value"].values, [p[0, 1].item() for p in products[1:]])
+    np.testing.assert_allclose(history.validation["fro_e2e_norm"].values, [p.norm().item() for p in products[1:]])
+
+
+def test_zero_loss_stops_at_the_eleventh_validation_in_a_row(native):
+    experiment = prepared(epochs=10**6, stop_on_zero_loss_tol=1e-2, **FAST)
+    train([experiment], native=native)
+    losses = experiment.state.history.train["sse_loss_div_2"].values
+    assert experiment.state.stop_reason == "zero_loss"
+    assert (losses[-11:] < 1e-2).all()
+    assert losses[-12] >= 1e-2
+
+
+def test_a_run_that_changes_nothing_any_more_is_stalled(native):
+    # The step underflows in float32: lr · gradient is far below half a unit in the last place.
+    experiment = prepared(epochs=10**6, lr=1e-12, init_alpha=0.5, stop_on_zero_loss_tol=0)
+    (factors,) = train([experiment], native=native)
+    assert experiment.state.stop_reason == "stalled"
+    assert experiment.state.epoch == 49
+    for before, after in zip(experiment.factors, factors, strict=True):
+        assert torch.equal(before, after)
+
+
+def test_a_run_stalls_only_after_a_whole_interval(native):
+    """What moved before an interval was cut in two counts as a move of it."""
+    experiment = prepared(epochs=10**6, lr=1e-12, init_alpha=0.5, stop_on_zero_loss_tol=0)
+    experiment.state.epoch, experiment.state.moved_since_validation = 24, True
+    train([experiment], native=native)
+    assert (experiment.state.stop_reason, experiment.state.epoch) == ("stalled", 99)
+
+
+def test_a_run_whose_parameters_move_under_an_unmoved_product_goes_on():
+    """Every step moves the factors, as rounding would have it, but the product stays as it is."""
+    experiment = prepared(epochs=200, depth=2, init_alpha=0.0, stop_on_zero_loss_tol=0)
+    trainer = trainer_of([experiment])
+    trainer.engine.optimizer.step = lambda model: model.views[0].add_(1.0)
+    while trainer.running:
+        trainer.advance()
+    assert (experiment.state.stop_reason, experiment.state.epoch) == ("epochs", 199)
+
+
+def test_a_cycle_is_not_taken_for_a_fixed_point(tmp_path, native):
+    """With learning rate 2, gradient descent on ½ (w − 1)² goes to and fro between w and 2 − w."""
+    content = {"A": torch.ones(1, 1, 1), "y": torch.ones(1), "target_matrix": torch.ones(1, 1)}
+    torch.save(content, tmp_path / "one.pt")
+    cycling = {"dataset_path": str(tmp_path / "one.pt"), "num_samples": 1, "depth": 1, "lr": 2.0, "init_alpha": 0.5}
+    experiment = prepared(epochs=1000, weight_init_type="identity", **cycling)
+    train([experiment], native=native)
+    assert experiment.state.stop_reason == "epochs"
+    assert set(experiment.state.history.train["sse_loss_div_2"].values.tolist()) == {0.125}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_run_that_diverges_ends_alone_and_keeps_its_history(dtype, native):
+    calm, wild = (prepared(epochs=500, lr=lr, init_alpha=1.0, validate_every=1, dtype=dtype) for lr in (1e-3, 10.0))
+    train([calm, wild], native=native)
+    assert (calm.state.stop_reason, wild.state.stop_reason) == ("epochs", "diverged")
+    assert wild.state.epoch < 100
+    metrics = metrics_of(wild)
+    values = np.array([series.values for series in metrics.values()])
+    assert np.isfinite(values[:, :-1]).all()
+    assert not np.isfinite(values[:, -1]).all()
+
+
+def test_runs_leave_the_batch_one_by_one_and_their_histories_are_their_own(native):
+    experiments = [prepared(random_seed=s, epochs=120 + 90 * s, lr=1e-3, init_alpha=0.3) for s in range(4)]
+    together = train(experiments, native=native)
+    for seed, (experiment, factors) in enumerate(zip(experiments, together, strict=True)):
+        alone = prepared(random_seed=seed, epochs=120 + 90 * seed, lr=1e-3, init_alpha=0.3)
+        (alone_factors,) = train([alone], native=native)
+        assert all(torch.equal(a, b) for a, b in zip(factors, alone_factors, strict=True))
+        for name, series in metrics_of(alone).items():
+            recorded = metrics_of(experiment)[name]
+            assert recorded.epochs.tolist() == series.epochs.tolist()
+            assert recorded.values.tobytes() == series.values.tobytes()
+
+
+def test_a_long_history_survives_a_full_buffer(monkeypatch):
+    monkeypatch.setattr("common.training.trainer._BUFFER_BYTES", 7 * 16)
+    small = prepared(epochs=1000, validate_every=10, lr=1e-3, init_alpha=0.3)
+    train([small])
+    monkeypatch.undo()
+    large = prepared(epochs=1000, validate_every=10, lr=1e-3, init_alpha=0.3)
+    train([large])
+    assert small.state.history.train["mse_loss"].epochs.tolist() == list(range(9, 1000, 10))
+    for name, series in large.state.history.validation.items():
+        assert series.values.tobytes() == small.state.history.validation[name].values.tobytes()
+
+
+def test_a_run_that_keeps_no_history_knows_its_last_record(monkeypatch, native):
+    monkeypatch.setattr("common.training.trainer._BUFFER_BYTES", 7 * 16 * 3)
+    experiments = [prepared(epochs=1000 + 20 * s, validate_every=10, lr=1e-3, init_alpha=0.3) for s in range(3)]
+    train(experiments, native=native)
+    short = [prepared(epochs=1000 + 20 * s, validate_every=10, lr=1e-3, init_alpha=0.3) for s in range(3)]
+    for experiment in short:
+        experiment.state.keeps_history = False
+    train(short, native=native)
+    for experiment, full in zip(short, experiments, strict=True):
+        assert experiment.state.history.train["mse_loss"].epochs.tolist() == [experiment.state.epoch]
+        assert experiment.state.history.last_values() == full.state.history.last_values()
+
+
+def test_the_latest_metrics_are_those_of_the_last_validation(native):
+    experiment = prepared(epochs=10**8, lr=1e-6, dtype="float64")
+    trainer = trainer_of([experiment], native=native)
+    assert trainer.latest(0) == {}
+    trainer.advance()
+    latest = trainer.latest(0)
+    assert not experiment.state.history.train
+    assert trainer.sync(0).history.last_values() == latest
+
+
+def test_an_interruption_keeps_what_was_reached(native):
+    experiment = prepared(epochs=10**8, lr=1e-6)
+    trainer = trainer_of([experiment], native=native)
+    while trainer.epoch < 49:
+        trainer.advance()
+    assert [ended.state for ended in trainer.interrupt()] == [experiment.state]
+    trainer.sync(0)
+    assert experiment.state.stop_reason == "interrupted"
+    assert experiment.state.epoch < 10**7
+    assert experiment.state.history.train["mse_loss"].epochs.tolist() == list(range(49, experiment.state.epoch + 1, 50))
+
+
+def test_an_interruption_in_a_long_interval_is_recorded(native):
+    experiment = prepared(epochs=10**12, validate_every=10**12, lr=1e-3)
+    trainer = trainer_of([experiment], native=native)
+    trainer.engine.__class__ = type("Impatient", (type(trainer.engine),), {"max_steps_per_call": 70})
+    assert trainer.advance() == []
+    trainer.interrupt()
+    trainer.sync(0)
+    assert experiment.state.epoch == 69
+    assert experiment.state.history.train["mse_loss"].epochs.tolist() == [69]
+    assert experiment.state.moved_since_validation
+
+
+def determinants(factors):
+    """Sign of the determinant of the product, factor by factor, in float64."""
+    return math.prod(torch.linalg.slogdet(factor.double()).sign.item() for factor in factors)
+
+
+def bounded(experiments, bound):
+    """Trains side by side, and checks |W_00| > bound(ℓ) where the premises hold. How often they did."""
+    trainer, checked = trainer_of(experiments), 0
+    mask, target = trainer.engine.objective.weights[0].double(), trainer.engine.objective.targets[0].double()
+    sign = determinants(experiments[0].factors)
+    while trainer.running:
+        trainer.advance()
+        products = trainer.engine.model.forward().double()
+        losses = 0.5 * (mask * (products - target).square()).sum((1, 2))
+        for position, (product, loss) in enumerate(zip(products, losses.tolist(), strict=True)):
+            factors = [view[position] for view in trainer.engine.model.views]
+            if determinants(factors) == sign and bound(loss) is not None:
+                assert product[0, 0].abs() > bound(loss)
+                checked += 1
+    return checked
+
+
+def test_the_bound_for_positive_determinants_holds_on_balanced_runs():
+    """|W_00| > (1 − s)² / s with s = √(2ℓ), where ℓ < ½ and det W > 0: the paper's setting, depth 3, balanced."""
+
+    def bound(loss):
+        return (1 - math.sqrt(2 * loss)) ** 2 / math.sqrt(2 * loss) if loss < 0.5 else None
+
+    experiments = [
+        prepared(
+            random_seed=seed,
+            use_balanced_init=True,
+            enforce_pos_det=True,
+            init_alpha=1e-2,
+            lr=6e-3,
+            stop_on_zero_loss_tol=1e-3,
+            epochs=200_000,
+        )
+        for seed in range(6)
+    ]
+    assert bounded(experiments, bound) > 1000
+    for experiment in experiments:
+        assert experiment.state.stop_reason == "zero_loss"
+        assert abs(experiment.state.history.validation["fro_e2e_norm"].values[-1]) > 20
+
+
+def test_the_bound_for_perturbed_observations_holds_on_balanced_runs():
+    """|W_00| > (2 − s)(½ − s) / (|z| + s) where s < ½ and det W < 0, for the observed (1,1) = z = 0.1."""
+
+    def bound(loss):
+        s = math.sqrt(2 * loss)
+        return (2 - s) * (0.5 - s) / (0.1 + s) if s < 0.5 else None
+
+    experiments = [
+        prepared(
+            dataset_path=PERTURBED,
+            random_seed=seed,
+            use_balanced_init=True,
+            enforce_neg_det=True,
+            init_alpha=1e-2,
+            lr=6e-3,
+            stop_on_zero_loss_tol=1e-4,
+            epochs=60_000,
+        )
+        for seed in range(6)
+    ]
+    assert bounded(experiments, bound) > 1000
