@@ -3,7 +3,6 @@
 import errno
 import hashlib
 import json
-import math
 import os
 import re
 import stat
@@ -84,14 +83,8 @@ def sha256_of_file(path: str) -> str:
 def save_json(content: Mapping[str, Any], path: Path) -> None:
     """Writes a dictionary as JSON, with null for numbers that are NaN or infinite."""
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: plain(each) for key, each in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [plain(each) for each in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    text = json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
+    finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    text = json.dumps(finite, indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
@@ -103,9 +96,9 @@ def load_json(path: Path) -> dict[str, Any]:
         with open_regular(path) as file:
             text = file.read(_MOST_JSON_BYTES + 1)
         content = json.loads(text) if len(text) <= _MOST_JSON_BYTES else None
-    except FileNotFoundError:
-        raise
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
         raise ValueError(f"{path.name} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
         raise ValueError(f"damaged: {path.name} is not JSON") from None

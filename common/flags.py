@@ -4,8 +4,9 @@ import argparse
 import math
 import os
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from common.files import utc_time
 LARGEST_SEED = 2**32 - 1
 
 
-def _wrong(value: str, problem: str) -> argparse.ArgumentTypeError:
-    return argparse.ArgumentTypeError(f"{value or repr(value)}: {problem}")
+def _require(holds: Any, value: str, problem: str) -> None:
+    if not holds:
+        raise argparse.ArgumentTypeError(f"{value or repr(value)}: {problem}")
 
 
 def integer(minimum: int, maximum: float = math.inf) -> Callable[[str], int]:
@@ -26,12 +28,11 @@ def integer(minimum: int, maximum: float = math.inf) -> Callable[[str], int]:
 
     def integer(value: str) -> int:
         try:
-            number = int(value) if re.fullmatch(r"[-+]?\d{1,100}", value) else int(float(value))
-            exact = number == float(value) or re.fullmatch(r"[-+]?\d+", value)
-        except (ValueError, OverflowError):
-            exact = False
-        if not exact or not minimum <= number <= maximum:
-            raise _wrong(value, wanted)
+            number = Decimal(value)
+            number = int(number) if number.adjusted() < 100 and number == number.to_integral_value() else math.nan
+        except (ArithmeticError, ValueError):
+            number = math.nan
+        _require(minimum <= number <= maximum, value, wanted)
         return number
 
     return integer
@@ -39,17 +40,15 @@ def integer(minimum: int, maximum: float = math.inf) -> Callable[[str], int]:
 
 def real(minimum: float = -math.inf, above: bool = False) -> Callable[[str], float]:
     """A check for finite numbers of at least (or, with `above`, greater than) `minimum`."""
-    wanted = "must be a finite number"
-    if minimum > -math.inf:
-        wanted += f" {'greater than' if above else 'of at least'} {minimum:g}"
+    bound = f" {'greater than' if above else 'of at least'} {minimum:g}" if minimum > -math.inf else ""
 
     def real(value: str) -> float:
         try:
             number = float(value)
         except ValueError:
             number = math.nan
-        if not math.isfinite(number) or number < minimum or (above and number == minimum):
-            raise _wrong(value, wanted)
+        within = number > minimum if above else number >= minimum
+        _require(math.isfinite(number) and within, value, f"must be a finite number{bound}")
         return number
 
     return real
@@ -57,61 +56,56 @@ def real(minimum: float = -math.inf, above: bool = False) -> Callable[[str], flo
 
 def part_of_name(value: str) -> str:
     """A check for a string that can be part of the name of a file or folder."""
-    if not value or {"/", "\\", "\0"} & set(value) or value.startswith(".") or len(os.fsencode(value)) > 150:
-        raise _wrong(value, "must be part of a file name: 1 to 150 bytes, no slashes, no leading dot")
+    plain = value and not {"/", "\\", "\0"} & set(value) and not value.startswith(".")
+    problem = "must be part of a file name: 1 to 150 bytes, no slashes, no leading dot"
+    _require(plain and len(os.fsencode(value)) <= 150, value, problem)
     return value
 
 
 def dataset_file_name(value: str) -> str:
     """A check for the exact name of a dataset file."""
-    if not part_of_name(value).endswith(".pt"):
-        raise _wrong(value, "must end in .pt")
+    _require(part_of_name(value).endswith(".pt"), value, "must end in .pt")
     return value
 
 
 def existing_file(value: str) -> str:
     """A check for the path of a regular file."""
-    if not os.path.exists(value):
-        raise _wrong(value, "no such file; give the path of an existing one")
-    if not os.path.isfile(value):
-        raise _wrong(value, "is not a regular file; give the path of one")
+    _require(os.path.exists(value), value, "no such file; give the path of an existing one")
+    _require(os.path.isfile(value), value, "is not a regular file; give the path of one")
     return value
 
 
 def existing_dir(value: str) -> str:
     """A check for the path of a folder."""
-    if not os.path.isdir(value):
-        raise _wrong(value, "no such folder; give the path of an existing one")
-    return value
-
-
-def _writable(value: str, directory: str) -> str:
-    nearest = Path(directory).absolute()
-    while not os.path.lexists(nearest):
-        nearest = nearest.parent
-    if not os.path.isdir(nearest):
-        raise _wrong(value, f"{nearest} is not a folder; give the path of one, or of one that can be made")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise _wrong(value, f"cannot write in {nearest}; give a folder that can be written to")
+    _require(os.path.isdir(value), value, "no such folder; give the path of an existing one")
     return value
 
 
 def writable_dir(value: str) -> str:
     """A check for a folder that can be written to, or can be made. Makes nothing."""
-    if not value:
-        raise _wrong(value, "give the path of a folder")
-    return _writable(value, value)
+    _require(value, value, "give the path of a folder")
+    _require_writable(value, value)
+    return value
+
+
+def _require_writable(directory: str, value: str) -> None:
+    nearest = Path(directory).absolute()
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    problem = f"{nearest} is not a folder; give the path of one, or of one that can be made"
+    _require(os.path.isdir(nearest), value, problem)
+    problem = f"cannot write in {nearest}; give a folder that can be written to"
+    _require(os.access(nearest, os.W_OK | os.X_OK), value, problem)
 
 
 def output_file(*endings: str) -> Callable[[str], str]:
     """A check for the path of a file to write, with one of the endings, in a folder that exists or can be made."""
 
     def output_file(value: str) -> str:
-        if Path(value).suffix.lower() not in endings:
-            raise _wrong(value, f"must end in {' or '.join(endings)}")
-        if os.path.isdir(value):
-            raise _wrong(value, "is a folder; give the path of a file")
-        return _writable(value, os.path.dirname(value))
+        _require(Path(value).suffix.lower() in endings, value, f"must end in {' or '.join(endings)}")
+        _require(not os.path.isdir(value), value, "is a folder; give the path of a file")
+        _require_writable(os.path.dirname(value), value)
+        return value
 
     return output_file
 
@@ -187,6 +181,17 @@ def add_generator_flags(parser: Parser, output_dir: str) -> None:
     add("-file_name", type=optional(dataset_file_name), default="", help="exact name of the file; must not exist")
     add_seed_flag(parser)
     add("-output_dir", type=writable_dir, default=output_dir, help="where the file is written; made if missing")
+
+
+@lru_cache(maxsize=128)
+def load_samples(load: Callable[[str], Any], path: str, num_samples: int | None = None) -> Any:
+    """The first `num_samples` samples of a dataset file, or all, read with `load`. Raises UserError."""
+    if num_samples is None:
+        with flag_errors("dataset_path", path):
+            return load(path)
+    dataset = load_samples(load, path)
+    with flag_errors("num_samples", num_samples):
+        return dataset.first(num_samples)
 
 
 def save_dataset(content: dict[str, Any], parameters: Parameters, default_name: str) -> Path:

@@ -87,6 +87,30 @@ class RecordedRun:
         return {name: self.parameters[name] for name in sorted(names & self.parameters.keys())} | self.inputs
 
 
+def read_runs(directory: str | Path) -> tuple[list[RecordedRun], list[str]]:
+    """The runs in the folders of a folder, in the order of their sweeps, and a line for each that is damaged."""
+    runs, damaged = [], []
+    for folder in Path(directory).glob("[!.]*"):
+        try:
+            runs += [read_run(folder)] if folder.is_dir() else []
+        except ValueError as error:
+            damaged.append(f"{folder.name}: {error}")
+    return sorted(runs, key=lambda run: (run.order, run.path.name)), sorted(damaged)
+
+
+def without_repeats(runs: Sequence[RecordedRun]) -> tuple[list[RecordedRun], list[str]]:
+    """The last of the runs that are the same, seed included, and a line for each of the others."""
+    last: dict[tuple, RecordedRun] = {}
+    repeats = []
+    for run in runs:
+        # The original code did not record its seeds.
+        key = canonical(run.compared()), run.parameters.get("random_seed") if run.provenance else run.path.name
+        if key in last:
+            repeats.append(f"{last[key].path.name}: was run again, with the same seed")
+        last[key] = run
+    return list(last.values()), repeats
+
+
 def read_run(folder: Path) -> RecordedRun:
     """Reads the run_params.json of a folder; without one, nothing is known. Raises ValueError if it is damaged."""
     try:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,7 @@ from common.cli import Parser
 from common.problems.matrix_factorization import MatrixFactorization
 from common.problems.tensor_completion import TensorFactorization
 from common.sweeps.batch import build_engine
-from common.sweeps.experiment import prepare, resolve
-from common.sweeps.resume import identities
+from common.sweeps.experiment import identify, prepare, resolve
 from common.training.native_engine import native_kernel
 from common.training.trainer import Trainer
 from dmf_experiment_runner import add_flags as add_dmf_flags
@@ -42,8 +42,7 @@ def prepared(kind="dmf", **given):
     """An experiment, ready to be trained."""
     parameters = parsed(kind, **given)
     values = resolve(KINDS[kind][0], parameters)
-    (identity,) = identities([parameters], [values])
-    experiment = prepare(KINDS[kind][0], values, identity, 1)
+    experiment = prepare(KINDS[kind][0], values, identify(parameters, values, Counter()), 1)
     experiment.state.keeps_history = True
     return experiment
 

@@ -9,7 +9,16 @@ import numpy as np
 
 from common.datasets.matrix_sensing import load_matrix_sensing
 from common.naming import scientific
-from common.recorded_runs import RecordedRun, canonical, differing_names, labels, newest_checkpoint, read_run
+from common.recorded_runs import (
+    RecordedRun,
+    canonical,
+    differing_names,
+    labels,
+    newest_checkpoint,
+    read_run,
+    read_runs,
+    without_repeats,
+)
 from common.tensor_files import load_dictionary
 from common.training.history import metrics_of_evaluator
 
@@ -117,22 +126,26 @@ def read_lines(directory: str, wanted: Wanted) -> tuple[list[Line], list[str]]:
 
     Raises ValueError if there is no curve; if all fail, as the first does.
     """
-    runs, skipped = _finished_runs(directory)
+    runs, skipped = read_runs(directory)
+    problems = {run.path.name: _problem(run) for run in runs}
+    skipped += [f"{name}: {problem}" for name, problem in problems.items() if problem]
+    runs, repeats = without_repeats([run for run in runs if not problems[run.path.name]])
+    skipped += repeats
     grouped: dict[str, tuple[RecordedRun, list[Curve]]] = {}
-    problem: ValueError | None = None
+    first_error: ValueError | None = None
     for run in runs:
         checkpoint = newest_checkpoint(run.path)
         try:
             curve = load_curve(str(checkpoint), wanted)
         except (OSError, ValueError) as error:
             kind = ValueError if isinstance(error, OSError) else type(error)
-            problem = problem or kind(f"{checkpoint.name}: {error}")
+            first_error = first_error or kind(f"{checkpoint.name}: {error}")
             skipped.append(f"{run.path.name}: {checkpoint.name}: {error}")
             continue
         grouped.setdefault(canonical(run.compared()), (run, []))[1].append(curve)
     if not grouped:
         reason = f"; skipped: {skipped[0]}" if skipped else ""
-        raise problem or ValueError(f"holds no finished experiment{reason}; give a folder of such folders")
+        raise first_error or ValueError(f"holds no finished experiment{reason}; give a folder of such folders")
     lines = []
     for depth in sorted({run.parameters["depth"] for run, _ in grouped.values()}):
         panel = [(run, curves) for run, curves in grouped.values() if run.parameters["depth"] == depth]
@@ -141,31 +154,13 @@ def read_lines(directory: str, wanted: Wanted) -> tuple[list[Line], list[str]]:
     return lines, skipped
 
 
-def _finished_runs(directory: str) -> tuple[list[RecordedRun], list[str]]:
-    """The finished experiments in a directory, in the order of their sweeps, and a line for each folder that is
-    skipped. Of runs that are the same, seed included, the newest is taken.
-    """
-    runs, skipped = [], []
-    for folder in sorted(path for path in Path(directory).glob("[!.]*") if path.is_dir()):
-        try:
-            run = read_run(folder)
-            if any(run.parameters.get(name) is None for name in ("depth", "lr", "init_alpha")):
-                raise ValueError("no matrix factorization experiment")
-            if run.status and not run.status.get("finished"):
-                raise ValueError("not finished")
-            if not newest_checkpoint(folder):
-                raise ValueError("has no checkpoint; give -store_checkpoints")
-            runs.append(run)
-        except ValueError as error:
-            skipped.append(f"{folder.name}: {error}")
-    newest: dict[tuple, RecordedRun] = {}
-    for run in sorted(runs, key=lambda run: (run.order, run.path.name)):
-        # The original code did not record its seeds.
-        key = canonical(run.compared()), run.parameters.get("random_seed") if run.provenance else run.path.name
-        if key in newest:
-            skipped.append(f"{newest[key].path.name}: was run again, with the same seed")
-        newest[key] = run
-    return list(newest.values()), skipped
+def _problem(run: RecordedRun) -> str:
+    """Why a run is skipped; empty if it is not."""
+    if any(run.parameters.get(name) is None for name in ("depth", "lr", "init_alpha")):
+        return "no matrix factorization experiment"
+    if run.status and not run.status.get("finished"):
+        return "not finished"
+    return "" if newest_checkpoint(run.path) else "has no checkpoint; give -store_checkpoints"
 
 
 def _names(runs: Sequence[RecordedRun]) -> list[str]:

@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 from common.files import load_json
 from common.naming import scientific
 from common.plotting.figures import MARKERS
-from common.recorded_runs import RecordedRun, canonical, is_number, labels, read_run
+from common.recorded_runs import RecordedRun, canonical, is_number, labels, read_runs, without_repeats
 from common.tensor_files import is_float_tensor, load_tensors
 
 # tab10 without red, which is the ground truth's, and purple, which is too close to blue.
@@ -59,37 +59,34 @@ def read_results(directory: str) -> tuple[list[Result], list[str]]:
 
     Raises ValueError if there is none, or if their targets differ.
     """
-    results: dict[tuple, Result] = {}
-    left_out = []
-    for folder in sorted(path for path in Path(directory).glob("[!.]*") if path.is_dir()):
+    runs, left_out = read_runs(directory)
+    found: dict[Path, Result] = {}
+    for run in runs:
         try:
-            result = _read_result(folder)
+            found[run.path] = _read_result(run)
         except ValueError as error:
-            left_out.append(f"{folder.name}: {error}")
-            continue
-        # The original code did not record its seeds.
-        seed = result.run.parameters.get("random_seed") if result.run.provenance else folder.name
-        first = results.setdefault((result.line, result.num_samples, seed), result)
-        if first is not result:
-            left_out.append(f"{folder.name}: is {first.run.path.name} run again, with the same seed")
-            continue
+            left_out.append(f"{run.path.name}: {error}")
+    runs, repeats = without_repeats([result.run for result in found.values()])
+    left_out += repeats
+    results = [found[run.path] for run in runs]
+    for result in results:
         for name, rank in (("model", result.model_rank), ("memorizer", result.memorizer_rank)):
             if rank is None and result.target_rank is not None:
-                left_out.append(f"{folder.name}: the rank of the {name} was not found; left out of the ranks")
+                left_out.append(f"{result.run.path.name}: the rank of the {name} was not found; left out of the ranks")
     if not results:
         reason = f"; skipped: {left_out[0]}" if left_out else ""
         raise ValueError(f"holds no finished experiment{reason}; give a folder of such folders")
-    first, *others = [result for result in results.values() if result.target is not None] or [None]
+    first, *others = [result for result in results if result.target is not None] or [None]
     for other in others:
         if other.target.shape != first.target.shape or not torch.allclose(other.target, first.target):
             folders = f"{first.run.path.name} and {other.run.path.name}"
             raise ValueError(f"{folders} have different targets; give experiments of one target")
-    return list(results.values()), left_out
+    return results, left_out
 
 
-def _read_result(folder: Path) -> Result:
-    """Raises ValueError if the folder is to be skipped."""
-    run = read_run(folder)
+def _read_result(run: RecordedRun) -> Result:
+    """Raises ValueError if the run is to be skipped."""
+    folder = run.path
     try:
         metrics = load_json(folder / "tensor_rank_and_reconstruction_metrics.json")
     except FileNotFoundError:

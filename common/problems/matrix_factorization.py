@@ -10,9 +10,10 @@ from torch import Tensor
 
 from common.cli import UserError, exclusive, flag_error
 from common.datasets.matrix_sensing import load_matrix_sensing
+from common.flags import load_samples
 from common.metrics import matrix as matrix_metrics
 from common.models.deep_matrix_factorization import DeepMatrixFactorization, factor_shapes, initial_factors
-from common.problems.problem import Results, load_samples
+from common.problems.problem import Results
 from common.training.history import Metrics, TrainingState
 from common.training.objectives import Objective, SensingObjective, entry_objective
 from common.training.optimizers import GradientDescent
@@ -47,6 +48,7 @@ class MatrixFactorization:
             self._tracked = list(dict.fromkeys([*self._tracked, divmod(entry, cols)]))
         # With other sensing matrices than single entries, a batch shares them.
         sensing = () if self.observes_entries else (parameters["dataset_path"], parameters["num_samples"])
+        self.factor_shapes = factor_shapes(rows, cols, parameters["depth"])
         self.batch_key = (parameters["depth"], rows, cols, *sensing)
         self.multiplications = 3 * parameters["depth"] * rows * cols * min(rows, cols)
         self.multiplications += 0 if self.observes_entries else 2 * rows * cols * parameters["num_samples"]
@@ -75,17 +77,6 @@ class MatrixFactorization:
                 f"-{det_flag}: cannot be reached from -weight_init_type {init_type} -init_alpha {alpha:g}; "
                 "leave it out or change the initialization"
             ) from None
-
-    def check_factors(self, factors: Sequence[Tensor]) -> None:
-        depth, (rows, cols) = len(factors), self.output_shape
-        if depth != self.parameters["depth"]:
-            raise ValueError(f"has depth {depth}, not {self.parameters['depth']}; give -depth {depth}")
-        shapes = [tuple(factor.shape) for factor in factors]
-        if shapes != factor_shapes(rows, cols, depth):
-            raise ValueError(
-                f"has factors of shapes {shapes}, which do not fit the dataset's {rows}x{cols}; give its own "
-                "-dataset_path"
-            )
 
     @staticmethod
     def objective(problems: Sequence["MatrixFactorization"], like: Tensor) -> Objective:

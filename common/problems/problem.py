@@ -1,15 +1,13 @@
 """What is specific to a kind of experiment: the interface that matrix factorization and tensor completion implement."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from torch import Tensor
 
-from common.cli import flag_errors
 from common.models.factorization import BatchedFactorization
 from common.training.history import Metrics, TrainingState
 from common.training.objectives import Objective
@@ -39,6 +37,7 @@ class Problem(Protocol):
     optimizer: type[Optimizer]
     batch_key: tuple  # experiments with equal keys can be trained in one batch
     output_shape: tuple[int, ...]  # of the end-to-end matrix or tensor
+    factor_shapes: list[tuple[int, int]]  # of the factors
     observes_entries: bool  # whether every observation is an entry of it
     measures_slowly: bool  # see TrainingState
     multiplications: int  # in a gradient step, about
@@ -50,9 +49,6 @@ class Problem(Protocol):
     def initial_factors(self) -> list[Tensor]:
         """Draws the initial factors, on the CPU. Raises UserError if no draw is as the parameters demand."""
 
-    def check_factors(self, factors: Sequence[Tensor]) -> None:
-        """Raises ValueError if the factors of a checkpoint do not fit the problem."""
-
     @staticmethod
     def objective(problems: Sequence["Problem"], like: Tensor) -> Objective:
         """Returns the objective of a batch of problems with equal keys, with the dtype and device of `like`."""
@@ -62,14 +58,3 @@ class Problem(Protocol):
 
     def results(self, state: TrainingState, output: Tensor) -> Results:
         """Results of an experiment that ended, from its last end-to-end matrix or tensor."""
-
-
-@lru_cache(maxsize=128)
-def load_samples(load: Callable[[str], Any], path: str, num_samples: int | None = None) -> Any:
-    """The first `num_samples` samples of a dataset file, or all, read with `load`. Raises UserError."""
-    if num_samples is None:
-        with flag_errors("dataset_path", path):
-            return load(path)
-    dataset = load_samples(load, path)
-    with flag_errors("num_samples", num_samples):
-        return dataset.first(num_samples)

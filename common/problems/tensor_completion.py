@@ -1,5 +1,6 @@
 """Tensor completion: a CP factorization of full rank, fitted to some of a tensor's entries."""
 
+import math
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -11,14 +12,15 @@ import torch
 from torch import Tensor
 
 from common.datasets.tensor_completion import load_tensor_completion
+from common.flags import load_samples
 from common.metrics.cp_rank import estimate_cp_rank, unfolding_rank_bound
 from common.metrics.matrix import reconstruction_error
 from common.models.cp_factorization import CPFactorization, first_group_size, full_rank, initial_factors
-from common.problems.problem import Results, load_samples
+from common.problems.problem import Results
 from common.training.history import INTERRUPTED, Metrics, TrainingState
-from common.training.machine import one_thread
 from common.training.objectives import EntryObjective, entry_objective
 from common.training.optimizers import GradientDescent, GroupRMSprop
+from common.training.threads import one_thread
 
 # CP ranks are estimated from random starts. With one seed for all, equal tensors have equal ranks.
 _RANK_SEED = 0
@@ -41,27 +43,17 @@ class TensorFactorization:
         self.optimizer = GroupRMSprop if parameters["use_adaptive_lr"] else GradientDescent
         self.measures_slowly = parameters["track_tensor_rank"]
         self.output_shape = dims = tuple(self.dataset.target_tensor.shape)
-        self.num_components = full_rank(dims)
-        self.batch_key = (dims, self.num_components, self.optimizer)
-        self.multiplications = 3 * prod(dims) * self.num_components
-        split = first_group_size(dims)
-        products = prod(dims[:split]) + prod(dims[split:])
+        rank, split = full_rank(dims), first_group_size(dims)
+        self.factor_shapes = [(dim, rank) for dim in dims]
+        self.batch_key = (dims, self.optimizer)
+        self.multiplications = 3 * prod(dims) * rank
         # Factors and Khatri–Rao products with their gradients and copies; outputs and observations.
-        self.working_size = 6 * (sum(dims) + products) * self.num_components + 8 * prod(dims)
+        self.working_size = 6 * (sum(dims) + prod(dims[:split]) + prod(dims[split:])) * rank + 8 * prod(dims)
 
     def initial_factors(self) -> list[Tensor]:
-        values = self.parameters
+        values, (_, rank) = self.parameters, self.factor_shapes[0]
         generator = torch.Generator().manual_seed(values["random_seed"])
-        dtype = getattr(torch, values["dtype"])
-        return initial_factors(self.output_shape, self.num_components, values["init_std"], generator, dtype)
-
-    def check_factors(self, factors: Sequence[Tensor]) -> None:
-        shapes = [tuple(factor.shape) for factor in factors]
-        if [dim for dim, _ in shapes] != list(self.output_shape) or len({rank for _, rank in shapes}) != 1:
-            size = "x".join(map(str, self.output_shape))
-            raise ValueError(
-                f"has factors of shapes {shapes}, which do not fit the dataset's {size}; give its own -dataset_path"
-            )
+        return initial_factors(self.output_shape, rank, values["init_std"], generator, getattr(torch, values["dtype"]))
 
     @staticmethod
     def objective(problems: Sequence["TensorFactorization"], like: Tensor) -> EntryObjective:
@@ -77,8 +69,9 @@ class TensorFactorization:
         tensors = torch.from_numpy(outputs).double().flatten(1)
         validation = {"reconstruction_error": reconstruction_error(tensors, target.double().flatten())}
         if self.measures_slowly:
-            ranks = [_rank(tensor.view(target.shape), self.parameters["tensor_rank_tol"]) for tensor in tensors]
-            validation["model_tensor_rank"] = torch.tensor([float("nan") if r is None else r for r in ranks])
+            tol = self.parameters["tensor_rank_tol"]
+            ranks = [_rank_and_bound(tensor.view(target.shape), tol)[0] for tensor in tensors]
+            validation["model_tensor_rank"] = torch.tensor([math.nan if rank is None else rank for rank in ranks])
         metrics = {name: values.to(dtype).numpy() for name, values in validation.items()}
         return {"mse_loss": losses.copy()}, metrics
 
@@ -99,8 +92,8 @@ class TensorFactorization:
         extra_metrics = {}
         if values["compute_final_tensor_ranks"]:
             tol, path, num_samples = (values[name] for name in ("tensor_rank_tol", "dataset_path", "num_samples"))
-            ranks = {"model": _rank_and_bound(tensors["model"].double(), tol)}
-            ranks |= {
+            ranks = {
+                "model": _rank_and_bound(tensors["model"].double(), tol),
                 "memorizer": _rank_of_dataset(path, num_samples, tol),
                 "targets": _rank_of_dataset(path, None, tol),
             }
@@ -111,22 +104,17 @@ class TensorFactorization:
         return Results(files, "tensor_rank_and_reconstruction_metrics.json", numbers, extra_metrics)
 
 
-def _rank(tensor: Tensor, tol: float) -> int | None:
-    """The estimated CP rank of a tensor (d_1, …, d_N); None if an entry is not finite."""
+def _rank_and_bound(tensor: Tensor, tol: float) -> tuple[int | None, int | None]:
+    """The estimated CP rank of a tensor (d_1, …, d_N), and a lower bound; None if an entry is not finite."""
     if not tensor.isfinite().all():
-        return None
+        return None, None
     with one_thread():
         (rank,) = estimate_cp_rank([tensor], tol, _RANK_SEED)
-    return rank
-
-
-def _rank_and_bound(tensor: Tensor, tol: float) -> tuple[int | None, int | None]:
-    rank = _rank(tensor, tol)
-    return rank, None if rank is None else unfolding_rank_bound(tensor, tol)
+        return rank, unfolding_rank_bound(tensor, tol)
 
 
 @lru_cache(maxsize=256)
 def _rank_of_dataset(path: str, num_samples: int | None, tol: float) -> tuple[int | None, int | None]:
-    """CP rank and its lower bound of the memorizer, or of the target if `num_samples` is None, computed once."""
+    """`_rank_and_bound` of the memorizer, or of the target if `num_samples` is None, computed once."""
     dataset = load_samples(load_tensor_completion, path, num_samples)
     return _rank_and_bound(dataset.target_tensor if num_samples is None else dataset.memorizer, tol)

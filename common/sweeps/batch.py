@@ -9,11 +9,10 @@ from common.cli import Interrupted
 from common.files import save_json, utc_time
 from common.problems.problem import Results
 from common.sweeps.experiment import Experiment
-from common.sweeps.folder import new_folder, reopen_folder
+from common.sweeps.folder import host_facts, new_folder, reopen_folder
 from common.sweeps.outputs import Checkpoints, Progress, SweepContext, numbers, save_checkpoint, say
 from common.tensor_files import save_tensors
 from common.training.history import DIVERGED, EPOCHS, INTERRUPTED, STALLED, ZERO_LOSS
-from common.training.machine import host_facts
 from common.training.native_engine import Engine, Kernel, NativeEngine
 from common.training.torch_engine import TorchEngine
 from common.training.trainer import Trainer
@@ -38,11 +37,9 @@ def build_engine(experiments: Sequence[Experiment], device: torch.device, kernel
     model = problems[0].model([torch.stack(each).to(device) for each in factors])
     objective = problems[0].objective(problems, model.values)
     lrs, optimizer = [experiment.parameters["lr"] for experiment in experiments], problems[0].optimizer
-    if optimizer.is_stateless:
-        optimizer = optimizer(lrs)
-    else:
-        states = [experiment.optimizer_state for experiment in experiments]
-        optimizer = optimizer(lrs, model.values, states if all(states) else None)
+    states = [experiment.optimizer_state for experiment in experiments]
+    more = () if optimizer.is_stateless else (model.values, states if all(states) else None)
+    optimizer = optimizer(lrs, *more)
     if kernel:
         return NativeEngine(model, objective, optimizer, kernel)
     return TorchEngine(model, objective, optimizer)
@@ -113,10 +110,9 @@ def _begin(experiment: Experiment, context: SweepContext, device: torch.device, 
     if previous is None:
         making = f".making-{context.world.launch}-{context.world.rank}"
         experiment.folder = new_folder(parameters, provenance, making, epoch)
-        for name, value in parameters.items():
-            context.log(experiment, f"{name}: {value}")
         num_parameters = sum(factor.numel() for factor in experiment.factors)
-        context.log(experiment, f"model parameters: {num_parameters}, device: {device}")
+        last = f"model parameters: {num_parameters}, device: {device}"
+        context.log(experiment, *(f"{name}: {value}" for name, value in parameters.items()), last)
         return
     before = previous.provenance
     resumed = before.get("resumed") if isinstance(before.get("resumed"), int) else 0

@@ -11,11 +11,8 @@ from torch import Tensor
 from common.models.factorization import BatchedFactorization
 from common.tensor_files import is_float_tensor, load_dictionary
 from common.training.history import (
-    DIVERGED,
-    EPOCHS,
+    FINAL_REASONS,
     INTERRUPTED,
-    STALLED,
-    ZERO_LOSS,
     History,
     TrainingState,
     evaluator_state,
@@ -24,7 +21,6 @@ from common.training.history import (
 from common.training.native_engine import Engine
 from common.training.optimizers import Optimizer
 
-FINAL_REASONS = (DIVERGED, EPOCHS, STALLED, ZERO_LOSS)
 # What files raise that hold something else.
 _ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError)
 
@@ -53,14 +49,6 @@ class Checkpoint:
     def dtype(self) -> str:
         return str(self.factors[0].dtype).removeprefix("torch.")
 
-    def apply(self, state: TrainingState, validate_every: int) -> None:
-        """Sets a state that has not begun to where the checkpoint is."""
-        at_validation = (self.epoch + 1) % validate_every == 0
-        # Several experiments may continue from the checkpoint.
-        state.history = History(self.history.train, self.history.validation)
-        state.epoch, state.zero_loss_validations = self.epoch, self.zero_loss_validations
-        state.moved_since_validation = self.moved_since_validation and not at_validation
-
 
 def checkpoint_content(state: TrainingState, engine: Engine, index: int, output: Tensor | None) -> dict[str, Any]:
     """The content of a checkpoint file, for a state that is up to date and whose parameters are at an index of the
@@ -82,10 +70,14 @@ def checkpoint_content(state: TrainingState, engine: Engine, index: int, output:
 
 
 def load_checkpoint(
-    path: str, model: type[BatchedFactorization], optimizer: type[Optimizer], dtype: str | None = None
+    path: str,
+    model: type[BatchedFactorization],
+    shapes: tuple[tuple[int, int], ...],
+    optimizer: type[Optimizer],
+    dtype: str | None,
 ) -> Checkpoint:
-    """Reads a checkpoint of a model that an optimizer of this class trained, in its own precision unless `dtype` is
-    given. Raises OSError, and ValueError if the file is something else.
+    """Reads a checkpoint of a model with factors of these shapes that an optimizer of this class trained, in its own
+    precision if `dtype` is None. Raises OSError, and ValueError if the file is something else.
     """
     content = load_dictionary(path)
     try:
@@ -93,6 +85,10 @@ def load_checkpoint(
     except _ERRORS as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"is not a checkpoint of such a model ({reason}); give one written by this runner") from None
+    found = tuple(tuple(factor.shape) for factor in checkpoint.factors)
+    if found != shapes:
+        problem = f"has {len(found)} factors of shapes {found!s:.99}, not {len(shapes)} of {shapes!s:.99}"
+        raise ValueError(f"{problem}; give the dataset (and depth) of its own run")
     if not _is_state_of(optimizer, checkpoint.optimizer):
         raise ValueError(f"was not written by {optimizer.__name__}; give one that was")
     return checkpoint

@@ -1,23 +1,33 @@
-"""Experiments, checked and ready to be trained: from their parameters, or as the continuation of an earlier run."""
+"""Experiments: checked, told apart by what makes them different runs, and ready to be trained."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from math import prod
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from common.cli import Parameters, flag_errors
+from common.files import sha256_of_file
 from common.flags import drawn_seed
 from common.problems.problem import Problem
-from common.recorded_runs import RecordedRun, newest_checkpoint
-from common.sweeps.checkpoint import FINAL_REASONS, Checkpoint, load_checkpoint
+from common.recorded_runs import RecordedRun, canonical
+from common.sweeps.checkpoint import Checkpoint, load_checkpoint
 from common.sweeps.folder import ExperimentFolder
-from common.sweeps.resume import Identity
-from common.training.history import INTERRUPTED, History, TrainingState
+from common.training.history import History, TrainingState
 
 _load_checkpoint = lru_cache(maxsize=4)(load_checkpoint)
+
+
+class Identity(NamedTuple):
+    """What makes a run the same as another one: `group` is what it does, without the seed, and `record` is how its
+    folder records that, the seed, and its number among equal runs (see `RecordedRun.identity`).
+    """
+
+    group: str
+    record: dict[str, Any]
 
 
 @dataclass(eq=False)
@@ -39,7 +49,11 @@ class Experiment:
 
     def start_from(self, checkpoint: Checkpoint) -> None:
         """Starts where a checkpoint is."""
-        checkpoint.apply(self.state, self.parameters["validate_every"])
+        state, at_validation = self.state, (checkpoint.epoch + 1) % self.parameters["validate_every"] == 0
+        # Several experiments may continue from it.
+        state.history = History(checkpoint.history.train, checkpoint.history.validation)
+        state.epoch, state.zero_loss_validations = checkpoint.epoch, checkpoint.zero_loss_validations
+        state.moved_since_validation = checkpoint.moved_since_validation and not at_validation
         self.factors, self.optimizer_state = checkpoint.factors, checkpoint.optimizer["state"] or None
 
     def release(self) -> None:
@@ -50,9 +64,7 @@ class Experiment:
 def _trainer_checkpoint(problem: Problem, dtype: str | None) -> Checkpoint:
     path = problem.parameters["trainer_checkpoint"]
     with flag_errors("trainer_checkpoint", path):
-        checkpoint = _load_checkpoint(path, problem.model, problem.optimizer, dtype)
-        problem.check_factors(checkpoint.factors)
-    return checkpoint
+        return _load_checkpoint(path, problem.model, tuple(problem.factor_shapes), problem.optimizer, dtype)
 
 
 def resolve(kind: type[Problem], parameters: Parameters) -> dict[str, Any]:
@@ -64,6 +76,23 @@ def resolve(kind: type[Problem], parameters: Parameters) -> dict[str, Any]:
         checkpoint = _trainer_checkpoint(kind(values), values["dtype"] if "dtype" in given else None)
         values |= {"dtype": checkpoint.dtype, "lr": values["lr"] if "lr" in given else checkpoint.lr}
     return values
+
+
+def identify(parameters: Parameters, values: Mapping[str, Any], equal: Counter) -> Identity:
+    """The identity of an experiment with these resolved values. `equal` counts the experiments of the list so far.
+
+    Raises UserError if an input file cannot be read.
+    """
+    inputs = {}
+    for name in parameters.names("inputs"):
+        if values[name]:
+            with flag_errors(name, values[name]):
+                inputs[name] = sha256_of_file(values[name])
+    record = {"run": parameters.names("run"), "outputs": parameters.names("outputs"), "inputs": inputs}
+    group = canonical([{name: values[name] for name in (*record["run"], *record["outputs"])}, inputs])
+    key = group, parameters["random_seed"], Path(values["output_dir"]).resolve()
+    equal[key] += 1
+    return Identity(group, {**record, "seed": parameters["random_seed"], "occurrence": equal[key]})
 
 
 def prepare(kind: type[Problem], values: Mapping[str, Any], identity: Identity, number: int) -> Experiment:
@@ -85,37 +114,4 @@ def prepare(kind: type[Problem], values: Mapping[str, Any], identity: Identity, 
         state.last_epoch += state.epoch + 1
     else:
         experiment.factors = problem.initial_factors()
-    return experiment
-
-
-def restore(experiment: Experiment, run: RecordedRun) -> Experiment:
-    """The experiment as the continuation of an unfinished run: with its seed, and from its newest checkpoint, if there
-    is one. Raises UserError if that is damaged.
-    """
-    problem, seed = experiment.problem, run.parameters["random_seed"]
-    if seed != experiment.parameters["random_seed"]:
-        values = {**problem.parameters, "random_seed": seed}
-        experiment = prepare(type(problem), values, experiment.identity, experiment.number)
-    experiment.previous = run
-    path = newest_checkpoint(run.path)
-    if path is None:
-        return experiment
-    problem, state, first_epoch = experiment.problem, experiment.state, experiment.state.epoch
-    with flag_errors("resume", path, "remove it to start again"):
-        checkpoint = load_checkpoint(str(path), problem.model, problem.optimizer, problem.parameters["dtype"])
-        problem.check_factors(checkpoint.factors)
-        ended = checkpoint.stop_reason in FINAL_REASONS
-        if not first_epoch <= checkpoint.epoch < state.last_epoch + ended:
-            raise ValueError(
-                f"is at epoch {checkpoint.epoch}, outside the run's {first_epoch + 1} to {state.last_epoch}"
-            )
-        if checkpoint.output is not None and checkpoint.output.numel() != prod(problem.output_shape):
-            raise ValueError(f"has a last output of {checkpoint.output.numel()} numbers")
-    experiment.start_from(checkpoint)
-    between_validations = (checkpoint.epoch + 1) % experiment.parameters["validate_every"] and state.epoch > first_epoch
-    if ended:
-        state.stop_reason, experiment.final_output = checkpoint.stop_reason, checkpoint.output
-    elif checkpoint.stop_reason == INTERRUPTED and between_validations:
-        # An undisturbed run has no such record.
-        state.history.drop_last(checkpoint.epoch)
     return experiment

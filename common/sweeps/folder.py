@@ -1,12 +1,20 @@
 """The folder of an experiment in training."""
 
 import os
+import platform
 import re
+import subprocess
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy
+import torch
+
+import common
 from common.files import remove_temporary_files, save_json, sync_directory, utc_time
 from common.recorded_runs import newest_checkpoint
 from common.sweeps.processes import discard_folder
@@ -33,13 +41,13 @@ class ExperimentFolder:
         content = {**self.parameters, "provenance": self.provenance, "status": status}
         save_json(content, self.path / "run_params.json")
 
-    def log(self, line: str) -> None:
-        """Appends a line, with the time, to the log file, if there is one."""
+    def log(self, *lines: str) -> None:
+        """Appends lines, with the time, to the log file, if there is one."""
         if self.parameters["file_log"]:
             # The number that tells it from others begun in the same second is not part of the log's name.
             name = re.sub(r"(-\d\d_\d\d_\d\d)_\d+$", r"\1", self.path.name)
             with open(self.path / f"{name}.log", "a", encoding="utf-8") as file:
-                file.write(f"{utc_time()} {line}\n")
+                file.writelines(f"{utc_time()} {line}\n" for line in lines)
 
     def write_checkpoint(self, content: dict[str, Any]) -> None:
         """Writes a checkpoint, then removes those before it."""
@@ -105,3 +113,33 @@ def reopen_folder(path: Path, parameters: dict[str, Any], provenance: dict[str, 
         remove_temporary_files(directory)
     folder.remove_checkpoints(but=newest_checkpoint(path))
     return folder
+
+
+def host_facts(device: torch.device, engine: str) -> dict[str, Any]:
+    """What repeats a run besides its parameters: versions, machine, device, engine."""
+    cpu = f"cpu ({torch.get_num_threads()} threads)"
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "project": common.__version__,
+        "commit": _commit(),
+        "machine": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "device": f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else cpu,
+        "engine": engine,
+        "command": sys.argv,
+    }
+
+
+@cache
+def _commit() -> str | None:
+    """The project's commit, with "-dirty" if files differ from it; None outside a git checkout."""
+    root = Path(__file__).resolve().parents[2]
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        if (root / ".git").exists():
+            return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return None

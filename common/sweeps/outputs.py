@@ -78,11 +78,11 @@ class SweepContext:
             folder.log("failed: " + "".join(traceback.format_exception(error)))
         experiment.release()
 
-    def log(self, experiment: Experiment, line: str) -> None:
-        """Logs a line to the experiment's file, or to the console, which has room for one experiment's log."""
-        experiment.folder.log(line)
+    def log(self, experiment: Experiment, *lines: str) -> None:
+        """Logs lines to the experiment's file, or to the console, which has room for one experiment's log."""
+        experiment.folder.log(*lines)
         if self.num_experiments == 1 and not experiment.parameters["file_log"]:
-            say(line)
+            say("\n".join(lines))
 
 
 class Throttle:
@@ -108,17 +108,14 @@ class Throttle:
         self.spend(self._clock() - begin)
 
 
-def _due(trainer: Trainer, running: Sequence[Experiment], flag: str) -> list[tuple[int, Experiment]]:
-    """Experiments with this output, and their indices, for which -save_every_num_val says that it is time for another
-    one; those first that have waited longest.
+def _due(trainer: Trainer, running: Sequence[Experiment], flag: str) -> list[int]:
+    """Indices of the experiments with this output for which -save_every_num_val says that it is time for another one;
+    those first that have waited longest.
     """
     validations, rest = divmod(trainer.epoch + 1, trainer.validate_every)
-    due = []
-    for index, experiment in enumerate(running):
-        waited = validations - experiment.saved_at.get(flag, 0)
-        if not rest and experiment.parameters[flag] and waited >= experiment.parameters["save_every_num_val"]:
-            due.append((waited, index, experiment))
-    return [(index, experiment) for _, index, experiment in sorted(due, key=lambda each: -each[0])]
+    waited = [0 if rest else validations - each.saved_at.get(flag, 0) for each in running]
+    due = [i for i, e in enumerate(running) if e.parameters[flag] and waited[i] >= e.parameters["save_every_num_val"]]
+    return sorted(due, key=lambda index: -waited[index])
 
 
 def save_checkpoint(experiment: Experiment, engine: Engine, index: int, output: Tensor | None = None) -> None:
@@ -136,12 +133,12 @@ class Checkpoints:
         due = _due(trainer, running, "store_checkpoints")
         if due and self._throttle.allows(0.005 * len(due)):
             with self._throttle.spending():
-                for index, experiment in due:
+                for index in due:
                     if not self._context.stop:
-                        with self._context.guard(experiment):
+                        with self._context.guard(running[index]):
                             trainer.sync(index)
-                            save_checkpoint(experiment, trainer.engine, index)
-                            experiment.saved_at["store_checkpoints"] = (trainer.epoch + 1) // trainer.validate_every
+                            save_checkpoint(running[index], trainer.engine, index)
+                            running[index].saved_at["store_checkpoints"] = (trainer.epoch + 1) // trainer.validate_every
 
 
 class MetricPlots:
@@ -157,13 +154,14 @@ class MetricPlots:
 
     def on_validation(self, trainer: Trainer, running: Sequence[Experiment]) -> None:
         self.collect()
-        for index, experiment in _due(trainer, running, "plot_metrics")[:1]:
-            # One experiment's plots after the other's.
-            if not self._waiting and self._throttle.allows(0.5):
-                with self._context.guard(experiment):
-                    trainer.sync(index)
-                    self.draw(experiment)
-                    experiment.saved_at["plot_metrics"] = (trainer.epoch + 1) // trainer.validate_every
+        due = _due(trainer, running, "plot_metrics")
+        # One experiment's plots after the other's.
+        if due and not self._waiting and self._throttle.allows(0.5):
+            index = due[0]
+            with self._context.guard(running[index]):
+                trainer.sync(index)
+                self.draw(running[index])
+                running[index].saved_at["plot_metrics"] = (trainer.epoch + 1) // trainer.validate_every
 
     def draw(self, experiment: Experiment, then: Callable[[], None] = lambda: None) -> None:
         """Starts to plot an experiment's metrics, and calls `then` when that is done."""

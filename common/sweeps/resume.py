@@ -1,78 +1,29 @@
-"""What makes a run the same as another one, and the folders of earlier runs in which -resume continues."""
+"""The runs of earlier sweeps that -resume continues."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from math import prod
 
 from common.cli import Parameters, flag_errors
-from common.files import sha256_of_file
-from common.recorded_runs import RecordedRun, canonical, read_run
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What makes a run the same as another one: `key`. `group` is what it does, without the seed, and `record` is how
-    the folder records it (see `RecordedRun.identity`).
-    """
-
-    group: str
-    record: dict[str, Any]
-
-    @property
-    def key(self) -> tuple[str, int, int]:
-        return self.group, self.record["seed"], self.record["occurrence"]
-
-
-def identities(experiments: Sequence[Parameters], values: Sequence[Mapping[str, Any]]) -> list[Identity]:
-    """The identities of a list of experiments, from what the flags declare (see `Parser`) and from their `values`,
-    which may be those of a checkpoint. Raises UserError if an input file cannot be read.
-    """
-    equal: Counter = Counter()
-    found = []
-    for parameters, resolved in zip(experiments, values, strict=True):
-        inputs = {}
-        for name in parameters.names("inputs"):
-            if resolved[name]:
-                with flag_errors(name, resolved[name]):
-                    inputs[name] = sha256_of_file(resolved[name])
-        record = {"run": parameters.names("run"), "outputs": parameters.names("outputs"), "inputs": inputs}
-        group = canonical([{name: resolved[name] for name in (*record["run"], *record["outputs"])}, inputs])
-        seed = parameters["random_seed"]
-        key = group, seed, Path(resolved["output_dir"]).resolve()
-        equal[key] += 1
-        found.append(Identity(group, {**record, "seed": seed, "occurrence": equal[key]}))
-    return found
-
-
-def previous_runs(directory: Path) -> tuple[list[RecordedRun], list[str]]:
-    """The runs in a folder that could be continued, and a line for each that is damaged. Those of other code are
-    ignored.
-    """
-    runs, problems = [], []
-    for path in sorted(each for each in directory.glob("[!.]*") if each.is_dir()):
-        try:
-            run = read_run(path)
-        except ValueError as error:
-            problems.append(f"{path}: {error}")
-            continue
-        if run.sweep and run.status and run.inputs and run.parameters.get("random_seed") is not None:
-            runs.append(run)
-    return runs, problems
+from common.recorded_runs import RecordedRun, canonical, newest_checkpoint
+from common.sweeps.checkpoint import load_checkpoint
+from common.sweeps.experiment import Experiment, Identity, prepare
+from common.training.history import FINAL_REASONS, INTERRUPTED
 
 
 def match_previous_runs(
     wanted: Mapping[int, Identity], runs: Sequence[RecordedRun], parameters: Parameters
 ) -> dict[int, RecordedRun]:
-    """The run that each experiment continues, by its index in the list: the newest with the same key.
+    """The run that each experiment continues, by its index in the list: the last of `runs` with the same key.
 
     `parameters` declare the flags: a run that was recorded before a flag existed has its default.
     """
     asked = {name for identity in wanted.values() for name in (*identity.record["run"], *identity.record["outputs"])}
     table: dict[tuple, RecordedRun] = {}
     equal: Counter = Counter()
-    for run in sorted(runs, key=lambda run: run.order):
+    for run in runs:
+        if not (run.sweep and run.status and run.inputs and run.parameters.get("random_seed") is not None):
+            continue  # of other code
         names = asked.union(run.identity.get("run", ()), run.identity.get("outputs", ()))
         compared = {name: run.parameters.get(name, parameters.parser.get_default(name)) for name in names}
         group = canonical([compared, run.inputs])
@@ -80,11 +31,39 @@ def match_previous_runs(
         for seed in [run.identity.get("seed")] if run.identity else [run.parameters["random_seed"], -1]:
             equal[run.sweep.get("id"), group, seed] += 1
             table[group, seed, run.identity.get("occurrence", equal[run.sweep.get("id"), group, seed])] = run
-    matches: dict[int, RecordedRun] = {}
-    taken: set[Path] = set()
-    for index, identity in wanted.items():
-        run = table.get(identity.key)
-        if run is not None and run.path not in taken:
-            matches[index] = run
-            taken.add(run.path)
-    return matches
+    found = {index: table.get((group, each["seed"], each["occurrence"])) for index, (group, each) in wanted.items()}
+    index_of = {run.path: index for index, run in reversed(found.items()) if run}  # the first experiment of each
+    return {index: found[index] for index in sorted(index_of.values())}
+
+
+def restore(experiment: Experiment, run: RecordedRun) -> Experiment:
+    """The experiment as the continuation of an unfinished run: with its seed, and from its newest checkpoint, if there
+    is one. Raises UserError if that is damaged.
+    """
+    problem, seed = experiment.problem, run.parameters["random_seed"]
+    if seed != experiment.parameters["random_seed"]:
+        values = {**problem.parameters, "random_seed": seed}
+        experiment = prepare(type(problem), values, experiment.identity, experiment.number)
+    experiment.previous = run
+    path = newest_checkpoint(run.path)
+    if path is None:
+        return experiment
+    problem, state, first_epoch = experiment.problem, experiment.state, experiment.state.epoch
+    with flag_errors("resume", path, "remove it to start again"):
+        shapes, dtype = tuple(problem.factor_shapes), problem.parameters["dtype"]
+        checkpoint = load_checkpoint(str(path), problem.model, shapes, problem.optimizer, dtype)
+        ended = checkpoint.stop_reason in FINAL_REASONS
+        if not first_epoch <= checkpoint.epoch < state.last_epoch + ended:
+            raise ValueError(
+                f"is at epoch {checkpoint.epoch}, outside the run's {first_epoch + 1} to {state.last_epoch}"
+            )
+        if checkpoint.output is not None and checkpoint.output.numel() != prod(problem.output_shape):
+            raise ValueError(f"has a last output of {checkpoint.output.numel()} numbers")
+    experiment.start_from(checkpoint)
+    between_validations = (checkpoint.epoch + 1) % experiment.parameters["validate_every"] and state.epoch > first_epoch
+    if ended:
+        state.stop_reason, experiment.final_output = checkpoint.stop_reason, checkpoint.output
+    elif checkpoint.stop_reason == INTERRUPTED and between_validations:
+        # An undisturbed run has no such record.
+        state.history.drop_last(checkpoint.epoch)
+    return experiment

@@ -2,7 +2,8 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -13,16 +14,15 @@ import torch
 from common.cli import Interrupted, Parameters, RunFailed, UserError, flag_error, signals_noted
 from common.files import utc_time
 from common.problems.problem import Problem
-from common.recorded_runs import RecordedRun
+from common.recorded_runs import RecordedRun, read_runs
 from common.sweeps.batch import train_batch
-from common.sweeps.experiment import Experiment, prepare, resolve, restore
+from common.sweeps.experiment import Experiment, Identity, identify, prepare, resolve
 from common.sweeps.outputs import MetricPlots, SweepContext, say
 from common.sweeps.plans import Job
 from common.sweeps.processes import World, hold_run_lock, other_launch, partition, world_from_env
-from common.sweeps.resume import Identity, identities, match_previous_runs, previous_runs
-from common.training.compilation import NativeUnavailable
-from common.training.machine import NUM_THREADS
-from common.training.native_engine import Kernel, NotNative, native_kernel
+from common.sweeps.resume import match_previous_runs, restore
+from common.training.native_engine import Kernel, NativeUnavailable, NotNative, native_kernel
+from common.training.threads import NUM_THREADS
 
 # Multiplications in one step of a batch from which a GPU is faster: about what two CPU cores compute while a dozen GPU
 # kernels are launched.
@@ -88,44 +88,44 @@ def run_sweep(
 
 
 def _prepare_sweep(kind: type[Problem], experiments: Sequence[Parameters], world: World) -> Sweep:
-    values, prepared, index = [], {}, 0
+    values, found, equal, prepared, index = [], [], Counter(), {}, 0
     try:
-        for index, parameters in enumerate(experiments):  # noqa: B007 (used below)
+        for index, parameters in enumerate(experiments):
             values.append(resolve(kind, parameters))
-        found = identities(experiments, values)
+            found.append(identify(parameters, values[index], equal))
         for index in partition([identity.group for identity in found], world):
             prepared[index] = prepare(kind, values[index], found[index], index + 1)
     except UserError as error:
         raise error if len(experiments) == 1 else UserError(f"experiment {index + 1} of the list: {error}") from None
-    return Sweep(prepared, _batches(list(prepared.values()), world), experiments, found)
+    return Sweep(prepared, _batches(prepared.values(), world), experiments, found)
 
 
 def _run(sweep: Sweep, world: World, resume: bool, output_share: float = _OUTPUT_SHARE) -> None:
     """Runs this process's part of a sweep. Raises as `run_sweep` does."""
-    experiments, total, failures = sweep.experiments, len(sweep.parameters), []
+    experiments, batches, total = sweep.experiments, sweep.batches, len(sweep.parameters)
     directories = {Path(each.parameters["output_dir"]).resolve() for each in experiments.values()}
     with signals_noted() as stop, ExitStack() as stack:
         locks = {directory: stack.enter_context(hold_run_lock(directory, world)) for directory in directories}
         record = {"id": world.launch, "start_time": utc_time(), "experiments": total}
         context = SweepContext(total, dict.fromkeys(directories, record), world, stop, output_share)
-        matches: dict[int, RecordedRun] = {}
-        for directory, lock in locks.items() if resume else ():
-            matches |= _previous(sweep, directory, lock, context)
-        for index in experiments.keys() & matches.keys():
-            if not (stop or matches[index].status.get("finished")):
-                experiments[index] = restore(experiments[index], matches[index])
-        unfinished = [each for index, each in experiments.items() if index not in matches or each.previous]
-
         summary = f"{total} experiment{'s' if total != 1 else ''}"
         if world.size > 1:
             summary += f", {len(experiments)} of them for process {world.rank} of {world.size}"
         if resume:
+            matches: dict[int, RecordedRun] = {}
+            for directory, lock in locks.items():
+                matches |= _previous(sweep, directory, lock, context)
+            unfinished = []
+            for index, experiment in experiments.items():
+                run = matches.get(index)
+                if not (run and run.status.get("finished")):
+                    unfinished.append(restore(experiment, run) if run and not stop else experiment)
             continued = sum(each.previous is not None and each.state.epoch >= 0 for each in unfinished)
             summary += f": {len(experiments) - len(unfinished)} finished before, {continued} to continue"
             summary += f", {len(unfinished) - continued} to start"
+            batches = _batches(unfinished, world)
         say(summary)
-        if not stop:
-            failures = _train(_batches(unfinished, world) if resume else sweep.batches, context)
+        failures = [] if stop else _train(batches, context)
     if stop:
         raise Interrupted(stop.number, f"interrupted; {_how_to_resume(sweep)}")
     if failures:
@@ -134,18 +134,18 @@ def _run(sweep: Sweep, world: World, resume: bool, output_share: float = _OUTPUT
 
 
 def _previous(sweep: Sweep, directory: Path, lock: Path | None, context: SweepContext) -> dict[int, RecordedRun]:
-    """The earlier runs in a folder that this process's experiments continue. Raises UserError if another process works
-    in the folder.
+    """The earlier runs in a folder that this process's experiments continue, by index. Raises UserError if another
+    process works in the folder.
     """
     # First the runs, then the locks: of a run that is seen here, the process that made it is seen too, if it is alive.
-    runs, problems = previous_runs(directory)
+    runs, damaged = read_runs(directory)
     if other := other_launch(lock) if lock else None:
         raise UserError(
             f"-resume: process {other['pid']} on {other['host']} has been running in {directory} since "
             f"{other['start_time']}; wait until it ends, or end it"
         )
-    for line in problems:
-        say(f"skipped {line}")
+    for line in damaged:
+        say(f"skipped {directory}/{line}")
     folders = [Path(parameters["output_dir"]).resolve() for parameters in sweep.parameters]
     here = {index: identity for index, identity in enumerate(sweep.identities) if folders[index] == directory}
     matches = match_previous_runs(here, runs, sweep.parameters[0])
@@ -153,7 +153,7 @@ def _previous(sweep: Sweep, directory: Path, lock: Path | None, context: SweepCo
         # What begins now belongs to the sweep that was begun then.
         known = {"id": newest.sweep.get("id"), "start_time": newest.order[0]}
         context.sweeps[directory] = {**context.sweeps[directory], **known}
-    return {index: run for index, run in matches.items() if index in sweep.experiments}
+    return matches
 
 
 def _how_to_resume(sweep: Sweep) -> str:
@@ -184,7 +184,7 @@ def _train(batches: Sequence[Batch], context: SweepContext) -> list[str]:
     return context.failures
 
 
-def _batches(experiments: Sequence[Experiment], world: World) -> list[Batch]:
+def _batches(experiments: Iterable[Experiment], world: World) -> list[Batch]:
     """The experiments in batches, with their devices and kernels. Raises UserError if these are not available."""
     grouped: dict[tuple, list[Experiment]] = {}
     for experiment in experiments:

@@ -11,7 +11,8 @@ from torch import Tensor
 Metrics = Mapping[str, np.ndarray]
 
 # Why an experiment ended, as in the `status` of run_params.json.
-DIVERGED, ZERO_LOSS, STALLED, EPOCHS, INTERRUPTED = "diverged", "zero_loss", "stalled", "epochs", "interrupted"
+FINAL_REASONS = DIVERGED, ZERO_LOSS, STALLED, EPOCHS = "diverged", "zero_loss", "stalled", "epochs"
+INTERRUPTED = "interrupted"
 
 
 class Series(NamedTuple):

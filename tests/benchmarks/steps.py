@@ -27,7 +27,7 @@ import torch
 
 from common.models.cp_factorization import first_group_size
 from common.sweeps.experiment import Experiment
-from common.training.machine import NUM_THREADS, one_thread
+from common.training.threads import NUM_THREADS, one_thread
 from tests.conftest import ROOT, prepared, trainer_of
 
 try:

@@ -168,6 +168,4 @@ def test_runs_that_differ_in_more_than_initialization_are_lines_of_their_own(tmp
     results, left_out = read_results(str(tmp_path))
     rows = {row["method"]: row["repetitions"] for row in summarize(results)}
     assert rows == {"linear": 4, "tf, init 1e-3, lr 0.01": 2, "tf, init 1e-3, lr 0.02": 2}
-    assert [line.split(": ")[1] for line in left_out] == [
-        f"is {lr}_1_{n} run again, with the same seed" for lr, n in ((0.01, 1), (0.02, 4))
-    ]
+    assert [line.split(": ")[1] for line in left_out] == ["was run again, with the same seed"] * 2

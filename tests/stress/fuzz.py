@@ -27,11 +27,10 @@ from matplotlib import pyplot as plt
 
 from common.cli import Parser, UserError, flag_errors, run_script
 from common.files import sha256_of_file
-from common.flags import integer
+from common.flags import integer, load_samples
 from common.plotting.against_loss import draw_against_loss
 from common.plotting.curves import Wanted, read_lines
 from common.plotting.tensor_completion import common_target_rank, read_results, summarize, table
-from common.problems.problem import load_samples
 from common.problems.tensor_completion import _rank_of_dataset
 from common.sweeps.experiment import _load_checkpoint
 from common.sweeps.sweep import run_sweep

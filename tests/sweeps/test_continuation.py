@@ -142,8 +142,8 @@ def test_metrics_tracked_anew_begin_where_the_checkpoint_ends(tmp_path):
 @pytest.mark.parametrize(
     "changed, message",
     [
-        (lambda content: content["model"].pop("layers.2"), "give -depth 2"),
-        (lambda content: content["model"].update({"layers.0": torch.zeros(3, 2)}), "do not fit the dataset's 2x2"),
+        (lambda content: content["model"].pop("layers.2"), "has 2 factors of shapes .*, not 3"),
+        (lambda content: content["model"].update({"layers.0": torch.zeros(3, 2)}), "of shapes .*(3, 2).*, not 3 of "),
         (
             lambda content: content["optimizer"]["param_groups"][0].update(momentum=0.9),
             "not written by GradientDescent",

@@ -4,17 +4,20 @@ import json
 import os
 import shutil
 import signal
+from collections import Counter
 
 import pytest
 import torch
 
 from common.cli import Interrupted, UserError
 from common.files import sha256_of_file
+from common.flags import load_samples
 from common.problems import tensor_completion
-from common.problems.problem import load_samples
+from common.recorded_runs import read_runs
 from common.sweeps import batch
+from common.sweeps.experiment import identify
 from common.sweeps.processes import World, hold_run_lock
-from common.sweeps.resume import identities, match_previous_runs, previous_runs
+from common.sweeps.resume import match_previous_runs
 from common.sweeps.sweep import run_sweep
 from common.training import native_engine
 from common.training.trainer import Trainer
@@ -344,7 +347,9 @@ def test_each_output_folder_belongs_to_its_own_sweep(tmp_path, monkeypatch):
 def test_identities_do_not_depend_on_order_names_or_places(tmp_path):
     first = parsed(lr=0.1, depth=2)
     second = parsed(depth=2, lr=0.1, experiment_name="x", output_dir=tmp_path, gpu_id=3)
-    keys = [identity.key for identity in identities([first, second, first], [p.values for p in (first, second, first)])]
+    equal = Counter()
+    found = [identify(parameters, parameters.values, equal) for parameters in (first, second, first)]
+    keys = [(group, record["seed"], record["occurrence"]) for group, record in found]
     assert keys[0] == keys[1]
     # The second of two equal ones is another.
     assert keys[2][:2] == keys[0][:2]
@@ -374,8 +379,9 @@ def test_runs_without_an_identity_are_found(tmp_path):
     run_sweep(DMF, listed(tmp_path, *experiments), resume=True)
     assert len(list(tmp_path.iterdir())) == 4
     # Their seeds may have been drawn.
-    runs, problems = previous_runs(tmp_path)
+    runs, problems = read_runs(tmp_path)
     drawn = listed(tmp_path, *({"random_seed": -1} for _ in range(4)))
-    wanted = dict(enumerate(identities(drawn, [parameters.values for parameters in drawn])))
+    equal = Counter()
+    wanted = {index: identify(parameters, parameters.values, equal) for index, parameters in enumerate(drawn)}
     matches = match_previous_runs(wanted, runs, drawn[0])
     assert (len(matches), len({run.path for run in matches.values()}), problems) == (3, 3, [])

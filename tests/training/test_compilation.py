@@ -4,8 +4,8 @@ import stat
 
 import pytest
 
-from common.training import compilation
-from common.training.compilation import NativeUnavailable, compiled_kernel
+from common.training import native_engine
+from common.training.native_engine import NativeUnavailable, compiled_kernel
 
 SOURCE = "deep_matrix_factorization.c"
 CONSTANTS = {"REAL": "float", "INTEGER": "int32_t", "ROWS": 2, "COLS": 2, "DEPTH": 3}
@@ -15,9 +15,9 @@ CONSTANTS = {"REAL": "float", "INTEGER": "int32_t", "ROWS": 2, "COLS": 2, "DEPTH
 def cache(tmp_path, monkeypatch):
     """An empty cache folder, and nothing loaded before."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    compilation._library.cache_clear()
+    native_engine._library.cache_clear()
     yield tmp_path / "cache" / "implicit_regularization"
-    compilation._library.cache_clear()
+    native_engine._library.cache_clear()
 
 
 def compiler(path, script):
@@ -30,7 +30,7 @@ def test_a_kernel_is_compiled_once_for_all_processes(cache, monkeypatch, tmp_pat
     counting = compiler(tmp_path / "counting_cc", f'echo x >> {tmp_path / "calls"}\nexec cc "$@"\n')
     monkeypatch.setenv("CC", counting)
     for _ in range(2):
-        compilation._library.cache_clear()
+        native_engine._library.cache_clear()
         assert compiled_kernel(SOURCE, CONSTANTS).experiments_at_once() > 0
     assert (tmp_path / "calls").read_text() == "x\n"
     compiled_kernel(SOURCE, {**CONSTANTS, "DEPTH": 4})
@@ -45,7 +45,7 @@ def test_a_damaged_library_is_compiled_again(cache):
     whole = library.read_bytes()
     library.unlink()
     library.write_bytes(whole[: len(whole) // 2])
-    compilation._library.cache_clear()
+    native_engine._library.cache_clear()
     assert compiled_kernel(SOURCE, CONSTANTS).experiments_at_once() > 0
     assert library.read_bytes() == whole
 
@@ -53,7 +53,7 @@ def test_a_damaged_library_is_compiled_again(cache):
 def test_without_a_place_to_keep_it_a_kernel_is_compiled_anyway(tmp_path, monkeypatch):
     (tmp_path / "cache").write_text("a file, not a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    compilation._library.cache_clear()
+    native_engine._library.cache_clear()
     assert compiled_kernel(SOURCE, CONSTANTS).experiments_at_once() > 0
 
 
