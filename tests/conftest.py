@@ -7,11 +7,14 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
+import matplotlib
 import pytest
 import torch
 from hypothesis import settings
 
+from common import cli
 from common.cli import Parser
 from common.problems.matrix_factorization import MatrixFactorization
 from common.problems.tensor_completion import TensorFactorization
@@ -103,6 +106,27 @@ def run_script(tmp_path):
         environment |= {"PYTHONPATH": str(ROOT), "MPLBACKEND": "", "COLUMNS": "100"}
         command = [sys.executable, str(ROOT / script), *map(str, arguments)]
         return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+    return run
+
+
+@pytest.fixture
+def run_main(tmp_path, monkeypatch, capsys):
+    """Runs a script's main function in this process, as a user runs it in an empty folder and without a screen."""
+    matplotlib.use("agg")
+
+    def run(script, *arguments):
+        namespace = {"__name__": "script", "__file__": str(ROOT / script)}
+        exec(compile((ROOT / script).read_text(), script, "exec"), namespace)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        capsys.readouterr()
+        status = 0
+        try:
+            cli.run_script(namespace["main"])
+        except SystemExit as ended:
+            status = ended.code
+        return SimpleNamespace(returncode=status, **capsys.readouterr()._asdict())
 
     return run
 

@@ -1,4 +1,4 @@
-"""Every plan, in small: from the shell to the figure that its last line of output asks for."""
+"""Every plan, in small: up to the figure that its last line of output asks for."""
 
 import csv
 import json
@@ -8,7 +8,13 @@ import shlex
 import pytest
 
 from tests.conftest import ROOT
-from tests.test_scripts import PNG, succeeded
+from tests.test_scripts import PNG
+
+
+def succeeded(result):
+    assert result.returncode == 0, result.err
+    assert result.err == ""
+    return result
 
 
 def plans(script):
@@ -20,14 +26,13 @@ def plans(script):
 DMF, TC = "dmf_multiple_experiments_runner.py", "tc_multiple_experiments_runner.py"
 
 
-@pytest.fixture
-def run_here(run_script, tmp_path):
-    """Runs a script in a folder with the datasets."""
+@pytest.fixture(autouse=True)
+def data(tmp_path):
+    """The folder in which scripts run has the datasets."""
     (tmp_path / "data").symlink_to(ROOT / "data")
-    return run_script
 
 
-def draw(output, run_script, tmp_path, *more):
+def draw(output, run_main, tmp_path, *more):
     """Runs the commands that were printed; what each printed, and its rows."""
     commands = [line.strip() for line in output.splitlines() if line.startswith("  python ")]
     drawn = []
@@ -35,10 +40,10 @@ def draw(output, run_script, tmp_path, *more):
         python, script, *flags = shlex.split(command)
         assert python == "python"
         assert (tmp_path / script).resolve().parent == ROOT
-        result = succeeded(run_script((tmp_path / script).resolve(), *flags, *more, "-save_data_to", "data.csv"))
+        result = succeeded(run_main((tmp_path / script).resolve(), *flags, *more, "-save_data_to", "data.csv"))
         assert (tmp_path / flags[flags.index("-save_plot_to") + 1]).read_bytes().startswith(PNG)
         with open(tmp_path / "data.csv", newline="") as file:
-            drawn.append((result.stdout, list(csv.DictReader(file))))
+            drawn.append((result.out, list(csv.DictReader(file))))
     return drawn
 
 
@@ -46,12 +51,12 @@ def recorded(folder):
     return [json.loads(path.read_text()) for path in folder.glob("*/run_params.json")]
 
 
-def test_all_plans_of_matrix_factorization(run_here, tmp_path):
+def test_all_plans_of_matrix_factorization(run_main, tmp_path):
     small = ["-epochs", 3000, "-repetitions", 2, "-random_seed", 1000]
-    result = succeeded(run_here(DMF, "-plan", "all", *small))
-    drawn = dict(zip(plans(DMF), draw(result.stdout, run_here, tmp_path), strict=True))
+    result = succeeded(run_main(DMF, "-plan", "all", *small))
+    drawn = dict(zip(plans(DMF), draw(result.out, run_main, tmp_path), strict=True))
     for name, plan in plans(DMF).items():
-        assert f"plan {name}: {plan.about}\n{2 * len(plan.experiments)} experiments\n" in result.stdout
+        assert f"plan {name}: {plan.about}\n{2 * len(plan.experiments)} experiments\n" in result.out
         runs = recorded(tmp_path / "outputs/dmf" / name)
         expected = [each["random_seed"] + 1000 + repetition for each in plan.experiments for repetition in (0, 1)]
         assert sorted(each["random_seed"] for each in runs) == sorted(expected)
@@ -72,10 +77,11 @@ def test_all_plans_of_matrix_factorization(run_here, tmp_path):
 
 
 @pytest.mark.parametrize("name", plans(TC))
-def test_plans_of_tensor_completion(name, run_here, tmp_path):
-    result = succeeded(run_here(TC, "-plan", name, "-epochs", 200, "-repetitions", 1, "-random_seed", 7))
+def test_plans_of_tensor_completion(name, run_main, tmp_path):
+    small = ["-epochs", 200, "-repetitions", 1, "-random_seed", 7, "-tensor_rank_tol", "1e-3"]
+    result = succeeded(run_main(TC, "-plan", name, *small))
     plan = plans(TC)[name]
-    ((output, rows),) = draw(result.stdout, run_here, tmp_path)
+    ((output, rows),) = draw(result.out, run_main, tmp_path)
     assert output.startswith(f"{len(plan.experiments)} finished experiments, 0 folders skipped\n")
     samples = {str(each["num_samples"]) for each in plan.experiments}
     assert {row["num_samples"] for row in rows} == samples
@@ -90,16 +96,16 @@ def test_plans_of_tensor_completion(name, run_here, tmp_path):
     assert {each["dataset_path"] for each in recorded(tmp_path / "outputs/tc" / name)} == {dataset}
 
 
-def test_a_folder_of_experiments_is_sorted_out(run_here, tmp_path):
+def test_a_folder_of_experiments_is_sorted_out(run_main, tmp_path):
     """One line for each configuration, in the list's order; runs that were repeated, or never ended, are left out."""
     run = ["-depth", 2, "-lr", "6e-3", "-epochs", 4000, "-random_seed", 1, "-enforce_pos_det", "-output_dir", "out"]
     for flags in (["-init_alpha", "1e-3"], ["-init_alpha", "1e-3"], ["-init_alpha", "1e-5", "-use_balanced_init"]):
-        succeeded(run_here("dmf_experiment_runner.py", *run, *flags, "-store_checkpoints"))
-    succeeded(run_here("dmf_experiment_runner.py", *run, "-experiment_name", "bare"))
+        succeeded(run_main("dmf_experiment_runner.py", *run, *flags, "-store_checkpoints"))
+    succeeded(run_main("dmf_experiment_runner.py", *run, "-experiment_name", "bare"))
     (tmp_path / "out/empty").mkdir()
     plot = ["dmf_results_plotter.py", "-experiments_dir", "out", "-save_plot_to", "x.svg"]
-    result = succeeded(run_here(*plot, "-save_data_to", "x.csv", "-y", "distance_from_rank_1", "-show_bound"))
-    lines = result.stdout.splitlines()
+    result = succeeded(run_main(*plot, "-save_data_to", "x.csv", "-y", "distance_from_rank_1", "-show_bound"))
+    lines = result.out.splitlines()
     assert lines[0] == "2 experiments, 3 skipped"
     assert re.fullmatch(r"  bare_\S+: has no checkpoint; give -store_checkpoints", lines[1])
     assert lines[2] == "  empty: no matrix factorization experiment"
@@ -117,7 +123,7 @@ def test_a_folder_of_experiments_is_sorted_out(run_here, tmp_path):
         (["-experiments_checkpoint_paths", ROOT / "README.md"], "-experiments_dir out: give either"),
         (["-save_data_to", "x.txt"], "-save_data_to x.txt: must end in .csv"),
     ]:
-        result = run_here(*plot, *flags)
+        result = run_main(*plot, *flags)
         assert result.returncode == 2
-        assert expected in result.stderr
-        assert result.stderr.count("\n") == 1
+        assert expected in result.err
+        assert result.err.count("\n") == 1

@@ -151,7 +151,7 @@ def read_lines(directory: str, wanted: Wanted) -> tuple[list[Line], list[str]]:
         panel = [(run, curves) for run, curves in grouped.values() if run.parameters["depth"] == depth]
         names = _names([run for run, _ in panel])
         lines += [Line(name, depth, curves) for (_, curves), name in zip(panel, names, strict=True)]
-    return lines, skipped
+    return lines, sorted(skipped)
 
 
 def _problem(run: RecordedRun) -> str:

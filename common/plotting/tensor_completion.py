@@ -81,7 +81,7 @@ def read_results(directory: str) -> tuple[list[Result], list[str]]:
         if other.target.shape != first.target.shape or not torch.allclose(other.target, first.target):
             folders = f"{first.run.path.name} and {other.run.path.name}"
             raise ValueError(f"{folders} have different targets; give experiments of one target")
-    return results, left_out
+    return results, sorted(left_out)
 
 
 def _read_result(run: RecordedRun) -> Result:

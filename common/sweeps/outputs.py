@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,10 +147,13 @@ class MetricPlots:
 
     def __init__(self, context: SweepContext, num_experiments: int):
         self._context, self._throttle = context, Throttle(context.output_share / 2)
-        num_processes = 2 if num_experiments > _ONE_PROCESS_DRAWS else 1
-        self._pool = ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn"), end_with_parent)
+        self._num_processes = 2 if num_experiments > _ONE_PROCESS_DRAWS else 1
         self._waiting: dict[Future, tuple[Experiment, Callable[[], None]]] = {}
-        for _ in range(num_processes):
+        self._start()
+
+    def _start(self) -> None:
+        self._pool = ProcessPoolExecutor(self._num_processes, multiprocessing.get_context("spawn"), end_with_parent)
+        for _ in range(self._num_processes):
             self._submit({}, Path())  # imports matplotlib
 
     def on_validation(self, trainer: Trainer, running: Sequence[Experiment]) -> None:
@@ -176,6 +180,9 @@ class MetricPlots:
         # A process that is started here inherits the blocked signals: they are for the process that trains.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
+            return self._pool.submit(draw_metrics, lines, directory)
+        except BrokenProcessPool:  # a process was killed, as for its memory
+            self._start()
             return self._pool.submit(draw_metrics, lines, directory)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -83,6 +83,23 @@ def test_a_write_that_fails_ends_its_experiment_alone(tmp_path, monkeypatch, eve
         assert differences(expected, left_behind(path)) == []
 
 
+def test_a_batch_without_memory_does_not_keep_the_next_from_being_run(tmp_path, monkeypatch):
+    build, experiments = batch.build_engine, listed(tmp_path, {"depth": 2}, {"depth": 2, "lr": 1e-3}, {"depth": 3})
+
+    def failing(experiments, *arguments):
+        if experiments[0].parameters["depth"] == 2:
+            raise MemoryError("not enough memory")
+        return build(experiments, *arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(RunFailed, match=r"^2 of 3 failed: .*not enough.* -resume$"):
+        patched.setattr(batch, "build_engine", failing)
+        run_sweep(DMF, experiments)
+    assert {number: runs[0][0]["status"]["finished"] for number, runs in runs_in(tmp_path).items()} == {3: True}
+    run_sweep(DMF, experiments, resume=True)
+    assert all(runs[0][0]["status"]["finished"] for runs in runs_in(tmp_path).values())
+    assert len(runs_in(tmp_path)) == 3
+
+
 def test_a_plan_that_fails_does_not_keep_the_next_from_being_run(tmp_path, monkeypatch, capsys):
     jobs = [Job(name, listed(tmp_path / name, {"epochs": 100}), f"draw {name}") for name in ("a", "b")]
     with monkeypatch.context() as patched, pytest.raises(RunFailed, match=f"1 of 1 failed: {tmp_path / 'a'}"):

@@ -89,6 +89,32 @@ def test_an_interruption_between_validations_leaves_no_trace(tmp_path, monkeypat
     assert "resumed after epoch" in next(folder.glob("*.log")).read_text()
 
 
+def test_an_interruption_is_recorded_before_anything_that_may_take_long(tmp_path, monkeypatch):
+    recorded = []
+
+    def save(experiment, engine, index):
+        recorded.append(json.loads((experiment.folder.path / "run_params.json").read_text())["status"])
+
+    monkeypatch.setattr(batch, "save_checkpoint", save)
+    interrupted_at(400, listed(tmp_path, {"validate_every": 1}), monkeypatch)
+    ((parameters, _),) = runs_in(tmp_path)[1]
+    assert recorded == [parameters["status"]]
+    assert recorded[0]["stop_reason"] == "interrupted"
+    assert recorded[0]["last_epoch"] >= 400
+
+
+@pytest.mark.parametrize("seconds, saved", [(0, 3), (1e6, 0)])
+def test_after_a_signal_what_would_take_too_long_is_not_saved(tmp_path, monkeypatch, capsys, seconds, saved):
+    """With histories that would take so many seconds."""
+    monkeypatch.setattr(batch, "_SECONDS_PER_VALIDATION", seconds)
+    monkeypatch.setattr(batch, "_SAVING_SECONDS", 100)
+    interrupted_at(400, listed(tmp_path, *({"random_seed": seed} for seed in range(3))), monkeypatch)
+    assert len(list(tmp_path.glob("*/checkpoints/*.pt"))) == saved
+    assert ("no time for 3 of 3 checkpoints" in capsys.readouterr().out) == (not saved)
+    statuses = [parameters["status"]["stop_reason"] for runs in runs_in(tmp_path).values() for parameters, _ in runs]
+    assert statuses == ["interrupted"] * 3
+
+
 def test_what_ended_but_has_no_results_gets_them_without_training(tmp_path, monkeypatch):
     """A signal while the ranks are computed: the last checkpoint says that it ended, and with what."""
     experiments = listed(tmp_path / "b", {}, kind="tc")

@@ -5,12 +5,15 @@ import numpy as np
 import pytest
 import torch
 
-from common.cli import RunFailed
+from common.cli import RunFailed, UserError
 from common.problems.matrix_factorization import MatrixFactorization
+from common.sweeps import sweep as sweep_module
+from common.sweeps.experiment import prepare
 from common.sweeps.folder import ExperimentFolder, new_folder
 from common.sweeps.outputs import MetricPlots, Throttle
-from common.sweeps.sweep import run_sweep
-from tests.conftest import parsed, runs_in
+from common.sweeps.plans import Job
+from common.sweeps.sweep import run_jobs, run_sweep
+from tests.conftest import KINDS, MATRIX, ROOT, parsed, runs_in
 
 BASE = {"epochs": 100, "save_results": True}
 
@@ -31,6 +34,61 @@ def test_experiments_of_different_depth_and_precision_run_in_one_sweep(tmp_path)
         assert np.isclose(results["fro_e2e_norm"], product.norm().item())
         assert results["fit_epochs"] == 100
         assert str(product.dtype) == "torch." + parameters["dtype"]
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Nothing is trained: numbers of experiments and devices of the batches that would be."""
+    batches = []
+    monkeypatch.setattr(
+        sweep_module, "train_batch", lambda batch, device, kernel, context: batches.append((len(batch), str(device)))
+    )
+    return batches
+
+
+def test_how_long_a_run_may_be_does_not_decide_how_many_are_trained_together(tmp_path, trained):
+    """Few take all of their epochs."""
+    endless = [{"epochs": 10**12, "random_seed": seed, "store_checkpoints": True} for seed in range(4)]
+    run_sweep(MatrixFactorization, [parsed(**{"output_dir": tmp_path} | each) for each in endless])
+    assert trained == [(4, "cpu")]
+
+
+def test_of_several_plans_each_experiment_is_prepared_once(tmp_path, trained, monkeypatch):
+    numbers = []
+
+    def counting(kind, values, identity, number):
+        numbers.append(number)
+        return prepare(kind, values, identity, number)
+
+    monkeypatch.setattr(sweep_module, "prepare", counting)
+    experiments = [parsed(output_dir=tmp_path, depth=depth) for depth in (2, 3)]
+    run_jobs(MatrixFactorization, [Job("plan a: x", experiments, "draw a"), Job("plan b: y", experiments, "draw b")])
+    assert numbers == [1, 2, 1, 2]
+    assert trained == [(1, "cpu")] * 4
+
+
+def test_large_steps_are_taken_on_a_gpu_if_there_is_one(tmp_path, trained, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    order_4 = {"dataset_path": ROOT / "data/tc/tensor_rank_1_fro_1_order_4_dim_8.pt", "output_dir": tmp_path}
+
+    def devices(*experiments, kind="tc"):
+        trained.clear()
+        run_sweep(KINDS[kind][0], [parsed(kind, **order_4 | each) for each in experiments])
+        return [device for _, device in trained]
+
+    assert devices({}, {}) == ["cuda:0"]
+    assert devices({"gpu_id": 1}, {"gpu_id": 1}) == ["cuda:1"]
+    assert devices({"disable_gpu": True}, {"disable_gpu": True}) == ["cpu"]
+    assert devices({}) == ["cpu"]
+    assert devices({"dataset_path": MATRIX}, kind="dmf") == ["cpu"]
+    with pytest.raises(UserError, match=r"^-gpu_id 2: there are 2 GPUs, counted from 0; give one"):
+        devices({"gpu_id": 2})
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert devices({}, {}, {}, {}) == ["cuda:1"]
+    assert devices(*[{"gpu_id": 1}] * 4) == ["cuda:0"]
 
 
 def test_experiments_that_start_at_once_have_folders_of_their_own(tmp_path):

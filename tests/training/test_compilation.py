@@ -72,6 +72,32 @@ def test_a_compiler_that_fails_is_reported(cache, tmp_path, monkeypatch, script,
     assert list(cache.iterdir()) == []
 
 
+def test_a_compiler_that_is_interrupted_leaves_nothing_that_later_runs_would_take(cache, monkeypatch, tmp_path):
+    """Another library than the fastest would be slower, and have other bits, for good."""
+    calls, interrupted = tmp_path / "calls", tmp_path / "interrupted"
+    once = (
+        f'echo "$@" >> {calls}\nif [ ! -e {interrupted} ]; then touch {interrupted}; kill -INT $$; fi\nexec cc "$@"\n'
+    )
+    monkeypatch.setenv("CC", compiler(tmp_path / "interrupted_cc", once))
+    with pytest.raises(NativeUnavailable, match="was not compiled"):
+        compiled_kernel(SOURCE, CONSTANTS)
+    assert list(cache.iterdir()) == []
+    assert compiled_kernel(SOURCE, CONSTANTS).experiments_at_once() > 0
+    assert [("-march=native" in line) for line in calls.read_text().splitlines()] == [True, True]
+
+
+def test_only_where_the_compiler_rejects_the_processor_it_is_not_asked_for(cache, monkeypatch, tmp_path):
+    reject = 'case "$*" in *-march=native*) echo "error: bad value for -march" >&2; exit 1;; esac\nexec cc "$@"\n'
+    monkeypatch.setenv("CC", compiler(tmp_path / "old_cc", reject))
+    assert compiled_kernel(SOURCE, CONSTANTS).experiments_at_once() > 0
+    (general,) = cache.iterdir()
+    # The compiler learns it: what was compiled before is not taken for it.
+    monkeypatch.setenv("CC", compiler(tmp_path / "old_cc", 'exec cc "$@"\n'))
+    native_engine._library.cache_clear()
+    assert compiled_kernel(SOURCE, CONSTANTS).experiments_at_once() > 0
+    assert len(set(cache.iterdir()) - {general}) == 1
+
+
 def test_without_a_compiler(cache, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CC", raising=False)

@@ -1,7 +1,9 @@
+from typing import get_type_hints
+
 import numpy as np
 import torch
 
-from common.training.history import History, evaluator_state, metrics_of_evaluator
+from common.training.history import History, TrainingState, evaluator_state, metrics_of_evaluator
 
 
 def example():
@@ -53,3 +55,8 @@ def test_the_lists_of_the_original_code_are_read():
     state = {"loss": {"name": "loss", "epoch_values": [0.5, 0.25], "epochs_with_values": [0, 1]}}
     series = metrics_of_evaluator(state, np.dtype(np.float32))["loss"]
     assert (series.epochs.tolist(), series.values.tolist()) == ([0, 1], [0.5, 0.25])
+
+
+def test_whether_a_parameter_moved_is_always_known():
+    assert get_type_hints(TrainingState)["moved_since_validation"] is bool
+    assert TrainingState(1, 0.0, lambda losses, outputs: ({}, {})).moved_since_validation is False

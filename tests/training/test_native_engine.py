@@ -1,5 +1,8 @@
 """The native engine against the torch engine, and its bits against itself."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +16,7 @@ from common.training.native_engine import NativeEngine, NotNative, native_kernel
 from common.training.objectives import entry_objective
 from common.training.optimizers import GradientDescent, GroupRMSprop
 from common.training.torch_engine import TorchEngine
-from tests.conftest import metrics_of, prepared, train, trainer_of
+from tests.conftest import ROOT, metrics_of, prepared, train, trainer_of
 
 FAST = {"init_alpha": 0.3, "lr": 1e-2}
 
@@ -225,3 +228,14 @@ def test_an_optimizer_without_a_kernel_is_left_to_torch():
 def test_what_is_not_faster_has_no_kernel():
     with pytest.raises(NotNative, match="not faster than PyTorch for factors of shapes"):
         native_kernel(DeepMatrixFactorization, [(50, 50)] * 3, torch.float32, GradientDescent, 10**6)
+
+
+def test_a_deep_factorization_does_not_need_a_large_stack(tmp_path):
+    script = """
+import resource
+resource.setrlimit(resource.RLIMIT_STACK, (2 * 2**20, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+from tests.conftest import prepared, train
+train([prepared(depth=20000 // 6, epochs=50, random_seed=seed) for seed in range(20)], native=True)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

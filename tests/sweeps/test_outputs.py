@@ -1,0 +1,92 @@
+"""The processes that plot metrics while the training goes on."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from common.cli import Stop
+from common.sweeps import outputs
+from common.sweeps.folder import new_folder
+from common.sweeps.outputs import MetricPlots, SweepContext
+from common.sweeps.processes import World
+from tests.conftest import prepared, train
+
+
+@pytest.fixture
+def context():
+    return SweepContext(3, {}, World("launch"), Stop(), np.inf)
+
+
+@pytest.fixture
+def experiments(tmp_path):
+    """Three trained experiments and their folders."""
+    experiments = [prepared(epochs=200, output_dir=tmp_path, random_seed=seed) for seed in range(3)]
+    train(experiments)
+    for experiment in experiments:
+        experiment.folder = new_folder(experiment.parameters, {}, ".making")
+    return experiments
+
+
+def plotted(experiment):
+    return sorted(path.name for path in experiment.folder.path.glob("plots/*.png"))
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_more_experiments_than_may_wait_are_all_plotted(context, experiments, monkeypatch):
+    monkeypatch.setattr(outputs, "_MOST_WAITING", 1)
+    plots, done = MetricPlots(context, len(experiments)), []
+    for experiment in experiments:
+        plots.draw(experiment, lambda experiment=experiment: done.append(experiment.number))
+    plots.close()
+    assert len(done) == 3
+    assert [len(plotted(experiment)) for experiment in experiments] == [8, 8, 8]
+    assert context.failures == []
+
+
+def test_a_process_that_is_killed_costs_the_plots_it_had_and_no_others(context, experiments):
+    plots = MetricPlots(context, len(experiments))
+    (process,) = multiprocessing.active_children()
+    os.kill(process.pid, signal.SIGSTOP)
+    plots.draw(experiments[0])
+    process.kill()
+    wait_for(lambda: plots.collect(0.1) or context.failures)
+    assert [each.failed for each in experiments] == [True, False, False]
+    plots.draw(experiments[1])
+    plots.close()
+    assert len(plotted(experiments[1])) == 8
+    assert len(context.failures) == 1
+    assert "BrokenProcessPool" in context.failures[0]
+
+
+def test_signals_are_left_to_the_process_that_trains(context, experiments):
+    plots = MetricPlots(context, len(experiments))
+    (process,) = multiprocessing.active_children()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(process.pid, number)
+    plots.draw(experiments[0])
+    plots.close()
+    assert len(plotted(experiments[0])) == 8
+    assert context.failures == []
+
+
+def test_after_a_signal_nothing_is_waited_for(context, experiments):
+    plots = MetricPlots(context, len(experiments))
+    (process,) = multiprocessing.active_children()
+    os.kill(process.pid, signal.SIGSTOP)
+    done = []
+    plots.draw(experiments[0], lambda: done.append(0))
+    context.stop.number = signal.SIGTERM
+    plots.close()
+    wait_for(lambda: not process.is_alive())
+    assert done == []
+    assert not experiments[0].failed
