@@ -126,7 +126,8 @@ def run_main(tmp_path, monkeypatch, capsys):
             cli.run_script(namespace["main"])
         except SystemExit as ended:
             status = ended.code
-        return SimpleNamespace(returncode=status, **capsys.readouterr()._asdict())
+        stdout, stderr = capsys.readouterr()
+        return SimpleNamespace(returncode=status, stdout=stdout, stderr=stderr)
 
     return run
 

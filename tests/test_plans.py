@@ -8,13 +8,7 @@ import shlex
 import pytest
 
 from tests.conftest import ROOT
-from tests.test_scripts import PNG
-
-
-def succeeded(result):
-    assert result.returncode == 0, result.err
-    assert result.err == ""
-    return result
+from tests.test_scripts import PNG, succeeded
 
 
 def plans(script):
@@ -43,7 +37,7 @@ def draw(output, run_main, tmp_path, *more):
         result = succeeded(run_main((tmp_path / script).resolve(), *flags, *more, "-save_data_to", "data.csv"))
         assert (tmp_path / flags[flags.index("-save_plot_to") + 1]).read_bytes().startswith(PNG)
         with open(tmp_path / "data.csv", newline="") as file:
-            drawn.append((result.out, list(csv.DictReader(file))))
+            drawn.append((result.stdout, list(csv.DictReader(file))))
     return drawn
 
 
@@ -54,9 +48,9 @@ def recorded(folder):
 def test_all_plans_of_matrix_factorization(run_main, tmp_path):
     small = ["-epochs", 3000, "-repetitions", 2, "-random_seed", 1000]
     result = succeeded(run_main(DMF, "-plan", "all", *small))
-    drawn = dict(zip(plans(DMF), draw(result.out, run_main, tmp_path), strict=True))
+    drawn = dict(zip(plans(DMF), draw(result.stdout, run_main, tmp_path), strict=True))
     for name, plan in plans(DMF).items():
-        assert f"plan {name}: {plan.about}\n{2 * len(plan.experiments)} experiments\n" in result.out
+        assert f"plan {name}: {plan.about}\n{2 * len(plan.experiments)} experiments\n" in result.stdout
         runs = recorded(tmp_path / "outputs/dmf" / name)
         expected = [each["random_seed"] + 1000 + repetition for each in plan.experiments for repetition in (0, 1)]
         assert sorted(each["random_seed"] for each in runs) == sorted(expected)
@@ -81,7 +75,7 @@ def test_plans_of_tensor_completion(name, run_main, tmp_path):
     small = ["-epochs", 200, "-repetitions", 1, "-random_seed", 7, "-tensor_rank_tol", "1e-3"]
     result = succeeded(run_main(TC, "-plan", name, *small))
     plan = plans(TC)[name]
-    ((output, rows),) = draw(result.out, run_main, tmp_path)
+    ((output, rows),) = draw(result.stdout, run_main, tmp_path)
     assert output.startswith(f"{len(plan.experiments)} finished experiments, 0 folders skipped\n")
     samples = {str(each["num_samples"]) for each in plan.experiments}
     assert {row["num_samples"] for row in rows} == samples
@@ -105,7 +99,7 @@ def test_a_folder_of_experiments_is_sorted_out(run_main, tmp_path):
     (tmp_path / "out/empty").mkdir()
     plot = ["dmf_results_plotter.py", "-experiments_dir", "out", "-save_plot_to", "x.svg"]
     result = succeeded(run_main(*plot, "-save_data_to", "x.csv", "-y", "distance_from_rank_1", "-show_bound"))
-    lines = result.out.splitlines()
+    lines = result.stdout.splitlines()
     assert lines[0] == "2 experiments, 3 skipped"
     assert re.fullmatch(r"  bare_\S+: has no checkpoint; give -store_checkpoints", lines[1])
     assert lines[2] == "  empty: no matrix factorization experiment"
@@ -125,5 +119,5 @@ def test_a_folder_of_experiments_is_sorted_out(run_main, tmp_path):
     ]:
         result = run_main(*plot, *flags)
         assert result.returncode == 2
-        assert expected in result.err
-        assert result.err.count("\n") == 1
+        assert expected in result.stderr
+        assert result.stderr.count("\n") == 1

@@ -136,10 +136,10 @@ def test_the_list_of_experiments_as_it_stands_and_edited(run_script, tmp_path, d
     assert sorted(each["random_seed"] for each in recorded) == [seed, seed + 1, seed + 2]
 
 
-def test_datasets_are_generated_as_asked(run_script, tmp_path):
+def test_datasets_are_generated_as_asked(run_main, tmp_path):
     def generate(*flags):
         before = set(tmp_path.glob("data/dmf/*"))
-        succeeded(run_script("dmf_data_generator.py", "-random_seed", 5, *flags))
+        succeeded(run_main("dmf_data_generator.py", "-random_seed", 5, *flags))
         path = only(set(tmp_path.glob("data/dmf/*")) - before)
         return path.name, torch.load(path, weights_only=True)
 
@@ -170,9 +170,9 @@ def test_datasets_are_generated_as_asked(run_script, tmp_path):
     assert content["y"].tolist() == [1, 0, 1, 0, 0, 0, 0, 1]
 
 
-def test_repositioned_observations(run_script, tmp_path):
+def test_repositioned_observations(run_main, tmp_path):
     flags = ["-num_rows", 2, "-num_cols", 2, "-target_entries", 1, "-2e-1", 0, 1, "-use_custom_sensing_matrices"]
-    succeeded(run_script("dmf_data_generator.py", *flags, "-unobserved_entry", 0, 1, "-file_name", "x.pt"))
+    succeeded(run_main("dmf_data_generator.py", *flags, "-unobserved_entry", 0, 1, "-file_name", "x.pt"))
     content = torch.load(tmp_path / "data/dmf/x.pt", weights_only=True)
     assert content["y"].tolist() == [1, 0, 1]
     assert content["A"].flatten(1).argmax(1).tolist() == [0, 2, 3]
