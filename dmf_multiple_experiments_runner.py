@@ -47,9 +47,16 @@ REPETITIONS = 1
 
 DEFAULT = Plan("Figure 1, middle: one run", EXPERIMENTS, "-plot_title 'depth 3'", REPETITIONS)
 
-# What the runs of all plans have in common.
-COMMON = {"random_seed": 0, "file_log": True, "store_checkpoints": True, "save_results": True}
+# What the runs of the plans have in common.
+COMMON = {
+    "random_seed": 0,
+    "file_log": True,
+    "store_checkpoints": True,
+    "save_results": True,
+    "enforce_pos_det": True,
+}
 FIGURE = {**COMMON, "plot_metrics": True, "save_every_num_val": 100, "track_singular_values": True}
+NEGATIVE = {**FIGURE, "enforce_pos_det": False, "enforce_neg_det": True}
 
 # The runs of each panel of Figure 1. init_alpha is the std of each factor; where the initialization is balanced, of the
 # product's entries, which is the init of the legend.
@@ -79,10 +86,8 @@ UNBALANCED = {"depth": 3, "lr": 6e-3, "init_alpha": 1.71e-2}
 
 def figure_1(runs: list[dict], seeds: list[int], plot: str = "-show_bound") -> Plan:
     """A panel of Figure 1. The seeds are those of representative runs, as in the paper: see the README."""
-    experiments = [
-        {**FIGURE, **run, "enforce_pos_det": True, "random_seed": seed} for run, seed in zip(runs, seeds, strict=True)
-    ]
     title = f"depth {runs[0]['depth']}"
+    experiments = [{**FIGURE, **run, "random_seed": seed} for run, seed in zip(runs, seeds, strict=True)]
     return Plan(f"Figure 1, {title}", experiments, f"-plot_title '{title}' {plot}")
 
 
@@ -93,12 +98,7 @@ PLANS = {
     "perturbed": Plan(
         "appendix: observations -2, 0.5 and z, which keep |unobserved entry| near 1/|z|",
         [
-            {
-                **FIGURE,
-                **BALANCED,
-                "dataset_path": f"data/dmf/completion_2x2_perturbed_w_-2_05_{z}.pt",
-                "enforce_neg_det": True,
-            }
+            {**NEGATIVE, **BALANCED, "dataset_path": f"data/dmf/completion_2x2_perturbed_w_-2_05_{z}.pt"}
             for z in ("0", "001", "005", "01", "05")
         ],
         "-plot_title 'perturbed observations' -show_bound "
@@ -107,12 +107,7 @@ PLANS = {
     "repositioned": Plan(
         "appendix: another entry, (0, 1), is the unobserved one",
         [
-            {
-                **FIGURE,
-                **run,
-                "dataset_path": "data/dmf/completion_2x2_repositioned_w_1_0_1.pt",
-                "enforce_neg_det": True,
-            }
+            {**NEGATIVE, **run, "dataset_path": "data/dmf/completion_2x2_repositioned_w_1_0_1.pt"}
             for run in (BALANCED, UNBALANCED)
         ],
         "-plot_title 'repositioned observations' -show_bound",
@@ -120,13 +115,7 @@ PLANS = {
     "larger_matrices": Plan(
         "appendix: 3x3, 5x5 and 10x10 matrices",
         [
-            {
-                **FIGURE,
-                **BALANCED,
-                "dataset_path": f"data/dmf/completion_{d}x{d}_w_1_1_0.pt",
-                "num_samples": d**2 - 1,
-                "enforce_pos_det": True,
-            }
+            {**FIGURE, **BALANCED, "dataset_path": f"data/dmf/completion_{d}x{d}_w_1_1_0.pt", "num_samples": d**2 - 1}
             for d in (3, 5, 10)
         ],
         "-plot_title 'larger matrices' -experiments_names 3x3 5x5 10x10",
@@ -134,7 +123,7 @@ PLANS = {
     "many_seeds": Plan(
         "every run of Figure 1 with 100 seeds: medians and quartiles",
         [
-            {**COMMON, **run, "enforce_pos_det": True, "validate_every": 100 if run["depth"] == 2 else 500}
+            {**COMMON, **run, "validate_every": 100 if run["depth"] == 2 else 500}
             for run in (*DEPTH_2, *DEPTH_3, *DEPTH_4)
         ],
         "-show_bound",
@@ -143,7 +132,7 @@ PLANS = {
     "float64": Plan(
         "the runs of Figure 1 that stall in float32, with 16 seeds in both precisions",
         [
-            {**COMMON, **run, "enforce_pos_det": True, "validate_every": 500, "dtype": dtype}
+            {**COMMON, **run, "validate_every": 500, "dtype": dtype}
             for run in (DEPTH_3[3], DEPTH_4[3])
             for dtype in ("float32", "float64")
         ],

@@ -26,23 +26,16 @@ _OF_SEEDS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "
 # Losses at which the seeds are compared.
 _NUM_LOSSES = 161
 
-_LABELS = {
-    "": "|unobserved entry|",
-    "e2e_effective_rank": "effective rank",
-    "e2e_rank": "rank",
-    "fro_e2e_norm": "Frobenius norm",
-    "nuc_e2e_norm": "nuclear norm",
-    "distance_from_rank_1": "distance from rank 1",
-}
-_UNOBSERVED = ("lower bound", theory.unobserved_entry)
-_BOUNDS: dict[str, tuple[str, Callable]] = {
-    "": _UNOBSERVED,
-    "fro_e2e_norm": _UNOBSERVED,
-    "nuc_e2e_norm": _UNOBSERVED,
-    "singular_value_0": _UNOBSERVED,
-    "singular_value_1": ("upper bound", theory.distance_from_rank_1),
-    "distance_from_rank_1": ("upper bound", theory.distance_from_rank_1),
-    "e2e_effective_rank": ("upper bound", theory.effective_rank),
+# Metric → label, and what the theory bounds it by.
+_METRICS: dict[str, tuple[str, str, Callable | None]] = {
+    "": ("|unobserved entry|", "lower bound", theory.unobserved_entry),
+    "fro_e2e_norm": ("Frobenius norm", "lower bound", theory.unobserved_entry),
+    "nuc_e2e_norm": ("nuclear norm", "lower bound", theory.unobserved_entry),
+    "singular_value_0": ("singular value 0", "lower bound", theory.unobserved_entry),
+    "singular_value_1": ("singular value 1", "upper bound", theory.distance_from_rank_1),
+    "distance_from_rank_1": ("distance from rank 1", "upper bound", theory.distance_from_rank_1),
+    "e2e_effective_rank": ("effective rank", "upper bound", theory.effective_rank),
+    "e2e_rank": ("rank", "", None),
 }
 # These go down by orders of magnitude.
 _LOGARITHMIC = re.compile(r"distance_from_rank_1|singular_value_[1-9]\d*")
@@ -52,8 +45,8 @@ Row = dict[str, str | float]
 
 def require_bound(metric: str) -> None:
     """Raises NoBound if the theory has none for the metric."""
-    if metric not in _BOUNDS:
-        known = ", ".join(name for name in _BOUNDS if name)
+    if metric not in _METRICS or not _METRICS[metric][2]:
+        known = ", ".join(name for name, (_, _, bound) in _METRICS.items() if name and bound)
         raise NoBound(f"there is none for {metric}, but for |unobserved entry| and {known}; leave it out")
 
 
@@ -83,7 +76,7 @@ def draw_against_loss(
             handles, drawn = _draw_curves(axes, panel, scale, min_loss)
         rows += [{"panel": name, **row} for row in drawn]
         if show_bound:
-            kind, bound = _BOUNDS[metric]
+            _, kind, bound = _METRICS[metric]
             losses = np.geomspace(largest, min_loss, _NUM_LOSSES)
             for corner in dict.fromkeys(curve.corner for line in panel for curve in line.curves):
                 (dashes,) = axes.plot(losses, bound(losses, *corner), "--", color="#c03000", linewidth=0.9, zorder=4)
@@ -98,7 +91,7 @@ def draw_against_loss(
         legend.set_in_layout(False)
     if _LOGARITHMIC.fullmatch(metric):
         grid[0, 0].set_yscale("log")
-    grid[0, 0].set_ylabel(_LABELS.get(metric, metric.replace("_", " ")))
+    grid[0, 0].set_ylabel(_METRICS[metric][0] if metric in _METRICS else metric.replace("_", " "))
     if len(depths) == 1:
         grid[0, 0].set_title(title)
     else:

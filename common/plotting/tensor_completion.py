@@ -35,16 +35,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Result:
-    """One finished experiment. Ranks are None if they are not known."""
+    """One finished experiment."""
 
     run: RecordedRun
     num_samples: int
     init_std: float | None
-    model_error: float
-    memorizer_error: float
-    model_rank: int | None
-    memorizer_rank: int | None
-    target_rank: int | None
+    errors: dict[str, float]  # of "model" and "memorizer"
+    ranks: dict[str, int | None]  # of "model", "memorizer" and "targets", if they are known
     target: torch.Tensor | None
 
     @property
@@ -70,8 +67,8 @@ def read_results(directory: str) -> tuple[list[Result], list[str]]:
     left_out += repeats
     results = [found[run.path] for run in runs]
     for result in results:
-        for name, rank in (("model", result.model_rank), ("memorizer", result.memorizer_rank)):
-            if rank is None and result.target_rank is not None:
+        for name in ("model", "memorizer"):
+            if result.ranks[name] is None and result.ranks["targets"] is not None:
                 left_out.append(f"{result.run.path.name}: the rank of the {name} was not found; left out of the ranks")
     if not results:
         reason = f"; skipped: {left_out[0]}" if left_out else ""
@@ -98,12 +95,12 @@ def _read_result(run: RecordedRun) -> Result:
     num_samples, init_std = run.parameters.get("num_samples") or named[1], run.parameters.get("init_std", named[2])
     if num_samples is None:
         raise ValueError("damaged: the number of samples is neither in run_params.json nor in the folder's name")
-    errors = [metrics.get(f"{name}_reconstruction_error") for name in ("model", "memorizer")]
-    if not all(is_number(error, 0) for error in errors):
+    errors = {name: metrics.get(f"{name}_reconstruction_error") for name in ("model", "memorizer")}
+    if not all(is_number(error, 0) for error in errors.values()):
         raise ValueError("damaged or diverged: a reconstruction error is not a number")
     # The original code writes -1 if no rank was found.
-    ranks = [metrics.get(f"{name}_tensor_rank") for name in ("model", "memorizer", "targets")]
-    ranks = [int(rank) if is_number(rank, 0, 1e9) else None for rank in ranks]
+    ranks = {name: metrics.get(f"{name}_tensor_rank") for name in ("model", "memorizer", "targets")}
+    ranks = {name: int(rank) if is_number(rank, 0, 1e9) else None for name, rank in ranks.items()}
     target_path = folder / "targets_tensor.pt"
     try:
         target = load_tensors(target_path) if target_path.exists() else None
@@ -111,7 +108,7 @@ def _read_result(run: RecordedRun) -> Result:
             raise ValueError("holds no tensor of floating-point numbers")
     except (OSError, ValueError) as error:
         raise ValueError(f"damaged: {target_path.name} {error}") from None
-    return Result(run, int(num_samples), init_std if init_std is None else float(init_std), *errors, *ranks, target)
+    return Result(run, int(num_samples), init_std if init_std is None else float(init_std), errors, ranks, target)
 
 
 def summarize(results: Sequence[Result]) -> list[Row]:
@@ -132,7 +129,7 @@ def summarize(results: Sequence[Result]) -> list[Row]:
             repeated = [result for result in members if result.num_samples == num_samples]
             row: Row = {"method": method, "num_samples": num_samples}
             for quantity in ("error", "rank"):
-                values = [getattr(result, f"{source}_{quantity}") for result in repeated]
+                values = [getattr(result, f"{quantity}s")[source] for result in repeated]
                 values = [value for value in values if value is not None]
                 quartiles = np.percentile(values, (25, 50, 75)).tolist() if values else [None] * 3
                 row |= {f"{quantity}_{name}": value for name, value in zip(_QUARTILES, quartiles, strict=True)}
@@ -196,5 +193,5 @@ def _draw_lines(axes: Axes, rows: Sequence[Row], quantity: str) -> None:
 
 def common_target_rank(results: Sequence[Result]) -> int | None:
     """The rank of the target that most of the results report."""
-    ranks = [result.target_rank for result in results if result.target_rank is not None]
+    ranks = [result.ranks["targets"] for result in results if result.ranks["targets"] is not None]
     return max(set(ranks), key=ranks.count) if ranks else None
