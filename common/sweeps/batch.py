@@ -12,47 +12,38 @@ from common.sweeps.experiment import Experiment
 from common.sweeps.folder import host_facts, new_folder, reopen_folder
 from common.sweeps.outputs import Checkpoints, Progress, SweepContext, numbers, save_checkpoint, say
 from common.tensor_files import save_tensors
-from common.training.history import DIVERGED, EPOCHS, INTERRUPTED, STALLED, ZERO_LOSS
+from common.training.history import EPOCHS, INTERRUPTED, STALLED
 from common.training.native_engine import Engine, Kernel, NativeEngine
 from common.training.torch_engine import TorchEngine
 from common.training.trainer import Trainer
 
-_REASONS = {
-    ZERO_LOSS: "zero loss",
-    DIVERGED: "diverged",
-    STALLED: "stalled: steps no longer change any parameter",
-    EPOCHS: "all epochs done",
-    INTERRUPTED: "interrupted",
-}
-# Seconds after a signal in which running experiments are saved: the launcher, or the user, may not wait for long.
+_REASONS = {STALLED: "stalled: steps no longer change any parameter", EPOCHS: "all epochs done"}
+# After a signal, running experiments are saved for this long: a launcher kills processes that take longer.
 _SAVING_SECONDS = 1.2
-# What computing and saving the metrics of one validation takes, about.
+# Approximate time to compute and save the metrics of one validation.
 _SECONDS_PER_VALIDATION = 2e-6
 
 
 def build_engine(experiments: Sequence[Experiment], device: torch.device, kernel: Kernel | None) -> Engine:
-    """The engine of a batch of experiments: the native one if there is a kernel for them, else torch's."""
+    """Returns the engine of a batch: the native one if there is a kernel, else torch's."""
     problems = [experiment.problem for experiment in experiments]
     factors = zip(*(experiment.factors for experiment in experiments), strict=True)
     model = problems[0].model([torch.stack(each).to(device) for each in factors])
     objective = problems[0].objective(problems, model.values)
-    lrs, optimizer = [experiment.parameters["lr"] for experiment in experiments], problems[0].optimizer
     states = [experiment.optimizer_state for experiment in experiments]
-    more = () if optimizer.is_stateless else (model.values, states if all(states) else None)
-    optimizer = optimizer(lrs, *more)
-    if kernel:
-        return NativeEngine(model, objective, optimizer, kernel)
-    return TorchEngine(model, objective, optimizer)
+    more = () if problems[0].optimizer.is_stateless else (model.values, states if all(states) else None)
+    optimizer = problems[0].optimizer([experiment.parameters["lr"] for experiment in experiments], *more)
+    parts = model, objective, optimizer
+    return NativeEngine(*parts, kernel) if kernel else TorchEngine(*parts)
 
 
 def train_batch(
     experiments: Sequence[Experiment], device: torch.device, kernel: Kernel | None, context: SweepContext
 ) -> None:
-    """Trains experiments of equal shape, which are at the same epoch, until all have ended or a signal came. If they
-    ended in an earlier run, only their results are written.
+    """Trains experiments of equal shape that are at the same epoch until all have ended, or a signal comes. If they
+    ended in an earlier run, writes their results.
 
-    An experiment that fails does not end the others, and a batch that fails, as when memory runs out, does not end the
-    next.
+    Never raises: an experiment that fails does not end the others, and a batch that fails does not end the next.
     """
     try:
         engine = build_engine(experiments, device, kernel)
@@ -71,17 +62,14 @@ def train_batch(
                 _finish(experiment, experiment.final_output, context)
     except Exception as error:
         for experiment in experiments:
-            if experiment.state.stop_reason is None:
+            if not experiment.released:
                 context.fail(experiment, error)
 
 
 def _train(experiments: Sequence[Experiment], engine: Engine, context: SweepContext) -> None:
-    every, most_zero_losses = (
-        experiments[0].parameters["validate_every"],
-        experiments[0].problem.max_zero_loss_validations,
-    )
     experiment_of = {experiment.state: experiment for experiment in experiments}
-    trainer = Trainer(engine, list(experiment_of), every, most_zero_losses, lambda: bool(context.stop))
+    every, problem = experiments[0].parameters["validate_every"], experiments[0].problem
+    trainer = Trainer(engine, list(experiment_of), every, problem.max_zero_loss_validations, lambda: bool(context.stop))
     outputs = [Checkpoints(context), *([context.plots] if context.plots else []), Progress(context, trainer)]
     while trainer.running and not context.stop:
         for state, last_engine, index, output in trainer.advance():
@@ -119,8 +107,7 @@ def _begin(experiment: Experiment, context: SweepContext, device: torch.device, 
     provenance |= {"start_time": before.get("start_time"), "sweep": before["sweep"], "resumed": resumed + 1}
     # The host that computed the part before.
     provenance["before"] = {name: before.get(name) for name in facts if name != "command"}
-    experiment.folder = reopen_folder(previous.path, parameters, provenance)
-    experiment.folder.write_parameters(False, None, epoch)
+    experiment.folder = reopen_folder(previous.path, parameters, provenance, epoch)
     where = f"after epoch {epoch:,}" if epoch >= 0 else "from the beginning"
     context.log(experiment, f"resumed {where}, device: {device}")
 
@@ -156,7 +143,8 @@ def _write_end(experiment: Experiment, results: Results, context: SweepContext) 
         save_json(results.numbers, folder.path / results.name)
     values = state.history.last_values() | results.extra_metrics
     headline = {name: value for name, value in values.items() if experiment.problem.headline.fullmatch(name)}
-    end = f"{_REASONS[state.stop_reason]}, epoch {state.epoch:,}: "
+    reason = _REASONS.get(state.stop_reason, state.stop_reason.replace("_", " "))
+    end = f"{reason}, epoch {state.epoch:,}: "
     folder.log(end + numbers(values))
     say(f"{experiment.number}/{context.num_experiments} {folder.path}: {end}{numbers(headline)}")
 

@@ -46,6 +46,7 @@ class Experiment:
     folder: ExperimentFolder | None = None  # from when it begins
     saved_at: dict[str, int] = field(default_factory=dict)  # number of validations at the last output, by its flag
     failed: bool = False  # whether an output could not be written
+    released: bool = False  # whether nothing is left to be trained or written, but for plots
 
     def start_from(self, checkpoint: Checkpoint) -> None:
         """Starts where a checkpoint is."""
@@ -58,7 +59,7 @@ class Experiment:
 
     def release(self) -> None:
         """Frees the memory of an experiment whose results are written."""
-        self.state.history, self.factors, self.final_output = History(), [], None
+        self.state.history, self.factors, self.final_output, self.released = History(), [], None, True
 
 
 def _trainer_checkpoint(problem: Problem, dtype: str | None) -> Checkpoint:

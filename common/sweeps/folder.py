@@ -104,14 +104,17 @@ def new_folder(
     return folder
 
 
-def reopen_folder(path: Path, parameters: dict[str, Any], provenance: dict[str, Any]) -> ExperimentFolder:
-    """The folder of an experiment that continues from its newest checkpoint. Removes what a crash left in it:
+def reopen_folder(
+    path: Path, parameters: dict[str, Any], provenance: dict[str, Any], last_epoch: int
+) -> ExperimentFolder:
+    """Reopens the folder of an experiment that continues from its newest checkpoint. Removes what a crash left in it:
     unfinished files, and older checkpoints.
     """
     folder = ExperimentFolder(path, parameters, provenance)
     for directory in (path, path / "checkpoints", path / "plots"):
         remove_temporary_files(directory)
     folder.remove_checkpoints(but=newest_checkpoint(path))
+    folder.write_parameters(False, None, last_epoch)
     return folder
 
 

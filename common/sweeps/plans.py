@@ -3,7 +3,7 @@
 import os
 import shlex
 from argparse import SUPPRESS
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -73,34 +73,33 @@ def planned_jobs(
     plotter: str,
     name: Callable[[Parameters], str],
 ) -> list[Job]:
-    """What the command line of `plans_parser` asks for: the plan called "" if it names none.
+    """Returns the jobs that the command line of `plans_parser` asks for: the plan called "" if it names none.
 
-    `parser` checks the experiments, and `name` makes the names of those that have none. A plan's experiments go into a
-    folder of its name in `directory`, those of "" where they say themselves; `-output_dir` overrides both. `plotter` is
-    the script that plots them. Raises UserError that says which experiment it is about.
+    `parser` checks the experiments, and `name` names those without a name. A plan's experiments go into a folder of its
+    name in `directory`, those of "" into their own `output_dir`; `-output_dir` overrides both. `plotter` is the script
+    that plots them. Raises UserError, which says which experiment it is about.
     """
     overriding = {flag: command[flag] for flag in command.given - {"plan", "repetitions", "resume"}}
-    jobs = []
-    for plan_name in plans if command["plan"] == _ALL else [command["plan"]]:
-        if command["plan"] == _ALL and not plan_name:
-            continue
+    jobs, all_plans = [], command["plan"] == _ALL
+    for plan_name in filter(None, plans) if all_plans else [command["plan"]]:
         plan, here = plans[plan_name], dict(overriding)
+        of_plan = f" of plan {plan_name}" if plan_name else ""
         if plan_name and "output_dir" not in overriding:
             here["output_dir"] = f"{directory}/{plan_name}"
-        elif command["plan"] == _ALL:
+        elif all_plans:
             here["output_dir"] = f"{overriding['output_dir']}/{plan_name}"
-        of_plan = f" of plan {plan_name}" if plan_name else ""
         try:
-            lists = isinstance(plan, Plan) and isinstance(plan.experiments, (list, tuple)) and plan.experiments
-            if not (lists and all(isinstance(each, Mapping) for each in lists) and int(plan.repetitions) >= 1):
-                raise ValueError("must be a Plan of one or more dictionaries of flags and values, and repetitions")
-            plot = shlex.split(plan.plot)
-        except (AttributeError, TypeError, ValueError) as error:
-            raise UserError(f"the list{of_plan} is {plan!r:.200}: {error}") from None
+            repetitions, plot = range(command["repetitions"] or plan.repetitions), shlex.split(plan.plot)
+            valid = repetitions and plan.experiments and all(isinstance(each, Mapping) for each in plan.experiments)
+        except (AttributeError, TypeError, ValueError):
+            valid = False
+        if not valid:
+            remedy = "must be a Plan of one or more dictionaries of flags and values, repeated at least once"
+            raise UserError(f"the list{of_plan} is {plan!r:.200}: {remedy}")
         experiments = []
         for number, experiment in enumerate(plan.experiments, start=1):
             try:
-                experiments += _repeated(parser, experiment, here, command["repetitions"] or plan.repetitions, name)
+                experiments += _repeated(parser, experiment, here, repetitions, name)
             except UserError as error:
                 raise UserError(f"experiment {number} of the list{of_plan}: {error}") from None
         folder = experiments[0]["output_dir"]
@@ -114,10 +113,10 @@ def _repeated(
     parser: Parser,
     experiment: Mapping[str, Any],
     overriding: Mapping[str, Any],
-    repetitions: int,
+    repetitions: Iterable[int],
     name: Callable[[Parameters], str],
 ) -> list[Parameters]:
-    """The parameters of an experiment, as often as it is repeated. Raises UserError."""
+    """Returns the parameters of each repetition of an experiment. Raises UserError."""
     own = {flag: value for flag, value in overriding.items() if flag != "random_seed"}
     parameters = parser.parse(parser.words({**experiment, **own}))
     if "experiment_name" not in parameters.given:
@@ -125,7 +124,7 @@ def _repeated(
     seed, shift = parameters["random_seed"], overriding.get("random_seed", 0)
     if "random_seed" in overriding:
         seed = shift if min(seed, shift) < 0 else seed + shift
-    seeds = [seed + k if seed >= 0 else seed for k in range(repetitions)]
+    seeds = [seed + k if seed >= 0 else seed for k in repetitions]
     if seeds[-1] > LARGEST_SEED:
         raise flag_error("random_seed", seeds[-1], f"must be at most {LARGEST_SEED}")
     return [replace(parameters, values={**parameters.values, "random_seed": each}) for each in seeds]

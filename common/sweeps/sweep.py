@@ -185,21 +185,20 @@ def _train(batches: Sequence[Batch], context: SweepContext) -> list[str]:
 
 
 def _batches(experiments: Iterable[Experiment], world: World) -> list[Batch]:
-    """The experiments in batches, with their devices and kernels. Raises UserError if these are not available."""
+    """Groups experiments into batches, with their devices and kernels. Raises UserError if one is not available."""
     grouped: dict[tuple, list[Experiment]] = {}
     for experiment in experiments:
         state, parameters = experiment.state, experiment.parameters
-        shapes = tuple(tuple(factor.shape) for factor in experiment.factors)
         steps = (experiment.optimizer_state or {}).get("step")
         same = (parameters[name] for name in ("dtype", "engine", "validate_every", "disable_gpu", "gpu_id"))
-        key = (state.stop_reason is not None, *experiment.problem.batch_key, shapes, state.epoch, steps, *same)
+        key = (state.stop_reason is not None, *experiment.problem.batch_key, state.epoch, steps, *same)
         grouped.setdefault(key, []).append(experiment)
     devices = [_device(batch, world) for batch in grouped.values()]
     return [(batch, device, _kernel(batch[0], device)) for batch, device in zip(grouped.values(), devices, strict=True)]
 
 
 def _device(batch: Sequence[Experiment], world: World) -> torch.device:
-    """A GPU if there is one, it may be used, and the batch's steps are large enough for it to be faster. Processes that
+    """Returns a GPU if there is one that may be used and is faster for steps of this size, else the CPU. Processes that
     were started together on a machine use its GPUs in turn, from -gpu_id on.
     """
     parameters = batch[0].parameters
@@ -215,15 +214,15 @@ def _device(batch: Sequence[Experiment], world: World) -> torch.device:
 
 
 def _kernel(experiment: Experiment, device: torch.device) -> Kernel | None:
-    """The native kernel for an experiment and its batch; None if the torch engine is to run them."""
-    choice, problem, factors = experiment.parameters["engine"], experiment.problem, experiment.factors
+    """Returns the native kernel for an experiment and its batch, or None if the torch engine runs them."""
+    choice, problem = experiment.parameters["engine"], experiment.problem
     if choice == "torch" or device.type != "cpu":
         return None
     try:
         if not problem.observes_entries:
             raise NotNative("needs observed entries, not other sensing matrices")
-        shapes, dtype = [factor.shape for factor in factors], factors[0].dtype
-        return native_kernel(problem.model, shapes, dtype, problem.optimizer, problem.multiplications)
+        dtype = getattr(torch, experiment.parameters["dtype"])
+        return native_kernel(problem.model, problem.factor_shapes, dtype, problem.optimizer, problem.multiplications)
     except NativeUnavailable as error:
         if choice == "native":
             raise flag_error("engine", choice, f"{error}; give auto or torch") from None
@@ -238,12 +237,12 @@ def _warn_once(line: str) -> None:
 
 
 def _parts(batch: Sequence[Experiment]) -> list[Sequence[Experiment]]:
-    """The experiments of a batch in parts that are small enough for the memory."""
-    itemsize, most = batch[0].factors[0].element_size(), 0
+    """Splits a batch into parts that fit into memory."""
+    most_bytes = 0
     for experiment in batch:
-        parameters, problem = experiment.parameters, experiment.problem
+        parameters, problem, itemsize = experiment.parameters, experiment.problem, experiment.factors[0].element_size()
         num_records = experiment.state.keeps_history * (parameters["epochs"] // parameters["validate_every"] + 1)
-        history = min(num_records * (problem.num_metrics + 2) * itemsize, _MOST_HISTORY_BYTES)
-        most = max(most, problem.working_size * itemsize + history)
-    count = max(1, _MOST_BATCH_BYTES // most)
+        history_bytes = min(num_records * (problem.num_metrics + 2) * itemsize, _MOST_HISTORY_BYTES)
+        most_bytes = max(most_bytes, problem.working_size * itemsize + history_bytes)
+    count = max(1, _MOST_BATCH_BYTES // most_bytes)
     return [batch[begin : begin + count] for begin in range(0, len(batch), count)]

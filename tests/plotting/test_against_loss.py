@@ -145,7 +145,7 @@ def test_no_curve_runs_behind_the_legend():
     plt.close(figure)
 
 
-def test_what_cannot_be_drawn_is_passed_over_with_a_line_each(tmp_path):
+def test_what_cannot_be_drawn_is_skipped_with_a_line_for_each(tmp_path):
     parameters = {"depth": 3, "lr": 1e-3, "init_alpha": 0.1, "weight_init_type": "identity"}
     status = {"status": {"finished": True}}
     written = {

@@ -46,7 +46,7 @@ def test_folders_of_this_project_and_of_the_original_code_are_read(tmp_path):
     assert methods == ["linear", "tf, init 1e-2", "tf, init 2.5e-3", "tf, init 1e-3", "model"]
 
 
-def test_what_cannot_be_used_is_passed_over_with_a_line_each(tmp_path):
+def test_what_cannot_be_used_is_skipped_with_a_line_for_each(tmp_path):
     parameters = {"num_samples": 50, "init_std": 1e-3}
     make(tmp_path, "good", parameters)
     make(tmp_path, "rank_not_found", parameters, ranks=(-1, 9, 1))

@@ -1,5 +1,5 @@
 """Kills small sweeps at random instants, resumes them until they are done, and compares what they leave with what an
-undisturbed run leaves: every tensor, number and picture must be the same to the bit, and no other file be there.
+undisturbed run leaves: every tensor, number and plot must be the same to the bit, and there must be no other file.
 
     python -m tests.stress.kills -kills 200
 """

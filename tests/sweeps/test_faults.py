@@ -118,7 +118,7 @@ def test_of_several_plans_none_is_run_where_one_cannot_be(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_picture_that_cannot_be_written_ends_its_experiment_alone(tmp_path, every_validation, monkeypatch):
+def test_a_plot_that_cannot_be_written_fails_its_experiment_alone(tmp_path, every_validation, monkeypatch):
     begin = batch._begin
 
     def blocking(experiment, *arguments):

@@ -1,4 +1,4 @@
-"""Sweeps that are ended before their time, and taken up again; what is killed outright is in tests/stress/kills.py."""
+"""Sweeps that are interrupted and resumed. tests/stress/kills.py kills them."""
 
 import json
 import os
@@ -212,7 +212,7 @@ def test_without_checkpoints_it_begins_anew_in_its_folder(tmp_path, monkeypatch)
     assert differences(left_behind(tmp_path / "a"), left_behind(tmp_path / "b")) == []
 
 
-def test_a_continued_checkpoint_is_gone_on_with(tmp_path, monkeypatch):
+def test_an_interrupted_continuation_of_a_checkpoint_is_resumed(tmp_path, monkeypatch):
     run_sweep(DMF, listed(tmp_path / "first", {"epochs": 510, "lr": 2e-3}))
     ((_, folder),) = runs_in(tmp_path / "first")[1]
     start = {"trainer_checkpoint": str(next((folder / "checkpoints").iterdir())), "engine": "torch"}

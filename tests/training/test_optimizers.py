@@ -49,7 +49,7 @@ def test_group_rmsprop_agrees_with_a_naive_loop_for_every_experiment_of_a_batch(
         assert (group["lr"], group["beta"], group["eps"]) == (lrs[b], 0.99, 1e-6)
 
 
-def test_those_that_are_kept_go_on_with_their_own_state():
+def test_selected_experiments_keep_their_own_state():
     generator = torch.Generator().manual_seed(0)
     factors = [torch.randn(4, 2, 3, generator=generator) for _ in range(2)]
     gradients = [[torch.randn(4, 2, 3, generator=generator) for _ in range(2)] for _ in range(6)]
