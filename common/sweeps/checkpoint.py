@@ -1,4 +1,4 @@
-"""Checkpoints: everything that an exact continuation needs. Those of the original code can be continued too."""
+"""Checkpoints, which have everything that an exact continuation needs. Those of the original code are read, too."""
 
 import math
 from dataclasses import dataclass
@@ -27,19 +27,16 @@ _ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError, Overflow
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds of one experiment: its factors, the optimizer's state as it was written, history,
-    last epoch, validations in a row with zero loss, and whether a parameter moved since its last validation. If it
-    ended there, also why, and its last end-to-end matrix or tensor.
-    """
+    """The content of a checkpoint file."""
 
     factors: list[Tensor]
-    optimizer: dict[str, Any]
+    optimizer: dict[str, Any]  # its state, as written
     history: History
-    epoch: int
-    zero_loss_validations: int
-    moved_since_validation: bool
-    stop_reason: str | None
-    output: Tensor | None
+    epoch: int  # the last one that is finished
+    zero_loss_validations: int  # in a row
+    moved_since_validation: bool  # whether a parameter did
+    stop_reason: str | None  # if the experiment ended there
+    output: Tensor | None  # the last end-to-end matrix or tensor, if it ended there
 
     @property
     def lr(self) -> float:
@@ -51,7 +48,7 @@ class Checkpoint:
 
 
 def checkpoint_content(state: TrainingState, engine: Engine, index: int, output: Tensor | None) -> dict[str, Any]:
-    """The content of a checkpoint file, for a state that is up to date and whose parameters are at an index of the
+    """Returns the content of a checkpoint file, from a state that is up to date and the parameters at an index of the
     engine's batch. `output` is the last end-to-end matrix or tensor of an experiment that ended.
     """
     return {

@@ -1,4 +1,4 @@
-"""Experiments: checked, told apart by what makes them different runs, and ready to be trained."""
+"""Experiments, checked and ready to be trained, and their identities."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -22,12 +22,10 @@ _load_checkpoint = lru_cache(maxsize=4)(load_checkpoint)
 
 
 class Identity(NamedTuple):
-    """What makes a run the same as another one: `group` is what it does, without the seed, and `record` is how its
-    folder records that, the seed, and its number among equal runs (see `RecordedRun.identity`).
-    """
+    """What makes two runs the same."""
 
-    group: str
-    record: dict[str, Any]
+    group: str  # equal for runs that differ at most in the seed
+    record: dict[str, Any]  # what its folder records; see `RecordedRun.identity`
 
 
 @dataclass(eq=False)
@@ -49,7 +47,7 @@ class Experiment:
     released: bool = False  # whether nothing is left to be trained or written, but for plots
 
     def start_from(self, checkpoint: Checkpoint) -> None:
-        """Starts where a checkpoint is."""
+        """Sets the starting point to that of a checkpoint."""
         state, at_validation = self.state, (checkpoint.epoch + 1) % self.parameters["validate_every"] == 0
         # Several experiments may continue from it.
         state.history = History(checkpoint.history.train, checkpoint.history.validation)
@@ -69,8 +67,8 @@ def _trainer_checkpoint(problem: Problem, dtype: str | None) -> Checkpoint:
 
 
 def resolve(kind: type[Problem], parameters: Parameters) -> dict[str, Any]:
-    """The values of all parameters. If a checkpoint is continued, learning rate and dtype are the checkpoint's unless
-    they are given.
+    """Returns the values of all parameters. A run that continues a checkpoint has the learning rate and dtype of the
+    checkpoint, unless they are given.
     """
     values, given = dict(parameters.values), parameters.given
     if values["trainer_checkpoint"]:
@@ -80,7 +78,7 @@ def resolve(kind: type[Problem], parameters: Parameters) -> dict[str, Any]:
 
 
 def identify(parameters: Parameters, values: Mapping[str, Any], equal: Counter) -> Identity:
-    """The identity of an experiment with these resolved values. `equal` counts the experiments of the list so far.
+    """Returns the identity of an experiment with these resolved values. `equal` counts the experiments of the list.
 
     Raises UserError if an input file cannot be read.
     """
@@ -97,7 +95,7 @@ def identify(parameters: Parameters, values: Mapping[str, Any], equal: Counter) 
 
 
 def prepare(kind: type[Problem], values: Mapping[str, Any], identity: Identity, number: int) -> Experiment:
-    """Checks resolved parameters against each other and the files they name, and draws or loads the initial factors.
+    """Returns an experiment with its initial factors, after checking the resolved parameters and the files they name.
 
     Raises UserError. Writes nothing.
     """

@@ -1,7 +1,7 @@
-"""What is written of experiments in training: checkpoints, plots of the metrics, log lines, the progress bar.
+"""Outputs during training: checkpoints, plots of the metrics, log lines, the progress bar.
 
-Each output observes the training loop: `on_validation(trainer, running)` is called after each advance with the
-experiments in training, in the order of the trainer, and writes if it is time to.
+Each output has a method `on_validation(trainer, running)`, which is called whenever the trainer has advanced, with the
+experiments that are still in training, in the trainer's order. It writes if it is time to.
 """
 
 import multiprocessing
@@ -35,7 +35,7 @@ _MOST_WAITING = 16
 
 
 def say(line: str) -> None:
-    """Prints a line on standard output, above a progress bar. Training goes on if nobody reads the output any more."""
+    """Prints a line on standard output, above a progress bar. Ignores that standard output was closed."""
     with suppress(OSError):
         tqdm.write(line, file=sys.stdout)
         sys.stdout.flush()
@@ -87,31 +87,31 @@ class SweepContext:
 
 
 class Throttle:
-    """Limits what an output costs to a share of the time since the start."""
+    """Limits the time that an output takes to a share of the time since the start."""
 
     def __init__(self, share: float, clock: Callable[[], float] = time.monotonic):
         self._share, self._clock, self._start = share, clock, clock()
         self._spent = self._last_cost = 0.0
 
     def allows(self, least: float) -> bool:
-        """Whether another output is allowed, if it costs as much as the last one and at least `least` seconds."""
+        """Whether there is time for another output that takes as long as the last one, and at least `least` seconds."""
         return self._spent + max(self._last_cost, least) <= self._share * (self._clock() - self._start)
 
     def spend(self, seconds: float) -> None:
-        """Records the cost of an output."""
+        """Records the time that an output took."""
         self._last_cost, self._spent = seconds, self._spent + seconds
 
     @contextmanager
     def spending(self) -> Iterator[None]:
-        """Records what the block costs."""
+        """Records the time that the block takes."""
         begin = self._clock()
         yield
         self.spend(self._clock() - begin)
 
 
 def _due(trainer: Trainer, running: Sequence[Experiment], flag: str) -> list[int]:
-    """Indices of the experiments with this output for which -save_every_num_val says that it is time for another one;
-    those first that have waited longest.
+    """Returns the indices of the experiments that are due for this output by -save_every_num_val, the longest overdue
+    first.
     """
     validations, rest = divmod(trainer.epoch + 1, trainer.validate_every)
     waited = [0 if rest else validations - each.saved_at.get(flag, 0) for each in running]
@@ -197,7 +197,7 @@ class MetricPlots:
                 then()
 
     def close(self) -> None:
-        """Waits until everything is plotted. After a signal, what is left is not plotted: a continued run does it."""
+        """Waits until everything is plotted. After a signal, the rest is left to a resumed run."""
         while self._waiting and not self._context.stop:
             self.collect(0.05)
         if self._context.stop:
@@ -207,10 +207,10 @@ class MetricPlots:
 
 
 class Progress:
-    """Shows progress: in log files, and on the console if there is room for it; and a bar on a terminal.
+    """Logs metrics to files, or to the console if there is one experiment, and shows a progress bar on a terminal.
 
-    Metrics are logged at a human pace: less and less often, as the run gets longer. The bar counts the epochs of one
-    experiment, or how many of several have ended: few take all of their epochs, so these say little about the time.
+    The longer the run, the less often metrics are logged. The bar counts the epochs of one experiment, or how many of
+    several have ended: few take all of their epochs, so epochs would say little about the time.
     """
 
     def __init__(self, context: SweepContext, trainer: Trainer):

@@ -1,4 +1,4 @@
-"""Processes: which of several runs which experiments, and which of them work in a folder."""
+"""Several processes: which of them runs which experiments, and locks on the folders that they write to."""
 
 import fcntl
 import hashlib
@@ -19,18 +19,16 @@ from common.files import utc_time
 
 @dataclass(frozen=True)
 class World:
-    """The processes that a launcher started together: which of them this one is, and which on its machine. `launch` is
-    an id that all of them have, and no others.
-    """
+    """This process among those that a launcher started together."""
 
-    launch: str
+    launch: str  # an id that these processes share
     rank: int = 0
     size: int = 1
-    local_rank: int = 0
+    local_rank: int = 0  # the rank among those on this machine
 
 
 def world_from_env() -> World:
-    """The world that torchrun, or any launcher that sets RANK and WORLD_SIZE, describes. Raises UserError."""
+    """Returns what torchrun, or another launcher that sets RANK and WORLD_SIZE, describes. Raises UserError."""
     known = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     ids = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")
     launch = " ".join(f"{name}={os.environ[name]}" for name in ids if os.environ.get(name))
@@ -47,8 +45,8 @@ def world_from_env() -> World:
 
 
 def partition(keys: Sequence[str], world: World) -> list[int]:
-    """Indices of the experiments that this process runs, in order. `keys` are the experiments' parameters without the
-    seed: those with equal keys take about the same time, and are distributed evenly.
+    """Returns the indices of the experiments that this process runs, in order. Experiments with equal `keys` (their
+    parameters without the seed) take about the same time, and are distributed evenly.
     """
     order = sorted(range(len(keys)), key=lambda index: keys[index])
     return sorted(order[world.rank :: world.size])
@@ -56,10 +54,10 @@ def partition(keys: Sequence[str], world: World) -> list[int]:
 
 @contextmanager
 def hold_run_lock(directory: Path, world: World) -> Iterator[Path | None]:
-    """Tells other processes that this one works in a folder, which is made if missing, until the block ends.
+    """Holds the lock of this process on a folder, which is made if missing. The lock file names the process.
 
-    A lock file says which process it is. The system releases the lock when the process ends, however it ends. Yields
-    the path of the file, for `other_launch`; None if the file system has no locks.
+    The system releases the lock when the process ends, however it ends. Yields the path of the lock file, or None if
+    the file system has no locks.
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f".lock-{world.launch}-{world.rank}"
@@ -86,8 +84,8 @@ def hold_run_lock(directory: Path, world: World) -> Iterator[Path | None]:
 
 
 def other_launch(lock: Path) -> dict[str, Any] | None:
-    """What a process of another launch says of itself, if its lock on the folder is older than this process's `lock`;
-    None if there is no such process. Removes what processes that died have left.
+    """Returns the content of the lock file of another launch if its lock on the folder is held and older than `lock`, the
+    one of this process, else None. Removes what processes that died have left.
 
     Of two processes that hold locks and call this, at least one sees the other.
     """

@@ -14,9 +14,9 @@ from common.training.history import FINAL_REASONS, INTERRUPTED
 def match_previous_runs(
     wanted: Mapping[int, Identity], runs: Sequence[RecordedRun], parameters: Parameters
 ) -> dict[int, RecordedRun]:
-    """The run that each experiment continues, by its index in the list: the last of `runs` with the same key.
+    """Returns the run that each experiment continues, by index: the last of `runs` with the same identity.
 
-    `parameters` declare the flags: a run that was recorded before a flag existed has its default.
+    `parameters` declare the flags. A run that was recorded before a flag existed has its default value.
     """
     asked = {name for identity in wanted.values() for name in (*identity.record["run"], *identity.record["outputs"])}
     table: dict[tuple, RecordedRun] = {}
@@ -37,8 +37,8 @@ def match_previous_runs(
 
 
 def restore(experiment: Experiment, run: RecordedRun) -> Experiment:
-    """The experiment as the continuation of an unfinished run: with its seed, and from its newest checkpoint, if there
-    is one. Raises UserError if that is damaged.
+    """Returns the experiment as the continuation of an unfinished run, with its seed and from its newest checkpoint, if
+    there is one. Raises UserError if that is damaged.
     """
     problem, seed = experiment.problem, run.parameters["random_seed"]
     if seed != experiment.parameters["random_seed"]:
