@@ -84,8 +84,8 @@ def hold_run_lock(directory: Path, world: World) -> Iterator[Path | None]:
 
 
 def other_launch(lock: Path) -> dict[str, Any] | None:
-    """Returns the content of the lock file of another launch if its lock on the folder is held and older than `lock`, the
-    one of this process, else None. Removes what processes that died have left.
+    """Returns the content of the lock file of another launch if its lock on the folder is held and is older than
+    `lock`, the lock file of this process, else None. Removes what processes that died have left.
 
     Of two processes that hold locks and call this, at least one sees the other.
     """
