@@ -1,6 +1,7 @@
 """Tensor completion: some entries of a target tensor are observed."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import torch
@@ -25,7 +26,7 @@ class TensorCompletion:
             raise ValueError(f"the dataset has only {len(self.observed_entries)} entries; give at most as many")
         return TensorCompletion(self.target_tensor, self.observed_entries[:num_samples], self.target_cp_rank)
 
-    @property
+    @cached_property
     def memorizer(self) -> Tensor:
         """The observed entries, and zero elsewhere (d_1, …, d_N): the paper's linear baseline."""
         flat = torch.zeros_like(self.target_tensor).flatten()

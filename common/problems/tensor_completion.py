@@ -91,11 +91,11 @@ class TensorFactorization:
         numbers = {"model_reconstruction_error": errors[0], "memorizer_reconstruction_error": errors[1]}
         extra_metrics = {}
         if values["compute_final_tensor_ranks"]:
-            tol, path, num_samples = (values[name] for name in ("tensor_rank_tol", "dataset_path", "num_samples"))
+            tol = values["tensor_rank_tol"]
             ranks = {
                 "model": _rank_and_bound(tensors["model"].double(), tol),
-                "memorizer": _rank_of_dataset(path, num_samples, tol),
-                "targets": _rank_of_dataset(path, None, tol),
+                "memorizer": _cached_rank_and_bound(memorizer, tol),
+                "targets": _cached_rank_and_bound(target, tol),
             }
             for name, (rank, bound) in ranks.items():
                 numbers |= {f"{name}_tensor_rank": rank, f"{name}_tensor_rank_lower_bound": bound}
@@ -113,8 +113,5 @@ def _rank_and_bound(tensor: Tensor, tol: float) -> tuple[int | None, int | None]
         return rank, unfolding_rank_bound(tensor, tol)
 
 
-@lru_cache(maxsize=256)
-def _rank_of_dataset(path: str, num_samples: int | None, tol: float) -> tuple[int | None, int | None]:
-    """`_rank_and_bound` of the memorizer, or of the target if `num_samples` is None, computed once."""
-    dataset = load_samples(load_tensor_completion, path, num_samples)
-    return _rank_and_bound(dataset.target_tensor if num_samples is None else dataset.memorizer, tol)
+# For the tensors of a dataset, which many experiments share.
+_cached_rank_and_bound = lru_cache(maxsize=256)(_rank_and_bound)

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,9 @@ import torch
 
 from common.cli import UserError
 from common.datasets.tensor_completion import random_tensor
+from common.flags import load_samples
 from common.problems import tensor_completion
+from common.sweeps import batch
 from common.sweeps.sweep import run_sweep
 from tests.conftest import ROOT, TENSOR, parsed, prepared, runs_in, train, trainer_of
 from tests.models.test_cp_factorization import textbook_tensor
@@ -103,11 +106,26 @@ def test_ranks_of_the_dataset_are_estimated_once(tmp_path, monkeypatch):
         return [1] * len(tensors)
 
     monkeypatch.setattr(tensor_completion, "estimate_cp_rank", counting)
-    tensor_completion._rank_of_dataset.cache_clear()
+    load_samples.cache_clear()
     each = {"compute_final_tensor_ranks": True, "epochs": 10, "validate_every": 10}
     sweep(tmp_path, *({**each, "num_samples": n, "random_seed": s} for n in (100, 200) for s in range(3)))
-    tensor_completion._rank_of_dataset.cache_clear()
+    load_samples.cache_clear()
     assert len(estimated) == 6 + 2 + 1
+
+
+def test_the_ranks_are_those_of_the_dataset_that_was_loaded(tmp_path, monkeypatch):
+    """The file may be replaced or deleted while the experiment is trained."""
+    path, each = Path(shutil.copy(TENSOR, tmp_path)), {"compute_final_tensor_ranks": True, "epochs": 10}
+    (expected,) = sweep(tmp_path / "a", each)
+
+    def build_engine(*arguments, build=batch.build_engine):
+        path.unlink()
+        load_samples.cache_clear()
+        return build(*arguments)
+
+    monkeypatch.setattr(batch, "build_engine", build_engine)
+    (folder,) = sweep(tmp_path / "b", {**each, "dataset_path": path})
+    assert read(folder) == read(expected)
 
 
 @pytest.mark.parametrize("adaptive, lr", [(True, 1e-2), (False, 0.3)])

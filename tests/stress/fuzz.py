@@ -31,7 +31,6 @@ from common.flags import integer, load_samples
 from common.plotting.against_loss import draw_against_loss
 from common.plotting.curves import Wanted, read_lines
 from common.plotting.tensor_completion import common_target_rank, read_results, summarize, table
-from common.problems.tensor_completion import _rank_of_dataset
 from common.sweeps.experiment import _load_checkpoint
 from common.sweeps.sweep import run_sweep
 from tests.conftest import KINDS, parsed
@@ -230,7 +229,7 @@ def subjects(directory: Path) -> list[Subject]:
             given |= {"use_adaptive_lr": True, "compute_final_tensor_ranks": True}
 
         def sweep(resume=False, kind=kind, problem=problem, given=given, **more: Any) -> None:
-            for cached in (load_samples, _rank_of_dataset, _load_checkpoint, sha256_of_file):
+            for cached in (load_samples, _load_checkpoint, sha256_of_file):
                 cached.cache_clear()
             run_sweep(problem, [parsed(kind, **given | more)], resume)
 

@@ -125,7 +125,7 @@ def test_what_ended_but_has_no_results_gets_them_without_training(tmp_path, monk
         os.kill(os.getpid(), signal.SIGINT)
         return compute(*arguments)
 
-    tensor_completion._rank_of_dataset.cache_clear()
+    load_samples.cache_clear()
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
         patched.setattr(tensor_completion, "estimate_cp_rank", signalled)
         run_sweep(TC, experiments)
