@@ -17,7 +17,7 @@ import torch
 import common
 from common.files import remove_temporary_files, save_json, sync_directory, utc_time
 from common.recorded_runs import newest_checkpoint
-from common.sweeps.processes import discard_folder
+from common.sweeps.processes import discard
 from common.tensor_files import save_tensors
 
 # The names of checkpoints. Files with other names are the user's.
@@ -84,7 +84,8 @@ def new_folder(
     directory.mkdir(parents=True, exist_ok=True)
     folder = ExperimentFolder(directory / making, parameters, provenance)
     try:
-        folder.path.mkdir(exist_ok=True)
+        discard(folder.path)
+        folder.path.mkdir()
         folder.write_parameters(False, None, last_epoch)
         name = directory / f"{parameters['experiment_name']}_{utc_time()}"
         while True:
@@ -99,7 +100,7 @@ def new_folder(
                     raise
         sync_directory(directory)
     except BaseException:
-        discard_folder(directory / making)
+        discard(directory / making)
         raise
     return folder
 

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import socket
 import sys
 import uuid
@@ -11,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from common.cli import UserError
-from common.files import utc_time
+from common.files import load_json, open_regular, utc_time
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,11 @@ def hold_run_lock(directory: Path, world: World) -> Iterator[Path | None]:
     """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f".lock-{world.launch}-{world.rank}"
+    if path.is_symlink() or not path.is_file():
+        discard(path)
     while True:
-        file = open(path, "w", encoding="utf-8")  # noqa: SIM115 (it is closed below)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        file = os.fdopen(handle, "w", encoding="utf-8")
         locked = _lock(file, fcntl.LOCK_EX)
         # Another process may have removed the file before it was locked.
         with suppress(FileNotFoundError):
@@ -73,6 +77,7 @@ def hold_run_lock(directory: Path, world: World) -> Iterator[Path | None]:
         if not locked:
             remedy = "do not -resume there while another process runs"
             print(f"{directory}: the file system has no locks; {remedy}", file=sys.stderr, flush=True)
+        file.truncate()
         json.dump({"pid": os.getpid(), "host": socket.gethostname(), "start_time": utc_time()}, file)
         file.flush()
         os.fsync(file.fileno())  # for other machines
@@ -91,18 +96,25 @@ def other_launch(lock: Path) -> dict[str, Any] | None:
     """
     launch, own_time = lock.name.rpartition("-")[0], lock.stat().st_mtime_ns
     for path in set(lock.parent.glob(".lock-*")) - {lock}:
-        with suppress(FileNotFoundError), open(path, "r+", encoding="utf-8") as file:
-            if _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                discard_folder(path.with_name(path.name.replace(".lock-", ".making-")))
-                path.unlink(missing_ok=True)
-            elif path.name.rpartition("-")[0] != launch and path.stat().st_mtime_ns <= own_time:
-                with suppress(ValueError):
-                    return dict(json.load(file))
-                return dict.fromkeys(("pid", "host", "start_time"), "unknown")
+        try:
+            # For reading, and with a shared lock: the file may be another user's.
+            with open_regular(path) as file:
+                if _lock(file, fcntl.LOCK_SH | fcntl.LOCK_NB):
+                    discard(path.with_name(path.name.replace(".lock-", ".making-")))
+                    path.unlink()
+                elif path.name.rpartition("-")[0] != launch and path.stat().st_mtime_ns <= own_time:
+                    unknown = dict.fromkeys(("pid", "host", "start_time"), "unknown")
+                    with suppress(ValueError):  # it is being written
+                        return unknown | load_json(path)
+                    return unknown
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            print(f"{path}: skipped ({error})", file=sys.stderr, flush=True)
     return None
 
 
-def _lock(file: TextIO, operation: int) -> bool:
+def _lock(file: IO, operation: int) -> bool:
     """Locks a file. Returns False if another process holds the lock, or the file system has no locks."""
     with suppress(OSError):
         fcntl.flock(file, operation)
@@ -110,9 +122,9 @@ def _lock(file: TextIO, operation: int) -> bool:
     return False
 
 
-def discard_folder(directory: Path) -> None:
-    """Removes a folder that holds only files, if it exists."""
-    if directory.is_dir():
-        for path in directory.iterdir():
-            path.unlink(missing_ok=True)
-        directory.rmdir()
+def discard(path: Path) -> None:
+    """Removes a folder and its content, or another file, if it exists. Does not follow links."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.cli import UserError
+from common.sweeps.folder import new_folder
 from common.sweeps.processes import World, hold_run_lock, other_launch, partition, world_from_env
 from tests.conftest import ROOT
 from tests.stress.kills import differences, left_behind
@@ -70,6 +71,46 @@ def test_what_dead_processes_left_is_removed(tmp_path):
     with hold_run_lock(tmp_path, World("a")) as lock:
         assert other_launch(lock) is None
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_outside_the_folder_is_touched_through_links(tmp_path, capsys):
+    """Links, folders and pipes under the names of hidden files."""
+    out, outside = tmp_path / "out", tmp_path / "outside"
+    for directory in (out, outside):
+        directory.mkdir()
+    (outside / "precious").write_text("content")
+    for number, name in enumerate((".lock-dead-0", ".lock-a-0", ".lock-dead-1")):
+        (out / name).symlink_to(outside / "precious" if number < 2 else outside)
+    for name in (".making-dead-0", ".making-a-0"):
+        (out / name).symlink_to(outside)
+    os.mkfifo(out / ".lock-dead-2")
+    (out / ".lock-dead-3").mkdir()
+    with hold_run_lock(out, World("a")) as lock:
+        assert other_launch(lock) is None
+        assert json.loads(lock.read_text())["pid"] == os.getpid()
+        folder = new_folder({"output_dir": str(out), "experiment_name": "x"}, {}, ".making-a-0").path
+    assert not folder.is_symlink()
+    assert {path.name: path.is_file() and path.read_text() for path in outside.iterdir()} == {"precious": "content"}
+    remaining = [path.name for path in out.iterdir()]
+    assert sorted(remaining) == [".lock-dead-1", ".lock-dead-2", ".lock-dead-3", folder.name]
+    assert capsys.readouterr().err.count("skipped (is not a regular file") == 3
+
+
+def test_a_lock_of_another_user_is_only_read(tmp_path):
+    path = tmp_path / ".lock-other-0"
+    with hold_run_lock(tmp_path, World("other")), hold_run_lock(tmp_path, World("a")) as lock:
+        os.utime(path, (0, 0))
+        path.chmod(0o444)
+        opened, open_file = [], os.open
+
+        def recording(name, flags, *arguments, **kwargs):
+            opened.append((name, flags & os.O_ACCMODE))
+            return open_file(name, flags, *arguments, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(os, "open", recording)
+            assert other_launch(lock)["pid"] == os.getpid()
+    assert {flags for name, flags in opened if name == path} == {os.O_RDONLY}
 
 
 def launched(number, cwd, *arguments, **kwargs):
