@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = {
     "dmf": ["dmf_multiple_experiments_runner.py", "-plan", "figure_1_depth_3", "-save_every_num_val", "5"],
     "tc": ["tc_multiple_experiments_runner.py", "-repetitions", "1"],
+    "mixed": ["-m", "tests.stress.mixed_sweep"],
 }
 parser = Parser(__doc__)
 parser.add_argument("-kills", type=integer(1), default=200, help="how often to kill")
@@ -32,7 +33,7 @@ parser.add_argument("-random_seed", type=integer(0), default=0, help="seed of th
 
 def start(command: list[str], output_dir: Path) -> subprocess.Popen:
     """A sweep in a process group of its own."""
-    command = [sys.executable, str(ROOT / command[0]), *command[1:], "-output_dir", str(output_dir)]
+    command = [sys.executable, *command, "-output_dir", str(output_dir)]
     quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **quiet)
 
@@ -79,8 +80,8 @@ def differences(first: object, second: object, place: str = "") -> list[str]:
             found += differences(first[key], second[key], f"{place}/{key}")
         return found
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
-        bits = [tensor.contiguous().flatten().view(torch.uint8) for tensor in (first, second)]
-        same = first.dtype == second.dtype and first.shape == second.shape and torch.equal(*bits)
+        same = first.dtype == second.dtype and first.shape == second.shape
+        same = same and first.numpy().tobytes() == second.numpy().tobytes()
         return [] if same else [f"{place} differs"]
     return [] if repr(first) == repr(second) else [f"{place} differs: {str(first)[:80]} and {str(second)[:80]}"]
 

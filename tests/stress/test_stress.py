@@ -6,7 +6,7 @@ from tests.stress.fuzz import MOST_MEMORY, fuzzed
 from tests.stress.kills import compared
 
 
-@pytest.mark.parametrize("name", ["dmf", "tc"])
+@pytest.mark.parametrize("name", ["dmf", "tc", "mixed"])
 def test_sweeps_that_are_killed_end_as_if_nothing_had_happened(name, tmp_path):
     assert compared(name, 2, 0, tmp_path).total() == 2
 
