@@ -1,0 +1,50 @@
+"""The kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in a process that is started with them."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.training.test_compilation import compiler
+
+OPTIONS = "-fsanitize=address,undefined -fno-sanitize-recover=all"
+# Shapes with and without full vectors, a batch that the vectors do not divide, and both optimizers.
+TRAINING = """
+from tests.conftest import ROOT, prepared, train
+
+common = {"epochs": 60, "validate_every": 20}
+five = {"dataset_path": ROOT / "data/dmf/completion_5x5_w_1_1_0.pt", "num_samples": 24}
+order_4 = {"dataset_path": ROOT / "data/tc/tensor_rank_1_fro_1_order_4_dim_8.pt", "num_samples": 70}
+for kind, settings in [
+    ("dmf", {"depth": 1}),
+    ("dmf", {"depth": 3, "lr": 1e5}),
+    ("dmf", {"depth": 2, "dtype": "float64", **five}),
+    ("tc", {"num_samples": 70, "use_adaptive_lr": True}),
+    ("tc", {"dtype": "float64", **order_4}),
+]:
+    for count in (1, 17) if kind == "dmf" else (3,):
+        train([prepared(kind, random_seed=seed, **common, **settings) for seed in range(count)], native=True)
+print("trained")
+"""
+
+
+def test_kernels_stay_within_their_memory_and_are_defined(tmp_path):
+    gcc = shutil.which("gcc")
+    library = (
+        gcc and subprocess.run([gcc, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
+    )
+    if not os.path.isabs(library):
+        pytest.skip("needs gcc with AddressSanitizer")
+    environment = {
+        **os.environ,
+        "CC": compiler(tmp_path / "cc", f'exec {gcc} {OPTIONS} "$@"\n'),
+        "XDG_CACHE_HOME": str(tmp_path),
+        "LD_PRELOAD": library,
+        "ASAN_OPTIONS": "detect_leaks=0",
+    }
+    command = [sys.executable, "-c", TRAINING]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout) == (0, "trained\n"), done.stderr
