@@ -64,8 +64,7 @@ class MatrixFactorization:
         if det_sign and rows != cols:
             raise flag_error(det_flag, True, f"the product is {rows}x{cols}; only square ones have a determinant")
         if alpha < 0 and init_type == "normal":
-            remedy = "is a standard deviation; must be at least 0 with normal initialization"
-            raise flag_error("init_alpha", alpha, remedy)
+            raise flag_error("init_alpha", alpha, "is a standard deviation; must be at least 0")
         generator = torch.Generator().manual_seed(values["random_seed"])
         dtype, balanced = getattr(torch, values["dtype"]), values["use_balanced_init"]
         try:

@@ -20,7 +20,7 @@ _ALL = "all"
 class Plan:
     """Experiments that are plotted together."""
 
-    about: str  # what it shows, in a line
+    about: str  # one line
     experiments: Sequence[Mapping[str, Any]]  # for each the flags of the experiment's runner
     plot: str = ""  # further arguments of the command that plots them, as they are typed in a shell
     repetitions: int = 1  # repetition k of an experiment with seed N has the seed N + k
@@ -28,20 +28,20 @@ class Plan:
 
 @dataclass(frozen=True)
 class Job:
-    """A plan to be run: the line that announces it, its checked experiments, and the command that plots them."""
+    """A plan whose experiments have been checked."""
 
-    heading: str
+    heading: str  # printed before it runs
     experiments: list[Parameters]
-    plot_command: str
+    plot_command: str  # printed after it has run
 
 
 def combinations(base: Mapping[str, Any], options: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """`base` with every combination of the values of `options`, the last option varying fastest."""
+    """Returns `base` with every combination of the values of `options`. The last option varies fastest."""
     return [{**base, **dict(zip(options, values, strict=True))} for values in product(*options.values())]
 
 
 def plans_parser(description: str, plans: Mapping[str, Plan], add_experiment_flags: Callable[[Parser], None]) -> Parser:
-    """The parser of a script that runs plans. A flag of an experiment that is given holds for all experiments."""
+    """Returns the parser of a script that runs plans. It has the flags of an experiment, for all experiments."""
     lines = {**{name: getattr(plan, "about", "") for name, plan in plans.items()}, _ALL: "every plan, one by one"}
     width = max(map(len, lines))
     parser = Parser(description, "\n".join(["plans:", *(f"  {name:<{width}}  {text}" for name, text in lines.items())]))
@@ -75,19 +75,16 @@ def planned_jobs(
 ) -> list[Job]:
     """Returns the jobs that the command line of `plans_parser` asks for: the plan called "" if it names none.
 
-    `parser` checks the experiments, and `name` names those without a name. A plan's experiments go into a folder of its
-    name in `directory`, those of "" into their own `output_dir`; `-output_dir` overrides both. `plotter` is the script
-    that plots them. Raises UserError, which says which experiment it is about.
+    `parser` checks the experiments, `name` names those without a name, and `plotter` is the script that plots them. The
+    output folder is `-output_dir`, else `directory`/plan; for the plan "", that of each experiment. Raises UserError.
     """
     overriding = {flag: command[flag] for flag in command.given - {"plan", "repetitions", "resume"}}
     jobs, all_plans = [], command["plan"] == _ALL
     for plan_name in filter(None, plans) if all_plans else [command["plan"]]:
         plan, here = plans[plan_name], dict(overriding)
         of_plan = f" of plan {plan_name}" if plan_name else ""
-        if plan_name and "output_dir" not in overriding:
-            here["output_dir"] = f"{directory}/{plan_name}"
-        elif all_plans:
-            here["output_dir"] = f"{overriding['output_dir']}/{plan_name}"
+        if all_plans or (plan_name and "output_dir" not in overriding):
+            here["output_dir"] = f"{overriding.get('output_dir', directory)}/{plan_name}"
         try:
             repetitions, plot = range(command["repetitions"] or plan.repetitions), shlex.split(plan.plot)
             valid = repetitions and plan.experiments and all(isinstance(each, Mapping) for each in plan.experiments)
