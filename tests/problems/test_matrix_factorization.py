@@ -9,7 +9,7 @@ SIZES = [(n, m) for n in range(1, 17) for m in sorted({n, 17 - n, 16})]
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("rows, cols", SIZES, ids=lambda size: str(size))
-def test_metrics_of_a_validation_have_the_same_bits_however_the_history_is_cut(rows, cols, dtype, tmp_path):
+def test_metrics_do_not_depend_on_history_chunking(rows, cols, dtype, tmp_path):
     content = {"A": torch.zeros(1, rows, cols), "y": torch.ones(1), "target_matrix": torch.ones(rows, cols)}
     torch.save(content, tmp_path / "data.pt")
     given = {"num_samples": 1, "dtype": dtype, "track_singular_values": True, "tracked_e2e_value_of": [[0, 0]]}
