@@ -21,7 +21,7 @@ from common.sweeps.sweep import run_jobs, run_sweep
 from common.training import native_engine
 from common.training.trainer import Trainer
 from tests.conftest import KINDS, ROOT, runs_in
-from tests.stress.kills import differences, left_behind
+from tests.stress.kills import differences, read_outputs
 from tests.sweeps.test_resume import DMF, listed
 
 
@@ -55,7 +55,7 @@ def failing_replace(monkeypatch, number, where="."):
 def test_a_write_that_fails_ends_its_experiment_alone(tmp_path, monkeypatch, every_validation):
     """Every write of the sweep in turn; afterwards -resume makes it whole."""
     run(listed(tmp_path / "whole", *every_validation))
-    expected = left_behind(tmp_path / "whole")
+    expected = read_outputs(tmp_path / "whole")
     with monkeypatch.context() as patched:
         count = failing_replace(patched, -1)
         run(listed(tmp_path / "counted", *every_validation))
@@ -68,7 +68,7 @@ def test_a_write_that_fails_ends_its_experiment_alone(tmp_path, monkeypatch, eve
             with pytest.raises(RunFailed, match=r"^1 of 3 failed: \S+: OSError: .*No space left.*-resume$"):
                 run(experiments)
         # The others are whole, and so is the last checkpoint of the one that failed.
-        found = left_behind(path)
+        found = read_outputs(path)
         finished = {
             place
             for place, runs in runs_in(path).items()
@@ -80,7 +80,7 @@ def test_a_write_that_fails_ends_its_experiment_alone(tmp_path, monkeypatch, eve
         for checkpoint in path.glob("*/checkpoints/*"):
             torch.load(checkpoint, weights_only=True)
         run(experiments, resume=True)
-        assert differences(expected, left_behind(path)) == []
+        assert differences(expected, read_outputs(path)) == []
 
 
 def test_a_batch_without_memory_does_not_keep_the_next_from_being_run(tmp_path, monkeypatch):
@@ -146,7 +146,7 @@ def test_a_folder_that_vanishes_is_the_loss_of_its_experiment_alone(tmp_path, ev
         patched.setattr(Trainer, "advance", vanishing)
         run(experiments)
     run(experiments, resume=True)
-    assert differences(left_behind(tmp_path / "whole"), left_behind(tmp_path / "out")) == []
+    assert differences(read_outputs(tmp_path / "whole"), read_outputs(tmp_path / "out")) == []
 
 
 def test_the_size_of_files_is_limited(tmp_path):
@@ -206,7 +206,7 @@ def test_one_that_diverges_does_not_disturb_its_neighbours(tmp_path, kind):
     for path in folder.glob("*.json"):
         assert "NaN" not in path.read_text()
         assert "Infinity" not in path.read_text()
-    alone, beside = left_behind(tmp_path / "alone"), left_behind(tmp_path / "beside")
+    alone, beside = read_outputs(tmp_path / "alone"), read_outputs(tmp_path / "beside")
     renumbered = {f"2{key[1:]}" if key[0] == "3" else key: value for key, value in beside.items() if key[0] != "2"}
     assert differences(alone, renumbered) == []
     # With -resume, it is finished like the others.

@@ -16,7 +16,7 @@ from common.cli import UserError
 from common.sweeps.folder import new_folder
 from common.sweeps.processes import World, hold_run_lock, other_launch, partition, world_from_env
 from tests.conftest import ROOT
-from tests.stress.kills import differences, left_behind
+from tests.stress.kills import differences, read_outputs
 
 SWEEP = ["-plan", "rank_1_order_3", "-repetitions", "1", "-epochs", "700"]
 
@@ -126,7 +126,7 @@ def alone(tmp_path_factory):
     path = tmp_path_factory.mktemp("alone")
     script = [sys.executable, str(ROOT / "tc_multiple_experiments_runner.py"), *SWEEP, "-output_dir", str(path)]
     subprocess.run(script, cwd=ROOT, check=True, capture_output=True)
-    return left_behind(path)
+    return read_outputs(path)
 
 
 @pytest.mark.parametrize("number", [2, 3])
@@ -134,7 +134,7 @@ def test_the_union_is_what_one_process_leaves(number, tmp_path, alone):
     process = launched(number, tmp_path, "-output_dir", str(tmp_path / "out"))
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert differences(alone, left_behind(tmp_path / "out")) == []
+    assert differences(alone, read_outputs(tmp_path / "out")) == []
     assert output.count("to plot it once all processes have ended") == 1
     for rank in range(number):
         assert f"of them for process {rank} of {number}" in output
@@ -154,7 +154,7 @@ def test_a_process_that_dies_costs_what_it_had_not_finished(tmp_path, alone):
     process = launched(3, tmp_path, "-output_dir", str(out), "-save_every_num_val", "5", "-resume")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert differences(alone, left_behind(out)) == []
+    assert differences(alone, read_outputs(out)) == []
 
 
 def test_processes_that_start_together_in_one_folder_have_folders_of_their_own(tmp_path, dataset):

@@ -22,7 +22,7 @@ from common.sweeps.sweep import run_sweep
 from common.training import native_engine
 from common.training.trainer import Trainer
 from tests.conftest import KINDS, MATRIX, parsed, runs_in
-from tests.stress.kills import differences, left_behind
+from tests.stress.kills import differences, read_outputs
 
 BASES = {
     "dmf": {"epochs": 3000, "random_seed": 5, "store_checkpoints": True, "save_results": True, "file_log": True},
@@ -75,7 +75,7 @@ def test_an_interrupted_sweep_ends_as_if_nothing_had_happened(tmp_path, monkeypa
     interrupted_at(10, again, monkeypatch)
     interrupted_at(1000, again, monkeypatch, resume=True)
     run_sweep(DMF, again, resume=True)
-    assert differences(left_behind(tmp_path / "a"), left_behind(tmp_path / "b")) == []
+    assert differences(read_outputs(tmp_path / "a"), read_outputs(tmp_path / "b")) == []
 
 
 def test_an_interruption_between_validations_leaves_no_trace(tmp_path, monkeypatch):
@@ -85,7 +85,7 @@ def test_an_interruption_between_validations_leaves_no_trace(tmp_path, monkeypat
     ((parameters, folder),) = runs_in(tmp_path / "b")[1]
     assert (parameters["status"]["last_epoch"] + 1) % 2500
     run_sweep(DMF, listed(tmp_path / "b", long), resume=True)
-    assert differences(left_behind(tmp_path / "a"), left_behind(tmp_path / "b")) == []
+    assert differences(read_outputs(tmp_path / "a"), read_outputs(tmp_path / "b")) == []
     assert "resumed after epoch" in next(folder.glob("*.log")).read_text()
 
 
@@ -135,7 +135,7 @@ def test_what_ended_but_has_no_results_gets_them_without_training(tmp_path, monk
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "advance", None)
         run_sweep(TC, experiments, resume=True)
-    assert differences(left_behind(tmp_path / "a"), left_behind(tmp_path / "b")) == []
+    assert differences(read_outputs(tmp_path / "a"), read_outputs(tmp_path / "b")) == []
 
 
 def test_what_is_finished_is_left_alone_and_what_is_new_begins(tmp_path):
@@ -209,7 +209,7 @@ def test_without_checkpoints_it_begins_anew_in_its_folder(tmp_path, monkeypatch)
             run_sweep(DMF, listed(tmp_path / "b", without))
     assert "there are no checkpoints to continue from" in interruption.value.args[1]
     run_sweep(DMF, listed(tmp_path / "b", without), resume=True)
-    assert differences(left_behind(tmp_path / "a"), left_behind(tmp_path / "b")) == []
+    assert differences(read_outputs(tmp_path / "a"), read_outputs(tmp_path / "b")) == []
 
 
 def test_an_interrupted_continuation_of_a_checkpoint_is_resumed(tmp_path, monkeypatch):
@@ -220,7 +220,7 @@ def test_an_interrupted_continuation_of_a_checkpoint_is_resumed(tmp_path, monkey
     interrupted_at(1000, listed(tmp_path / "b", start), monkeypatch)
     run_sweep(DMF, listed(tmp_path / "b", start), resume=True)
     assert len(list((tmp_path / "b").iterdir())) == 1
-    assert differences(left_behind(tmp_path / "a"), left_behind(tmp_path / "b")) == []
+    assert differences(read_outputs(tmp_path / "a"), read_outputs(tmp_path / "b")) == []
 
 
 def test_a_damaged_checkpoint_is_named_and_nothing_is_changed(tmp_path, monkeypatch):
@@ -287,7 +287,7 @@ def test_a_diverged_adaptive_run_is_finished(tmp_path):
     status = {"finished": False, "stop_reason": None, "last_epoch": None}
     (folder / "run_params.json").write_text(json.dumps({**parameters, "status": status}))
     run_sweep(TC, experiments, resume=True)
-    assert differences(left_behind(tmp_path / "a"), left_behind(tmp_path / "b")) == []
+    assert differences(read_outputs(tmp_path / "a"), read_outputs(tmp_path / "b")) == []
 
 
 def test_many_that_end_together_do_not_hold_up_a_signal(tmp_path, monkeypatch):
@@ -320,7 +320,7 @@ def test_ranks_that_are_tracked_do_not_hold_up_a_signal(tmp_path, monkeypatch):
         run_sweep(TC, experiments)
     assert len(after) <= 22
     run_sweep(TC, experiments, resume=True)
-    assert differences(left_behind(tmp_path / "a"), left_behind(tmp_path / "b")) == []
+    assert differences(read_outputs(tmp_path / "a"), read_outputs(tmp_path / "b")) == []
 
 
 def test_what_a_crash_leaves_is_removed(tmp_path, monkeypatch):
