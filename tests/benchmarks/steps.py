@@ -30,7 +30,7 @@ import torch
 from common.models.cp_factorization import first_group_size
 from common.sweeps.experiment import Experiment
 from common.training.threads import NUM_THREADS, one_thread
-from tests.conftest import ROOT, prepared, trainer_of
+from tests.conftest import ROOT, make_experiment, make_trainer
 
 try:
     import jax
@@ -68,7 +68,7 @@ def cp_tensor(factors):
 
 def our_trainer(experiments: list[Experiment], min_steps: int) -> Steps:
     """Returns the steps of this project, with history and metrics; each call runs at least `min_steps` steps."""
-    trainer = trainer_of(experiments, native=True)
+    trainer = make_trainer(experiments, native=True)
     trainer.engine.optimizer.is_stateless = False  # so that no experiment is stopped as stalled
 
     def run_steps(num_steps: int) -> int:
@@ -195,13 +195,13 @@ def dmf_experiments(depth: int, number: int) -> list[Experiment]:
     # Initializations from the paper.
     parameters = {"init_alpha": {2: 8.41e-4, 3: 7.94e-3, 4: 7.71e-2}[depth], **_NO_STOPPING}
     tracked = {"tracked_e2e_value_of": [[0, 0], [0, 1], [1, 0], [1, 1]], "track_singular_values": True}
-    return [prepared(depth=depth, random_seed=seed, **parameters, **tracked) for seed in range(number)]
+    return [make_experiment(depth=depth, random_seed=seed, **parameters, **tracked) for seed in range(number)]
 
 
 def tc_experiments(order: int, number: int) -> list[Experiment]:
     path = ROOT / f"data/tc/tensor_rank_1_fro_1_order_{order}_dim_8.pt"
     parameters = {"init_std": 0.1, **_NO_STOPPING}
-    return [prepared("tc", dataset_path=path, random_seed=seed, **parameters) for seed in range(number)]
+    return [make_experiment("tc", dataset_path=path, random_seed=seed, **parameters) for seed in range(number)]
 
 
 def print_row(problem: str, number: int, times: dict[str, float]) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.metrics import theory
-from tests.conftest import ROOT, prepared, train
+from tests.conftest import ROOT, make_experiment, train
 
 # Dataset name → sign of the determinant, unobserved entry, observations (a, b, z): a and b are next to the unobserved
 # entry, z is diagonally opposite.
@@ -37,7 +37,7 @@ def test_bounds_hold_during_training(name, depth):
     }
     balanced, unbalanced = {"init_alpha": 1e-5, "use_balanced_init": True}, {"init_alpha": 1.71e-2}
     experiments = [
-        prepared(**common, **start, random_seed=seed) for start in (balanced, unbalanced) for seed in range(3)
+        make_experiment(**common, **start, random_seed=seed) for start in (balanced, unbalanced) for seed in range(3)
     ]
     train(experiments, native=True)
     checked = left = 0

@@ -13,7 +13,7 @@ from common.flags import load_samples
 from common.problems import tensor_completion
 from common.sweeps import batch
 from common.sweeps.sweep import run_sweep
-from tests.conftest import ROOT, TENSOR, parsed, prepared, runs_in, train, trainer_of
+from tests.conftest import ROOT, TENSOR, make_experiment, make_trainer, parse_parameters, runs_by_number, train
 from tests.models.test_cp_factorization import reference_tensor
 from tests.sweeps.test_continuation import assert_same
 
@@ -22,9 +22,9 @@ BASE = {"random_seed": 1, "use_adaptive_lr": True, "file_log": True}
 
 def run_experiments(output_dir: Path, *experiments) -> list[Path]:
     """Runs the experiments and returns their folders, in the same order."""
-    parameters = [parsed("tc", **BASE | {"output_dir": output_dir} | each) for each in experiments]
+    parameters = [parse_parameters("tc", **BASE | {"output_dir": output_dir} | each) for each in experiments]
     run_sweep(tensor_completion.TensorFactorization, parameters)
-    return [runs_in(output_dir)[number + 1][0][1] for number in range(len(experiments))]
+    return [runs_by_number(output_dir)[number + 1][0][1] for number in range(len(experiments))]
 
 
 def read_metrics(folder: Path) -> dict:
@@ -52,7 +52,7 @@ def reference_run(experiment, num_steps):
 @pytest.mark.parametrize("adaptive, lr", [(True, 1e-2), (False, 0.5)])
 def test_training_matches_reference_loop(adaptive, lr):
     settings = {"dtype": "float64", "use_adaptive_lr": adaptive, "lr": lr, "init_std": 0.1, "epochs": 100}
-    experiments = [prepared("tc", num_samples=n, random_seed=n, **settings) for n in (60, 400)]
+    experiments = [make_experiment("tc", num_samples=n, random_seed=n, **settings) for n in (60, 400)]
     for experiment, factors in zip(experiments, train(experiments), strict=True):
         expected, loss = reference_run(experiment, 100)
         assert experiment.state.history.train["mse_loss"].values[-1] == pytest.approx(loss, rel=1e-9)
@@ -63,7 +63,7 @@ def test_training_matches_reference_loop(adaptive, lr):
 def test_results_do_not_depend_on_batch():
     def experiments(seeds):
         return [
-            prepared("tc", random_seed=s, num_samples=100 * (1 + s), use_adaptive_lr=True, epochs=150 + 20 * s)
+            make_experiment("tc", random_seed=s, num_samples=100 * (1 + s), use_adaptive_lr=True, epochs=150 + 20 * s)
             for s in seeds
         ]
 
@@ -155,10 +155,10 @@ def test_checkpoint_with_other_optimizer_or_shape_is_refused(tmp_path):
     (folder,) = run_experiments(tmp_path / "a", {"epochs": 100, "store_checkpoints": True})
     (path,) = (folder / "checkpoints").iterdir()
     with pytest.raises(UserError, match="was not written by GradientDescent"):
-        prepared("tc", trainer_checkpoint=path)
+        make_experiment("tc", trainer_checkpoint=path)
     order_4 = ROOT / "data/tc/tensor_rank_1_fro_1_order_4_dim_8.pt"
     with pytest.raises(UserError, match=r"has 3 factors of shapes .*, not 4"):
-        prepared("tc", **BASE, trainer_checkpoint=path, dataset_path=order_4)
+        make_experiment("tc", **BASE, trainer_checkpoint=path, dataset_path=order_4)
 
 
 def test_tracked_rank_is_estimated_once_per_validation(monkeypatch):
@@ -169,7 +169,7 @@ def test_tracked_rank_is_estimated_once_per_validation(monkeypatch):
         return [1]
 
     monkeypatch.setattr(tensor_completion, "estimate_cp_rank", counting)
-    trainer = trainer_of([prepared("tc", track_tensor_rank=True, epochs=1000, use_adaptive_lr=True)])
+    trainer = make_trainer([make_experiment("tc", track_tensor_rank=True, epochs=1000, use_adaptive_lr=True)])
     for validations in range(1, 4):
         while trainer.epoch < 100 * validations - 1:
             trainer.advance()
@@ -192,7 +192,7 @@ def test_smaller_init_gives_smaller_error():
 
     def errors(std):
         experiments = [
-            prepared("tc", random_seed=s, num_samples=350, init_std=std, use_adaptive_lr=True) for s in range(5)
+            make_experiment("tc", random_seed=s, num_samples=350, init_std=std, use_adaptive_lr=True) for s in range(5)
         ]
         train(experiments)
         assert all(experiment.state.stop_reason == "zero_loss" for experiment in experiments)

@@ -33,7 +33,7 @@ from common.plotting.curves import Wanted, read_lines
 from common.plotting.tensor_completion import common_target_rank, read_results, summarize, table
 from common.sweeps.experiment import _load_checkpoint
 from common.sweeps.sweep import run_sweep
-from tests.conftest import KINDS, parsed
+from tests.conftest import KINDS, parse_parameters
 
 parser = Parser(__doc__)
 parser.add_argument("-cases", type=integer(1), default=10_000, help="number of corrupted files to read")
@@ -234,7 +234,7 @@ def make_targets(directory: Path) -> list[FuzzTarget]:
         def sweep(resume=False, kind=kind, problem=problem, given=given, **more: Any) -> None:
             for cached in (load_samples, _load_checkpoint, sha256_of_file):
                 cached.cache_clear()
-            run_sweep(problem, [parsed(kind, **given | more)], resume)
+            run_sweep(problem, [parse_parameters(kind, **given | more)], resume)
 
         def run(sweep=sweep, out=out, **more: Any) -> None:
             try:

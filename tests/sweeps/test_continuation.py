@@ -9,7 +9,7 @@ import torch
 from common.cli import UserError
 from common.problems.matrix_factorization import MatrixFactorization
 from common.sweeps.sweep import run_sweep
-from tests.conftest import parsed, prepared, train
+from tests.conftest import make_experiment, parse_parameters, train
 
 BASE = {
     "random_seed": 3,
@@ -23,7 +23,7 @@ BASE = {
 
 def run_experiment(output_dir: Path, **parameters) -> tuple[Path, dict]:
     """Runs one experiment and returns the path and content of its checkpoint."""
-    run_sweep(MatrixFactorization, [parsed(**BASE | {"output_dir": output_dir} | parameters)])
+    run_sweep(MatrixFactorization, [parse_parameters(**BASE | {"output_dir": output_dir} | parameters)])
     (folder,) = output_dir.iterdir()
     (path,) = (folder / "checkpoints").iterdir()
     return path, torch.load(path, weights_only=True)
@@ -73,7 +73,7 @@ def test_continuing_keeps_zero_loss_count(tmp_path):
 
 def save_original_checkpoint(path: Path, epochs: int) -> Path:
     """Saves a checkpoint of the run described by `BASE` in the format of the original code; returns its path."""
-    experiment = prepared(**{**BASE, "epochs": epochs, "validate_every": 1})
+    experiment = make_experiment(**{**BASE, "epochs": epochs, "validate_every": 1})
     (factors,) = train([experiment])
 
     def tracker(name, series, keep):
@@ -165,5 +165,5 @@ def test_incompatible_checkpoint_is_refused(tmp_path, changed, message):
     changed(content)
     torch.save(content, path)
     with pytest.raises(UserError, match=message) as error:
-        prepared(**BASE, trainer_checkpoint=path)
+        make_experiment(**BASE, trainer_checkpoint=path)
     assert str(path) in str(error.value)

@@ -20,7 +20,7 @@ from common.sweeps.plans import Job
 from common.sweeps.sweep import run_jobs, run_sweep
 from common.training import native_engine
 from common.training.trainer import Trainer
-from tests.conftest import KINDS, ROOT, runs_in
+from tests.conftest import KINDS, ROOT, runs_by_number
 from tests.stress.kills import differences, read_outputs
 from tests.sweeps.test_resume import DMF, parameter_list
 
@@ -71,7 +71,7 @@ def test_failed_write_fails_only_its_experiment(tmp_path, monkeypatch, three_exp
         found = read_outputs(path)
         finished = {
             place
-            for place, runs in runs_in(path).items()
+            for place, runs in runs_by_number(path).items()
             if runs[0][0]["status"]["finished"] and runs[0][0]["status"]["stop_reason"] == "epochs"
         }
         assert len(finished) == 2
@@ -97,10 +97,10 @@ def test_sweep_continues_after_out_of_memory_batch(tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(RunFailed, match=r"^2 of 3 failed: .*not enough.* -resume$"):
         patched.setattr(batch, "build_engine", failing)
         run_sweep(DMF, experiments)
-    assert {number: runs[0][0]["status"]["finished"] for number, runs in runs_in(tmp_path).items()} == {3: True}
+    assert {number: runs[0][0]["status"]["finished"] for number, runs in runs_by_number(tmp_path).items()} == {3: True}
     run_sweep(DMF, experiments, resume=True)
-    assert all(runs[0][0]["status"]["finished"] for runs in runs_in(tmp_path).values())
-    assert len(runs_in(tmp_path)) == 3
+    assert all(runs[0][0]["status"]["finished"] for runs in runs_by_number(tmp_path).values())
+    assert len(runs_by_number(tmp_path)) == 3
 
 
 def test_next_plan_runs_after_failed_plan(tmp_path, monkeypatch, capsys):
@@ -109,7 +109,7 @@ def test_next_plan_runs_after_failed_plan(tmp_path, monkeypatch, capsys):
         fail_nth_replace(patched, 1)
         run_jobs(DMF, jobs)
     assert not list((tmp_path / "a").glob("[!.]*"))
-    assert runs_in(tmp_path / "b")[1][0][0]["status"]["finished"]
+    assert runs_by_number(tmp_path / "b")[1][0][0]["status"]["finished"]
     assert "draw b" in capsys.readouterr().out
 
 
@@ -136,7 +136,11 @@ def test_failed_plot_fails_only_its_experiment(tmp_path, three_experiments, monk
         run_without_output_limit(
             parameter_list(tmp_path, *({**each, "plot_metrics": True} for each in three_experiments))
         )
-    assert [runs[0][0]["status"]["finished"] for _, runs in sorted(runs_in(tmp_path).items())] == [True, False, True]
+    assert [runs[0][0]["status"]["finished"] for _, runs in sorted(runs_by_number(tmp_path).items())] == [
+        True,
+        False,
+        True,
+    ]
 
 
 def test_deleted_folder_fails_only_its_experiment(tmp_path, three_experiments, monkeypatch):
@@ -144,7 +148,7 @@ def test_deleted_folder_fails_only_its_experiment(tmp_path, three_experiments, m
 
     def delete_folder(self):
         if self.epoch == 99:  # after the first and before the last validation
-            shutil.rmtree(runs_in(tmp_path / "out")[1][0][1])
+            shutil.rmtree(runs_by_number(tmp_path / "out")[1][0][1])
         return advance(self)
 
     run_without_output_limit(parameter_list(tmp_path / "whole", *three_experiments))
@@ -190,8 +194,8 @@ def test_sweep_continues_if_stdout_is_closed(tmp_path, dataset):
     process.stdout.close()
     assert process.stderr.read().count("\n") <= 1
     assert process.wait() in (0, 1)
-    assert all(runs[0][0]["status"]["finished"] for runs in runs_in(tmp_path / "out").values())
-    assert len(runs_in(tmp_path / "out")) == 3
+    assert all(runs[0][0]["status"]["finished"] for runs in runs_by_number(tmp_path / "out").values())
+    assert len(runs_by_number(tmp_path / "out")) == 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -206,7 +210,7 @@ def test_diverging_experiment_does_not_affect_batch(tmp_path, kind):
     run_sweep(KINDS[kind][0], parameter_list(tmp_path / "alone", *({**each, **native} for each in fine), kind=kind))
     three = [fine[0], {**diverging, "epochs": 500}, fine[1]]
     run_sweep(KINDS[kind][0], parameter_list(tmp_path / "beside", *({**each, **native} for each in three), kind=kind))
-    runs = runs_in(tmp_path / "beside")
+    runs = runs_by_number(tmp_path / "beside")
     parameters, folder = runs[2][0]
     assert parameters["status"]["finished"]
     assert parameters["status"]["stop_reason"] == "diverged"

@@ -13,7 +13,7 @@ from common.sweeps import outputs
 from common.sweeps.folder import new_folder
 from common.sweeps.outputs import MetricPlots, SweepContext
 from common.sweeps.processes import World
-from tests.conftest import prepared, train
+from tests.conftest import make_experiment, train
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def context():
 @pytest.fixture
 def experiments(tmp_path):
     """Returns three trained experiments with folders."""
-    experiments = [prepared(epochs=200, output_dir=tmp_path, random_seed=seed) for seed in range(3)]
+    experiments = [make_experiment(epochs=200, output_dir=tmp_path, random_seed=seed) for seed in range(3)]
     train(experiments)
     for experiment in experiments:
         experiment.folder = new_folder(experiment.parameters, {}, ".making")

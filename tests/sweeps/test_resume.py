@@ -21,7 +21,7 @@ from common.sweeps.resume import match_previous_runs
 from common.sweeps.sweep import run_sweep
 from common.training import native_engine
 from common.training.trainer import Trainer
-from tests.conftest import KINDS, MATRIX, parsed, runs_in
+from tests.conftest import KINDS, MATRIX, parse_parameters, runs_by_number
 from tests.stress.kills import differences, read_outputs
 
 BASES = {
@@ -38,7 +38,7 @@ DMF, TC = KINDS["dmf"][0], KINDS["tc"][0]
 
 
 def parameter_list(output_dir, *experiments, kind="dmf"):
-    return [parsed(kind, **BASES[kind] | {"output_dir": output_dir} | each) for each in experiments]
+    return [parse_parameters(kind, **BASES[kind] | {"output_dir": output_dir} | each) for each in experiments]
 
 
 def signal_during_training(monkeypatch, number, when=lambda trainer: True):
@@ -82,7 +82,7 @@ def test_resume_after_interruption_between_validations(tmp_path, monkeypatch):
     long = {"validate_every": 2500, "engine": "torch"}
     run_sweep(DMF, parameter_list(tmp_path / "a", long))
     interrupt_at_epoch(400, parameter_list(tmp_path / "b", long), monkeypatch)
-    ((parameters, folder),) = runs_in(tmp_path / "b")[1]
+    ((parameters, folder),) = runs_by_number(tmp_path / "b")[1]
     assert (parameters["status"]["last_epoch"] + 1) % 2500
     run_sweep(DMF, parameter_list(tmp_path / "b", long), resume=True)
     assert differences(read_outputs(tmp_path / "a"), read_outputs(tmp_path / "b")) == []
@@ -97,7 +97,7 @@ def test_interruption_is_recorded_before_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(batch, "save_checkpoint", save)
     interrupt_at_epoch(400, parameter_list(tmp_path, {"validate_every": 1}), monkeypatch)
-    ((parameters, _),) = runs_in(tmp_path)[1]
+    ((parameters, _),) = runs_by_number(tmp_path)[1]
     assert recorded == [parameters["status"]]
     assert recorded[0]["stop_reason"] == "interrupted"
     assert recorded[0]["last_epoch"] >= 400
@@ -111,7 +111,9 @@ def test_slow_checkpoints_are_not_saved_after_signal(tmp_path, monkeypatch, caps
     interrupt_at_epoch(400, parameter_list(tmp_path, *({"random_seed": seed} for seed in range(3))), monkeypatch)
     assert len(list(tmp_path.glob("*/checkpoints/*.pt"))) == saved
     assert ("no time for 3 of 3 checkpoints" in capsys.readouterr().out) == (not saved)
-    statuses = [parameters["status"]["stop_reason"] for runs in runs_in(tmp_path).values() for parameters, _ in runs]
+    statuses = [
+        parameters["status"]["stop_reason"] for runs in runs_by_number(tmp_path).values() for parameters, _ in runs
+    ]
     assert statuses == ["interrupted"] * 3
 
 
@@ -129,7 +131,7 @@ def test_missing_results_are_computed_without_training(tmp_path, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
         patched.setattr(tensor_completion, "estimate_cp_rank", signal_and_compute)
         run_sweep(TC, experiments)
-    ((parameters, folder),) = runs_in(tmp_path / "b")[1]
+    ((parameters, folder),) = runs_by_number(tmp_path / "b")[1]
     assert not parameters["status"]["finished"]
     assert not (folder / "tensor_rank_and_reconstruction_metrics.json").exists()
     with monkeypatch.context() as patched:
@@ -180,10 +182,11 @@ def test_resume_uses_random_seeds_of_newest_sweep(tmp_path, monkeypatch):
     monkeypatch.setattr("common.sweeps.sweep.utc_time", lambda: "2100_01_01-00_00_00")
     interrupt_at_epoch(500, parameter_list(tmp_path, *random_seeds), monkeypatch)
     seeds = {
-        number: [parameters["random_seed"] for parameters, _ in found] for number, found in runs_in(tmp_path).items()
+        number: [parameters["random_seed"] for parameters, _ in found]
+        for number, found in runs_by_number(tmp_path).items()
     }
     run_sweep(DMF, parameter_list(tmp_path, *random_seeds), resume=True)
-    found = runs_in(tmp_path)
+    found = runs_by_number(tmp_path)
     assert {number: [each["random_seed"] for each, _ in runs] for number, runs in found.items()} == seeds
     assert all(parameters["status"]["finished"] for runs in found.values() for parameters, _ in runs)
     # Resuming again does nothing.
@@ -193,9 +196,9 @@ def test_resume_uses_random_seeds_of_newest_sweep(tmp_path, monkeypatch):
 
 def test_equal_experiments_have_separate_folders(tmp_path, monkeypatch):
     interrupt_at_epoch(500, parameter_list(tmp_path, {}, {}, {}), monkeypatch)
-    paths = {folder for runs in runs_in(tmp_path).values() for _, folder in runs}
+    paths = {folder for runs in runs_by_number(tmp_path).values() for _, folder in runs}
     run_sweep(DMF, parameter_list(tmp_path, {}, {}, {}), resume=True)
-    found = [run for runs in runs_in(tmp_path).values() for run in runs]
+    found = [run for runs in runs_by_number(tmp_path).values() for run in runs]
     assert {folder for _, folder in found} == paths
     assert all(parameters["status"]["finished"] for parameters, _ in found)
 
@@ -214,7 +217,7 @@ def test_run_without_checkpoint_restarts_in_same_folder(tmp_path, monkeypatch):
 
 def test_resume_of_run_started_from_checkpoint(tmp_path, monkeypatch):
     run_sweep(DMF, parameter_list(tmp_path / "first", {"epochs": 510, "lr": 2e-3}))
-    ((_, folder),) = runs_in(tmp_path / "first")[1]
+    ((_, folder),) = runs_by_number(tmp_path / "first")[1]
     start = {"trainer_checkpoint": str(next((folder / "checkpoints").iterdir())), "engine": "torch"}
     run_sweep(DMF, parameter_list(tmp_path / "a", start))
     interrupt_at_epoch(1000, parameter_list(tmp_path / "b", start), monkeypatch)
@@ -225,7 +228,7 @@ def test_resume_of_run_started_from_checkpoint(tmp_path, monkeypatch):
 
 def test_damaged_checkpoint_is_refused(tmp_path, monkeypatch):
     interrupt_at_epoch(500, parameter_list(tmp_path, {}), monkeypatch)
-    ((_, folder),) = runs_in(tmp_path)[1]
+    ((_, folder),) = runs_by_number(tmp_path)[1]
     checkpoint = next((folder / "checkpoints").iterdir())
     checkpoint.write_bytes(checkpoint.read_bytes()[:100])
     before = sorted(tmp_path.rglob("*"))
@@ -234,12 +237,12 @@ def test_damaged_checkpoint_is_refused(tmp_path, monkeypatch):
     assert sorted(tmp_path.rglob("*")) == before
     checkpoint.unlink()
     run_sweep(DMF, parameter_list(tmp_path, {}), resume=True)
-    assert runs_in(tmp_path)[1][0][0]["status"]["finished"]
+    assert runs_by_number(tmp_path)[1][0][0]["status"]["finished"]
 
 
 def test_folder_with_damaged_parameters_is_skipped(tmp_path, monkeypatch, capsys):
     interrupt_at_epoch(500, parameter_list(tmp_path, {}), monkeypatch)
-    ((_, folder),) = runs_in(tmp_path)[1]
+    ((_, folder),) = runs_by_number(tmp_path)[1]
     (folder / "run_params.json").write_text("{")
     run_sweep(DMF, parameter_list(tmp_path, {}), resume=True)
     assert f"skipped {folder}: damaged: run_params.json is not JSON" in capsys.readouterr().out
@@ -248,7 +251,7 @@ def test_folder_with_damaged_parameters_is_skipped(tmp_path, monkeypatch, capsys
 
 def test_checkpoint_with_changed_learning_rate_starts_new_run(tmp_path):
     run_sweep(DMF, parameter_list(tmp_path / "first", {"epochs": 100}))
-    ((_, folder),) = runs_in(tmp_path / "first")[1]
+    ((_, folder),) = runs_by_number(tmp_path / "first")[1]
     start = {"trainer_checkpoint": str(next((folder / "checkpoints").iterdir()))}
     for lr in (1e-3, 2e-3, 1e-3):
         run_sweep(DMF, parameter_list(tmp_path / "second", {**start, "lr": lr}), resume=True)
@@ -280,7 +283,7 @@ def test_resume_of_diverged_adaptive_run(tmp_path):
     experiments = parameter_list(tmp_path / "b", diverging, kind="tc")
     for path in ("a", "b"):
         run_sweep(TC, parameter_list(tmp_path / path, diverging, kind="tc"))
-    ((parameters, folder),) = runs_in(tmp_path / "b")[1]
+    ((parameters, folder),) = runs_by_number(tmp_path / "b")[1]
     assert parameters["status"]["stop_reason"] == "diverged"
     for path in folder.glob("*.*"):
         path.unlink()
@@ -299,7 +302,7 @@ def test_interruption_with_many_finished_experiments(tmp_path, monkeypatch):
         run_sweep(DMF, experiments)
     assert not list(tmp_path.glob("b/*/checkpoints/*"))
     run_sweep(DMF, experiments, resume=True)
-    assert [runs[0][0]["status"]["finished"] for runs in runs_in(tmp_path / "b").values()] == [True] * 5
+    assert [runs[0][0]["status"]["finished"] for runs in runs_by_number(tmp_path / "b").values()] == [True] * 5
 
 
 def test_interruption_with_tracked_ranks(tmp_path, monkeypatch):
@@ -325,7 +328,7 @@ def test_interruption_with_tracked_ranks(tmp_path, monkeypatch):
 
 def test_leftover_temporary_files_are_removed(tmp_path, monkeypatch):
     interrupt_at_epoch(500, parameter_list(tmp_path, {}), monkeypatch)
-    ((_, folder),) = runs_in(tmp_path)[1]
+    ((_, folder),) = runs_by_number(tmp_path)[1]
     leftovers = [folder / ".run_params-ab_c1234.json", folder / "checkpoints/.x-abcd1234.pt", tmp_path / ".lock-dead-0"]
     leftovers.append(folder / "checkpoints/2020_01_01-00_00_00_epoch_3.pt")
     for leftover in leftovers:
@@ -361,18 +364,18 @@ def test_sweep_id_is_kept_per_output_folder(tmp_path, monkeypatch):
     """Runs started with -resume get the id of the existing sweep in their output folder."""
     for name in ("a", "b"):
         interrupt_at_epoch(500, parameter_list(tmp_path / name, {}), monkeypatch)
-    ids = {name: runs_in(tmp_path / name)[1][0][0]["provenance"]["sweep"]["id"] for name in ("a", "b")}
+    ids = {name: runs_by_number(tmp_path / name)[1][0][0]["provenance"]["sweep"]["id"] for name in ("a", "b")}
     both = [*parameter_list(tmp_path / "a", {}, {"lr": 1e-3}), *parameter_list(tmp_path / "b", {}, {"lr": 1e-3})]
     run_sweep(DMF, both, resume=True)
     for name in ("a", "b"):
-        runs = [parameters for found in runs_in(tmp_path / name).values() for parameters, _ in found]
+        runs = [parameters for found in runs_by_number(tmp_path / name).values() for parameters, _ in found]
         assert len(runs) == 2
         assert {parameters["provenance"]["sweep"]["id"] for parameters in runs} == {ids[name]}
 
 
 def test_identity_ignores_order_names_and_paths(tmp_path):
-    first = parsed(lr=0.1, depth=2)
-    second = parsed(depth=2, lr=0.1, experiment_name="x", output_dir=tmp_path, gpu_id=3)
+    first = parse_parameters(lr=0.1, depth=2)
+    second = parse_parameters(depth=2, lr=0.1, experiment_name="x", output_dir=tmp_path, gpu_id=3)
     equal = Counter()
     found = [identify(parameters, parameters.values, equal) for parameters in (first, second, first)]
     keys = [(group, record["seed"], record["occurrence"]) for group, record in found]
@@ -385,7 +388,7 @@ def test_identity_ignores_order_names_and_paths(tmp_path):
 @pytest.mark.parametrize("damage", [{"random_seed": None}, {"provenance": {}}, {"status": None}])
 def test_resume_ignores_folders_without_identity(tmp_path, damage):
     run_sweep(DMF, parameter_list(tmp_path, {"random_seed": -1}))
-    ((parameters, folder),) = runs_in(tmp_path)[1]
+    ((parameters, folder),) = runs_by_number(tmp_path)[1]
     (folder / "run_params.json").write_text(json.dumps({**parameters, **damage}))
     before = sorted(folder.rglob("*"))
     run_sweep(DMF, parameter_list(tmp_path, {"random_seed": -1}), resume=True)
@@ -397,7 +400,7 @@ def test_resume_matches_runs_of_earlier_versions(tmp_path):
     """Runs of earlier versions have no identity and are matched by their parameters."""
     experiments = [{}, {"lr": 1e-3}, {}, {"random_seed": 7}]
     run_sweep(DMF, parameter_list(tmp_path, *experiments))
-    for runs in runs_in(tmp_path).values():
+    for runs in runs_by_number(tmp_path).values():
         ((parameters, folder),) = runs
         digests = parameters["provenance"].pop("identity")["inputs"].values()
         parameters["provenance"]["inputs_sha256"] = " ".join(digests)

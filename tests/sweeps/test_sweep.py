@@ -13,15 +13,19 @@ from common.sweeps.folder import ExperimentFolder, new_folder
 from common.sweeps.outputs import MetricPlots, Throttle
 from common.sweeps.plans import Job
 from common.sweeps.sweep import run_jobs, run_sweep
-from tests.conftest import KINDS, MATRIX, ROOT, parsed, runs_in
+from tests.conftest import KINDS, MATRIX, ROOT, parse_parameters, runs_by_number
 
 BASE = {"epochs": 100, "save_results": True}
 
 
 def run_experiments(tmp_path, *experiments, **more):
     """Runs the experiments and returns (run parameters, folder) of each, in order."""
-    run_sweep(MatrixFactorization, [parsed(**BASE | {"output_dir": tmp_path} | each) for each in experiments], **more)
-    return [runs_in(tmp_path)[number + 1][0] for number in range(len(experiments))]
+    run_sweep(
+        MatrixFactorization,
+        [parse_parameters(**BASE | {"output_dir": tmp_path} | each) for each in experiments],
+        **more,
+    )
+    return [runs_by_number(tmp_path)[number + 1][0] for number in range(len(experiments))]
 
 
 def test_sweep_of_different_depths_and_dtypes(tmp_path):
@@ -49,7 +53,7 @@ def planned_batches(monkeypatch):
 def test_batch_size_does_not_depend_on_epochs(tmp_path, planned_batches):
     """Memory is not reserved for the maximal history, since few runs use all of their epochs."""
     endless = [{"epochs": 10**12, "random_seed": seed, "store_checkpoints": True} for seed in range(4)]
-    run_sweep(MatrixFactorization, [parsed(**{"output_dir": tmp_path} | each) for each in endless])
+    run_sweep(MatrixFactorization, [parse_parameters(**{"output_dir": tmp_path} | each) for each in endless])
     assert planned_batches == [(4, "cpu")]
 
 
@@ -61,7 +65,7 @@ def test_experiments_of_plans_are_prepared_once(tmp_path, planned_batches, monke
         return prepare(kind, values, identity, number)
 
     monkeypatch.setattr(sweep_module, "prepare", counting)
-    experiments = [parsed(output_dir=tmp_path, depth=depth) for depth in (2, 3)]
+    experiments = [parse_parameters(output_dir=tmp_path, depth=depth) for depth in (2, 3)]
     run_jobs(MatrixFactorization, [Job("plan a: x", experiments, "draw a"), Job("plan b: y", experiments, "draw b")])
     assert numbers == [1, 2, 1, 2]
     assert planned_batches == [(1, "cpu")] * 4
@@ -74,7 +78,7 @@ def test_device_selection(tmp_path, planned_batches, monkeypatch):
 
     def devices(*experiments, kind="tc"):
         planned_batches.clear()
-        run_sweep(KINDS[kind][0], [parsed(kind, **order_4 | each) for each in experiments])
+        run_sweep(KINDS[kind][0], [parse_parameters(kind, **order_4 | each) for each in experiments])
         return [device for _, device in planned_batches]
 
     assert devices({}, {}) == ["cuda:0"]
@@ -129,7 +133,7 @@ def test_failure_is_recorded_and_outputs_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(MatrixFactorization, "results", failing)
     with pytest.raises(RunFailed, match=r"1 of 3 failed: .*no space left"):
         run_experiments(tmp_path, {}, {"file_log": True}, {})
-    found = {number: runs[0][0]["status"]["stop_reason"] for number, runs in runs_in(tmp_path).items()}
+    found = {number: runs[0][0]["status"]["stop_reason"] for number, runs in runs_by_number(tmp_path).items()}
     assert found == {1: "epochs", 2: "failed", 3: "epochs"}
 
 

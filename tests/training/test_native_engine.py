@@ -16,7 +16,7 @@ from common.training.native_engine import NativeEngine, NotNative, native_kernel
 from common.training.objectives import entry_objective
 from common.training.optimizers import GradientDescent, GroupRMSprop
 from common.training.torch_engine import TorchEngine
-from tests.conftest import ROOT, metrics_of, prepared, train, trainer_of
+from tests.conftest import ROOT, make_experiment, make_trainer, recorded_metrics, train
 
 FAST = {"init_alpha": 0.3, "lr": 1e-2}
 
@@ -138,8 +138,8 @@ def assert_independent_of_batch(make):
 
 
 def test_moved_is_reported_per_experiment():
-    still, moving = (prepared(lr=lr, init_alpha=0.5) for lr in (1e-12, 1e-2))
-    engine = trainer_of([still, moving], native=True).engine
+    still, moving = (make_experiment(lr=lr, init_alpha=0.5) for lr in (1e-12, 1e-2))
+    engine = make_trainer([still, moving], native=True).engine
     assert engine.advance([50, 1, 50]).moved.tolist() == [[False] * 3, [True] * 3]
 
 
@@ -147,7 +147,7 @@ def test_moved_is_reported_per_experiment():
 def test_matrix_factorization_stops_at_same_epoch_as_torch_engine(dtype):
     def experiments():
         return [
-            prepared(random_seed=seed, depth=3, epochs=20_000, stop_on_zero_loss_tol=1e-3, dtype=dtype, **FAST)
+            make_experiment(random_seed=seed, depth=3, epochs=20_000, stop_on_zero_loss_tol=1e-3, dtype=dtype, **FAST)
             for seed in range(24)
         ]
 
@@ -167,7 +167,7 @@ def test_matrix_factorization_stops_at_same_epoch_as_torch_engine(dtype):
 def test_tensor_completion_stops_at_same_epoch_as_torch_engine():
     def experiments():
         return [
-            prepared(
+            make_experiment(
                 "tc", num_samples=n, init_std=0.05, use_adaptive_lr=True, random_seed=n, epochs=1500, validate_every=20
             )
             for n in (50, 200, 300, 511)
@@ -185,19 +185,21 @@ def test_results_do_not_depend_on_steps_per_call(monkeypatch):
     """Compares calls that span several validations with calls of one validation each, bitwise."""
 
     def train_all():
-        runs = [prepared(random_seed=s, epochs=3000 + 170 * s, stop_on_zero_loss_tol=1e-3, **FAST) for s in range(20)]
+        runs = [
+            make_experiment(random_seed=s, epochs=3000 + 170 * s, stop_on_zero_loss_tol=1e-3, **FAST) for s in range(20)
+        ]
         return runs, train(runs, native=True)
 
     runs, factors = train_all()
-    assert trainer_of([prepared()], native=True).engine.max_steps_per_chunk > 1000
+    assert make_trainer([make_experiment()], native=True).engine.max_steps_per_chunk > 1000
     monkeypatch.setattr(native_engine, "_MAX_MULTIPLICATIONS_PER_CHUNK", 0)
     stepwise, stepwise_factors = train_all()
     assert len({run.state.epoch for run in runs}) > 10
     for run, other in zip(runs, stepwise, strict=True):
         assert (run.state.stop_reason, run.state.epoch) == (other.state.stop_reason, other.state.epoch)
         assert run.state.zero_loss_validations == other.state.zero_loss_validations
-        metrics = metrics_of(run)
-        for name, series in metrics_of(other).items():
+        metrics = recorded_metrics(run)
+        for name, series in recorded_metrics(other).items():
             assert series.epochs.tolist() == metrics[name].epochs.tolist()
             assert series.values.tobytes() == metrics[name].values.tobytes()
     for mine, others in zip(factors, stepwise_factors, strict=True):
@@ -212,11 +214,11 @@ def test_optimizer_without_kernel_uses_torch_engine():
             model.gradients.sign_()
             super().step(model)
 
-    experiments = [prepared(depth=3), prepared(depth=3, random_seed=1)]
+    experiments = [make_experiment(depth=3), make_experiment(depth=3, random_seed=1)]
     shapes = [factor.shape for factor in experiments[0].factors]
     with pytest.raises(NotNative, match="no kernel for SignDescent"):
         native_kernel(DeepMatrixFactorization, shapes, torch.float32, SignDescent, 1)
-    engine = trainer_of(experiments).engine
+    engine = make_trainer(experiments).engine
     engine.optimizer = SignDescent([0.25, 0.5])
     before = engine.model.values.clone()
     engine.advance([1])
@@ -234,8 +236,8 @@ def test_deep_factorization_with_small_stack(tmp_path):
     script = """
 import resource
 resource.setrlimit(resource.RLIMIT_STACK, (2 * 2**20, resource.getrlimit(resource.RLIMIT_STACK)[1]))
-from tests.conftest import prepared, train
-train([prepared(depth=20000 // 6, epochs=50, random_seed=seed) for seed in range(20)], native=True)
+from tests.conftest import make_experiment, train
+train([make_experiment(depth=20000 // 6, epochs=50, random_seed=seed) for seed in range(20)], native=True)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

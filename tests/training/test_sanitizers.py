@@ -13,7 +13,7 @@ from tests.training.test_compilation import write_compiler
 OPTIONS = "-fsanitize=address,undefined -fno-sanitize-recover=all"
 # Sizes above and below the vector width, batch sizes that are not a multiple of it, and both optimizers.
 TRAINING = """
-from tests.conftest import ROOT, prepared, train
+from tests.conftest import ROOT, make_experiment, train
 
 common = {"epochs": 60, "validate_every": 20}
 five = {"dataset_path": ROOT / "data/dmf/completion_5x5_w_1_1_0.pt", "num_samples": 24}
@@ -26,7 +26,7 @@ for kind, settings in [
     ("tc", {"dtype": "float64", **order_4}),
 ]:
     for count in (1, 17) if kind == "dmf" else (3,):
-        train([prepared(kind, random_seed=seed, **common, **settings) for seed in range(count)], native=True)
+        train([make_experiment(kind, random_seed=seed, **common, **settings) for seed in range(count)], native=True)
 print("trained")
 """
 

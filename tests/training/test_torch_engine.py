@@ -8,7 +8,7 @@ from common.models.deep_matrix_factorization import DeepMatrixFactorization, fac
 from common.training.objectives import SensingObjective, entry_objective
 from common.training.optimizers import GradientDescent
 from common.training.torch_engine import TorchEngine
-from tests.conftest import prepared, train, trainer_of
+from tests.conftest import make_experiment, make_trainer, train
 
 
 def completion_objective(entries, targets):
@@ -173,7 +173,7 @@ def test_engine_results_do_not_depend_on_batch(shape, num_dense):
 
 def test_training_results_do_not_depend_on_batch():
     def experiments(seeds):
-        return [prepared(random_seed=s, epochs=1000 + 137 * s, lr=1e-2 / (1 + s), init_alpha=0.3) for s in seeds]
+        return [make_experiment(random_seed=s, epochs=1000 + 137 * s, lr=1e-2 / (1 + s), init_alpha=0.3) for s in seeds]
 
     together = train(experiments(range(6)))
     for seed in range(6):
@@ -182,7 +182,7 @@ def test_training_results_do_not_depend_on_batch():
 
 
 def test_completion_does_not_use_sensing_matrices():
-    engine = trainer_of([prepared()]).engine
+    engine = make_trainer([make_experiment()]).engine
     assert not isinstance(engine.objective, SensingObjective)
 
 

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import ROOT, metrics_of, prepared, train, trainer_of
+from tests.conftest import ROOT, make_experiment, make_trainer, recorded_metrics, train
 
 PERTURBED = str(ROOT / "data/dmf/completion_2x2_perturbed_w_-2_05_01.pt")
 FAST = {"init_alpha": 0.3, "lr": 1e-2, "enforce_pos_det": True}
 
 
 def test_validation_epochs(native):
-    experiment = prepared(epochs=130, validate_every=50)
+    experiment = make_experiment(epochs=130, validate_every=50)
     train([experiment], native=native)
     for series in (*experiment.state.history.train.values(), *experiment.state.history.validation.values()):
         assert series.epochs.tolist() == [49, 99, 129]
@@ -20,12 +20,12 @@ def test_validation_epochs(native):
 
 
 def test_train_metrics_before_step_and_validation_metrics_after(native):
-    experiment = prepared(
+    experiment = make_experiment(
         epochs=3, validate_every=1, dtype="float64", tracked_e2e_value_of=[[0, 1], [1, 1]], init_alpha=0.5
     )
     products = []
     for _ in range(4):
-        start = prepared(epochs=max(1, len(products)), dtype="float64", init_alpha=0.5)
+        start = make_experiment(epochs=max(1, len(products)), dtype="float64", init_alpha=0.5)
         factors = train([start], native=native)[0] if products else start.factors
         products.append(torch.linalg.multi_dot(factors))
     target, mask = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 1.0]])
@@ -39,7 +39,7 @@ def test_train_metrics_before_step_and_validation_metrics_after(native):
 
 
 def test_zero_loss_stops_after_11_consecutive_validations(native):
-    experiment = prepared(epochs=10**6, stop_on_zero_loss_tol=1e-2, **FAST)
+    experiment = make_experiment(epochs=10**6, stop_on_zero_loss_tol=1e-2, **FAST)
     train([experiment], native=native)
     losses = experiment.state.history.train["sse_loss_div_2"].values
     assert experiment.state.stop_reason == "zero_loss"
@@ -49,7 +49,7 @@ def test_zero_loss_stops_after_11_consecutive_validations(native):
 
 def test_run_with_unchanged_parameters_is_stalled(native):
     # lr · gradient is far below half a unit in the last place, so float32 parameters do not change.
-    experiment = prepared(epochs=10**6, lr=1e-12, init_alpha=0.5, stop_on_zero_loss_tol=0)
+    experiment = make_experiment(epochs=10**6, lr=1e-12, init_alpha=0.5, stop_on_zero_loss_tol=0)
     (factors,) = train([experiment], native=native)
     assert experiment.state.stop_reason == "stalled"
     assert experiment.state.epoch == 49
@@ -59,7 +59,7 @@ def test_run_with_unchanged_parameters_is_stalled(native):
 
 def test_stall_requires_full_validation_interval(native):
     """Changes before an interruption count towards the current validation interval."""
-    experiment = prepared(epochs=10**6, lr=1e-12, init_alpha=0.5, stop_on_zero_loss_tol=0)
+    experiment = make_experiment(epochs=10**6, lr=1e-12, init_alpha=0.5, stop_on_zero_loss_tol=0)
     experiment.state.epoch, experiment.state.moved_since_validation = 24, True
     train([experiment], native=native)
     assert (experiment.state.stop_reason, experiment.state.epoch) == ("stalled", 99)
@@ -67,8 +67,8 @@ def test_stall_requires_full_validation_interval(native):
 
 def test_no_stall_if_only_product_is_unchanged():
     """Every step changes a factor, but the product stays zero."""
-    experiment = prepared(epochs=200, depth=2, init_alpha=0.0, stop_on_zero_loss_tol=0)
-    trainer = trainer_of([experiment])
+    experiment = make_experiment(epochs=200, depth=2, init_alpha=0.0, stop_on_zero_loss_tol=0)
+    trainer = make_trainer([experiment])
     trainer.engine.optimizer.step = lambda model: model.views[0].add_(1.0)
     while trainer.running:
         trainer.advance()
@@ -80,7 +80,7 @@ def test_oscillating_run_is_not_stalled(tmp_path, native):
     content = {"A": torch.ones(1, 1, 1), "y": torch.ones(1), "target_matrix": torch.ones(1, 1)}
     torch.save(content, tmp_path / "one.pt")
     cycling = {"dataset_path": str(tmp_path / "one.pt"), "num_samples": 1, "depth": 1, "lr": 2.0, "init_alpha": 0.5}
-    experiment = prepared(epochs=1000, weight_init_type="identity", **cycling)
+    experiment = make_experiment(epochs=1000, weight_init_type="identity", **cycling)
     train([experiment], native=native)
     assert experiment.state.stop_reason == "epochs"
     assert set(experiment.state.history.train["sse_loss_div_2"].values.tolist()) == {0.125}
@@ -89,36 +89,36 @@ def test_oscillating_run_is_not_stalled(tmp_path, native):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_diverged_run_stops_and_keeps_history(dtype, native):
     converging, diverging = (
-        prepared(epochs=500, lr=lr, init_alpha=1.0, validate_every=1, dtype=dtype) for lr in (1e-3, 10.0)
+        make_experiment(epochs=500, lr=lr, init_alpha=1.0, validate_every=1, dtype=dtype) for lr in (1e-3, 10.0)
     )
     train([converging, diverging], native=native)
     assert (converging.state.stop_reason, diverging.state.stop_reason) == ("epochs", "diverged")
     assert diverging.state.epoch < 100
-    metrics = metrics_of(diverging)
+    metrics = recorded_metrics(diverging)
     values = np.array([series.values for series in metrics.values()])
     assert np.isfinite(values[:, :-1]).all()
     assert not np.isfinite(values[:, -1]).all()
 
 
 def test_histories_in_batch_match_single_runs(native):
-    experiments = [prepared(random_seed=s, epochs=120 + 90 * s, lr=1e-3, init_alpha=0.3) for s in range(4)]
+    experiments = [make_experiment(random_seed=s, epochs=120 + 90 * s, lr=1e-3, init_alpha=0.3) for s in range(4)]
     together = train(experiments, native=native)
     for seed, (experiment, factors) in enumerate(zip(experiments, together, strict=True)):
-        alone = prepared(random_seed=seed, epochs=120 + 90 * seed, lr=1e-3, init_alpha=0.3)
+        alone = make_experiment(random_seed=seed, epochs=120 + 90 * seed, lr=1e-3, init_alpha=0.3)
         (alone_factors,) = train([alone], native=native)
         assert all(torch.equal(a, b) for a, b in zip(factors, alone_factors, strict=True))
-        for name, series in metrics_of(alone).items():
-            recorded = metrics_of(experiment)[name]
+        for name, series in recorded_metrics(alone).items():
+            recorded = recorded_metrics(experiment)[name]
             assert recorded.epochs.tolist() == series.epochs.tolist()
             assert recorded.values.tobytes() == series.values.tobytes()
 
 
 def test_history_longer_than_buffer(monkeypatch):
     monkeypatch.setattr("common.training.trainer._BUFFER_BYTES", 7 * 16)
-    small = prepared(epochs=1000, validate_every=10, lr=1e-3, init_alpha=0.3)
+    small = make_experiment(epochs=1000, validate_every=10, lr=1e-3, init_alpha=0.3)
     train([small])
     monkeypatch.undo()
-    large = prepared(epochs=1000, validate_every=10, lr=1e-3, init_alpha=0.3)
+    large = make_experiment(epochs=1000, validate_every=10, lr=1e-3, init_alpha=0.3)
     train([large])
     assert small.state.history.train["mse_loss"].epochs.tolist() == list(range(9, 1000, 10))
     for name, series in large.state.history.validation.items():
@@ -127,9 +127,9 @@ def test_history_longer_than_buffer(monkeypatch):
 
 def test_last_values_without_history(monkeypatch, native):
     monkeypatch.setattr("common.training.trainer._BUFFER_BYTES", 7 * 16 * 3)
-    experiments = [prepared(epochs=1000 + 20 * s, validate_every=10, lr=1e-3, init_alpha=0.3) for s in range(3)]
+    experiments = [make_experiment(epochs=1000 + 20 * s, validate_every=10, lr=1e-3, init_alpha=0.3) for s in range(3)]
     train(experiments, native=native)
-    short = [prepared(epochs=1000 + 20 * s, validate_every=10, lr=1e-3, init_alpha=0.3) for s in range(3)]
+    short = [make_experiment(epochs=1000 + 20 * s, validate_every=10, lr=1e-3, init_alpha=0.3) for s in range(3)]
     for experiment in short:
         experiment.state.keeps_history = False
     train(short, native=native)
@@ -139,8 +139,8 @@ def test_last_values_without_history(monkeypatch, native):
 
 
 def test_latest_metrics(native):
-    experiment = prepared(epochs=10**8, lr=1e-6, dtype="float64")
-    trainer = trainer_of([experiment], native=native)
+    experiment = make_experiment(epochs=10**8, lr=1e-6, dtype="float64")
+    trainer = make_trainer([experiment], native=native)
     assert trainer.latest(0) == {}
     trainer.advance()
     latest = trainer.latest(0)
@@ -149,8 +149,8 @@ def test_latest_metrics(native):
 
 
 def test_interrupt_records_progress(native):
-    experiment = prepared(epochs=10**8, lr=1e-6)
-    trainer = trainer_of([experiment], native=native)
+    experiment = make_experiment(epochs=10**8, lr=1e-6)
+    trainer = make_trainer([experiment], native=native)
     while trainer.epoch < 49:
         trainer.advance()
     assert [ended.state for ended in trainer.interrupt()] == [experiment.state]
@@ -161,8 +161,8 @@ def test_interrupt_records_progress(native):
 
 
 def test_interrupt_within_validation_interval(native):
-    experiment = prepared(epochs=10**12, validate_every=10**12, lr=1e-3)
-    trainer = trainer_of([experiment], native=native)
+    experiment = make_experiment(epochs=10**12, validate_every=10**12, lr=1e-3)
+    trainer = make_trainer([experiment], native=native)
     trainer.engine.__class__ = type("ShortCallEngine", (type(trainer.engine),), {"max_steps_per_call": 70})
     assert trainer.advance() == []
     trainer.interrupt()
@@ -179,7 +179,7 @@ def determinant_sign(factors):
 
 def count_bound_checks(experiments, bound):
     """Checks |W_00| > bound(loss) during training where the assumptions hold; returns the number of checks."""
-    trainer, checked = trainer_of(experiments), 0
+    trainer, checked = make_trainer(experiments), 0
     mask, target = trainer.engine.objective.weights[0].double(), trainer.engine.objective.targets[0].double()
     sign = determinant_sign(experiments[0].factors)
     while trainer.running:
@@ -201,7 +201,7 @@ def test_bound_for_positive_determinant():
         return (1 - math.sqrt(2 * loss)) ** 2 / math.sqrt(2 * loss) if loss < 0.5 else None
 
     experiments = [
-        prepared(
+        make_experiment(
             random_seed=seed,
             use_balanced_init=True,
             enforce_pos_det=True,
@@ -226,7 +226,7 @@ def test_bound_for_perturbed_observations():
         return (2 - s) * (0.5 - s) / (0.1 + s) if s < 0.5 else None
 
     experiments = [
-        prepared(
+        make_experiment(
             dataset_path=PERTURBED,
             random_seed=seed,
             use_balanced_init=True,
