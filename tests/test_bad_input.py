@@ -20,7 +20,7 @@ GOOD = str(ROOT / "data/dmf/completion_2x2_w_1_1_0.pt")
 DATA = f"-dataset_path {GOOD}"
 
 # Script, command line, and text that the error message must contain.
-WITHOUT_TORCH = [
+INVALID_FLAGS = [
     *[
         (script, line, expected)
         for script in (RUNNER, LIST)
@@ -94,7 +94,7 @@ WITHOUT_TORCH = [
     ],
 ]
 
-WITHOUT_TORCH += [
+INVALID_FLAGS += [
     *[
         (script, line, expected)
         for script in (TC_RUNNER, TC_LIST)
@@ -118,7 +118,7 @@ WITHOUT_TORCH += [
     (TC_PLOTTER, "-experiments_dir . -save_plot_to x.gif", "-save_plot_to x.gif: must end in .png or .pdf or .svg"),
 ]
 
-WITH_TORCH = [
+INVALID_FILES_AND_COMBINATIONS = [
     (RUNNER, f"{DATA} -num_samples 4", "-num_samples 4: ", "has only 3 samples"),
     (RUNNER, f"{DATA} -enforce_pos_det -enforce_neg_det", "-enforce_neg_det: contradicts -enforce_pos_det"),
     (RUNNER, f"{DATA} -tracked_e2e_value_of 0 2", "-tracked_e2e_value_of 0 2: the matrix is 2x2"),
@@ -229,12 +229,14 @@ def list_files(folder):
     return sorted(str(path) for path in folder.rglob("*"))
 
 
-@pytest.mark.parametrize("script, line, expected", WITHOUT_TORCH)
+@pytest.mark.parametrize("script, line, expected", INVALID_FLAGS)
 def test_invalid_flags_are_refused(script, line, expected, assert_refused):
     assert_refused(script, line, expected)
 
 
-@pytest.mark.parametrize("script, line, expected", [(script, line, each) for script, line, *each in WITH_TORCH])
+@pytest.mark.parametrize(
+    "script, line, expected", [(script, line, each) for script, line, *each in INVALID_FILES_AND_COMBINATIONS]
+)
 def test_invalid_files_and_flag_combinations_are_refused(script, line, expected, assert_refused, bad_files):
     assert_refused(script, line, *expected)
 
