@@ -1,4 +1,4 @@
-"""Helpers that many tests share."""
+"""Helpers and fixtures shared by the tests."""
 
 import json
 import os
@@ -34,24 +34,24 @@ settings.register_profile("project", deadline=None, derandomize=True, max_exampl
 settings.load_profile("project")
 
 
-def parsed(kind="dmf", **given):
-    """Parameters of an experiment, with the flags' defaults where `given` says nothing."""
+def parse_parameters(kind="dmf", **given):
+    """Returns the parameters of an experiment; flags that are not given have their defaults."""
     parser = Parser()
     KINDS[kind][1](parser)
     return parser.parse(parser.words({"dataset_path": KINDS[kind][2], "random_seed": 0, **given}))
 
 
-def prepared(kind="dmf", **given):
-    """An experiment, ready to be trained."""
-    parameters = parsed(kind, **given)
+def make_experiment(kind="dmf", **given):
+    """Returns an experiment that is ready for training and keeps its history."""
+    parameters = parse_parameters(kind, **given)
     values = resolve(KINDS[kind][0], parameters)
     experiment = prepare(KINDS[kind][0], values, identify(parameters, values, Counter()), 1)
     experiment.state.keeps_history = True
     return experiment
 
 
-def trainer_of(experiments, native=False):
-    """A trainer of experiments that can be in one batch."""
+def make_trainer(experiments, native=False):
+    """Returns a trainer of experiments that can be trained in one batch."""
     problem, factors, kernel = experiments[0].problem, experiments[0].factors, None
     if native:
         shapes = [factor.shape for factor in factors]
@@ -62,8 +62,8 @@ def trainer_of(experiments, native=False):
 
 
 def train(experiments, native=False):
-    """Trains experiments side by side, all to their end. Their factors, a list for each experiment."""
-    trainer = trainer_of(experiments, native)
+    """Trains a batch of experiments until all have stopped; returns the list of factors of each experiment."""
+    trainer = make_trainer(experiments, native)
     factors = {}
     while trainer.running:
         for ended in trainer.advance():
@@ -71,13 +71,13 @@ def train(experiments, native=False):
     return [factors[experiment.state] for experiment in experiments]
 
 
-def metrics_of(experiment):
-    """The recorded metrics of an experiment, train and validation, by name."""
+def recorded_metrics(experiment):
+    """Returns the recorded train and validation metrics of an experiment, by name."""
     return experiment.state.history.train | experiment.state.history.validation
 
 
-def runs_in(output_dir):
-    """run_params.json and folder of each experiment, by its number in its sweep."""
+def runs_by_number(output_dir):
+    """Returns the (run parameters, folder) pairs of each experiment, by number in the sweep."""
     found = {}
     for folder in output_dir.glob("[!.]*"):
         parameters = json.loads((folder / "run_params.json").read_text())
@@ -86,20 +86,20 @@ def runs_in(output_dir):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory):
-    """Kernels are compiled into a folder of the tests' own."""
+def kernel_cache(tmp_path_factory):
+    """Sets the kernel cache to a temporary folder."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session", autouse=True)
-def interruptible():
-    """What is started here heeds SIGINT, also if this was started to ignore it, in the background of a script."""
+def default_sigint_handler():
+    """Restores the default SIGINT handler, which child processes inherit; background jobs may ignore SIGINT."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
 def run_script(tmp_path):
-    """Runs a script of the project as a user does, in an empty folder and without a screen."""
+    """Returns a function that runs a script as a subprocess, in an empty folder and without a display."""
 
     def run(script, *arguments, cwd=tmp_path):
         environment = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
@@ -112,7 +112,7 @@ def run_script(tmp_path):
 
 @pytest.fixture
 def run_main(tmp_path, monkeypatch, capsys):
-    """Runs a script's main function in this process, as a user runs it in an empty folder and without a screen."""
+    """Returns a function that runs the main function of a script in this process, in an empty folder."""
     matplotlib.use("agg")
 
     def run(script, *arguments):
@@ -134,11 +134,11 @@ def run_main(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture(params=[False, True], ids=["torch", "native"])
 def native(request):
-    """Whether the native engine takes the steps."""
+    """Whether to use the native engine."""
     return request.param
 
 
 @pytest.fixture
 def dataset():
-    """The path of the paper's dataset."""
+    """Returns the path of the 2x2 dataset from the paper."""
     return MATRIX

@@ -1,4 +1,4 @@
-"""Every mistake costs exit status 2 and one line that names the flag, its value and the remedy; nothing is written."""
+"""Invalid input: exit status 2, one line on stderr with the flag, its value and a remedy, and no output files."""
 
 import importlib.util
 import os
@@ -19,8 +19,8 @@ TENSOR = f"-dataset_path {ROOT / 'data/tc/tensor_rank_1_fro_1_order_3_dim_8.pt'}
 GOOD = str(ROOT / "data/dmf/completion_2x2_w_1_1_0.pt")
 DATA = f"-dataset_path {GOOD}"
 
-# Script, command line, and what the line on standard error must contain beside the flag.
-WITHOUT_TORCH = [
+# Script, command line, and text that the error message must contain.
+INVALID_FLAGS = [
     *[
         (script, line, expected)
         for script in (RUNNER, LIST)
@@ -94,7 +94,7 @@ WITHOUT_TORCH = [
     ],
 ]
 
-WITHOUT_TORCH += [
+INVALID_FLAGS += [
     *[
         (script, line, expected)
         for script in (TC_RUNNER, TC_LIST)
@@ -118,7 +118,7 @@ WITHOUT_TORCH += [
     (TC_PLOTTER, "-experiments_dir . -save_plot_to x.gif", "-save_plot_to x.gif: must end in .png or .pdf or .svg"),
 ]
 
-WITH_TORCH = [
+INVALID_FILES_AND_COMBINATIONS = [
     (RUNNER, f"{DATA} -num_samples 4", "-num_samples 4: ", "has only 3 samples"),
     (RUNNER, f"{DATA} -enforce_pos_det -enforce_neg_det", "-enforce_neg_det: contradicts -enforce_pos_det"),
     (RUNNER, f"{DATA} -tracked_e2e_value_of 0 2", "-tracked_e2e_value_of 0 2: the matrix is 2x2"),
@@ -171,8 +171,8 @@ WITH_TORCH = [
 ]
 
 
-class Code:
-    """What pickle would execute: a file that holds this must be refused."""
+class ExecutesCode:
+    """Object whose unpickling calls print."""
 
     def __reduce__(self):
         return print, ("executed",)
@@ -180,13 +180,13 @@ class Code:
 
 @pytest.fixture
 def bad_files(tmp_path):
-    """Files that are no datasets, in the folder `bad`."""
+    """Creates invalid dataset files in the folder `bad`."""
     folder = tmp_path / "bad"
     folder.mkdir()
     good = torch.load(GOOD, weights_only=True)
     tracker = {"name": "x", "epoch_values": torch.ones(1), "epochs_with_values": torch.ones(1, dtype=torch.int64)}
     contents = {
-        "code": {**good, "extra": Code()},
+        "code": {**good, "extra": ExecutesCode()},
         "list": [1, 2],
         "without_y": {"A": good["A"], "target_matrix": good["target_matrix"]},
         "shape": {**good, "A": torch.zeros(3, 2, 3)},
@@ -205,13 +205,13 @@ def bad_files(tmp_path):
 
 
 @pytest.fixture
-def refused(tmp_path, monkeypatch):
-    """Checks that a script's main function, called with a command line in an empty folder, refuses it."""
+def assert_refused(tmp_path, monkeypatch):
+    """Returns a function that checks that a script refuses a command line and writes no files."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
 
     def check(script, line, *expected):
-        before = everything(tmp_path)
+        before = list_files(tmp_path)
         spec = importlib.util.spec_from_file_location("script", ROOT / script)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -220,39 +220,41 @@ def refused(tmp_path, monkeypatch):
             module.main()
         for each in expected:
             assert each in str(error.value)
-        assert everything(tmp_path) == before
+        assert list_files(tmp_path) == before
 
     return check
 
 
-def everything(folder):
+def list_files(folder):
     return sorted(str(path) for path in folder.rglob("*"))
 
 
-@pytest.mark.parametrize("script, line, expected", WITHOUT_TORCH)
-def test_flags(script, line, expected, refused):
-    refused(script, line, expected)
+@pytest.mark.parametrize("script, line, expected", INVALID_FLAGS)
+def test_invalid_flags_are_refused(script, line, expected, assert_refused):
+    assert_refused(script, line, expected)
 
 
-@pytest.mark.parametrize("script, line, expected", [(script, line, each) for script, line, *each in WITH_TORCH])
-def test_files_and_what_contradicts_them(script, line, expected, refused, bad_files):
-    refused(script, line, *expected)
+@pytest.mark.parametrize(
+    "script, line, expected", [(script, line, each) for script, line, *each in INVALID_FILES_AND_COMBINATIONS]
+)
+def test_invalid_files_and_flag_combinations_are_refused(script, line, expected, assert_refused, bad_files):
+    assert_refused(script, line, *expected)
 
 
 @pytest.mark.parametrize("script", [RUNNER, LIST, GENERATOR, PLOTTER, TC_RUNNER, TC_LIST, TC_GENERATOR, TC_PLOTTER])
-def test_a_mistake_is_one_line_and_status_2(script, run_script, tmp_path):
+def test_unknown_flag_prints_one_line_and_exits_with_2(script, run_script, tmp_path):
     result = run_script(script, "-no_such_flag", 3)
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr == f"{script}: -no_such_flag 3: unknown flag; -h lists the flags\n"
-    assert everything(tmp_path) == []
+    assert list_files(tmp_path) == []
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
-def test_what_is_not_a_regular_file_is_not_read(kind, refused, tmp_path):
+def test_non_regular_file_is_refused(kind, assert_refused, tmp_path):
     path = tmp_path / "x.pt"
     {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero")}[kind](path)
     for flag in ("dataset_path", "trainer_checkpoint"):
         line = f"{DATA} -{flag} {path}" if flag != "dataset_path" else f"-{flag} {path}"
-        refused(RUNNER, line, f"-{flag} {path}: is not a regular file")
-    refused(PLOTTER, f"-experiments_checkpoint_paths {path} -experiments_names a", "is not a regular file")
+        assert_refused(RUNNER, line, f"-{flag} {path}: is not a regular file")
+    assert_refused(PLOTTER, f"-experiments_checkpoint_paths {path} -experiments_names a", "is not a regular file")

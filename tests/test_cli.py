@@ -23,35 +23,35 @@ def parser():
 DEFAULTS = {"size": 3, "rate": 0.5, "kind": "a", "name": "", "quick": False, "entry": [], "values": []}
 
 
-def test_defaults_and_what_was_given(parser):
+def test_defaults_and_given_flags(parser):
     parameters = parser.parse(["-quick", "--rate", "0.5"])
     assert parameters.values == {**DEFAULTS, "quick": True}
     assert parameters.given == {"quick", "rate"}
     assert parser.parse([]).values == DEFAULTS
 
 
-def test_one_dash_or_two_and_the_last_one_holds(parser):
+def test_dashes_and_repeated_flags(parser):
     assert parser.parse(["-size", "4", "--size", "5", "-size=6"])["size"] == 6
     assert parser.parse(["--size=7", "-rate=-2e-1"]).values == {**DEFAULTS, "size": 7, "rate": -0.2}
 
 
-def test_repeatable_and_negative_values(parser):
+def test_repeated_and_negative_values(parser):
     parameters = parser.parse(["-entry", "0", "1", "-entry", "2", "3", "-values", "-1", "-2e-3", "-.5", "4"])
     assert parameters["entry"] == [[0, 1], [2, 3]]
     assert parameters["values"] == [-1, -2e-3, -0.5, 4]
 
 
 @given(number=st.floats(allow_nan=False, allow_infinity=False))
-def test_every_finite_number_is_understood(parser, number):
+def test_finite_floats_are_parsed(parser, number):
     assert parser.parse(["-rate", repr(number)])["rate"] == number
 
 
 @given(number=st.integers(1, 2**70))
-def test_every_integer_is_understood(parser, number):
+def test_integers_are_parsed(parser, number):
     assert parser.parse(["-size", str(number)])["size"] == number
 
 
-def test_integers_may_be_written_as_powers_of_ten(parser):
+def test_integer_in_scientific_notation(parser):
     assert parser.parse(["-size", "5e6"])["size"] == 5_000_000
 
 
@@ -73,13 +73,13 @@ def test_integers_may_be_written_as_powers_of_ten(parser):
         (["-quick=yes"], "-quick: ignored explicit argument 'yes'"),
     ],
 )
-def test_mistakes_name_flag_value_and_remedy(parser, words, message):
+def test_error_messages(parser, words, message):
     with pytest.raises(UserError) as error:
         parser.parse(words)
     assert str(error.value).startswith(message)
 
 
-def test_a_dictionary_is_parsed_like_a_command_line(parser):
+def test_words_of_dictionary(parser):
     given_values = {
         "size": 4,
         "rate": -2e-7,
@@ -108,7 +108,7 @@ def test_a_dictionary_is_parsed_like_a_command_line(parser):
         ({"sice": 5}, "-sice=5: unknown flag; did you mean -size?"),
     ],
 )
-def test_mistakes_in_a_dictionary_are_refused(parser, wrong, message):
+def test_invalid_dictionary_values(parser, wrong, message):
     with pytest.raises(UserError) as error:
         parser.parse(parser.words(wrong))
     assert str(error.value).startswith(message)
@@ -131,7 +131,7 @@ def test_help_shows_types_and_defaults(parser, capsys):
         assert expected in shown
 
 
-def test_groups_say_what_makes_another_run(parser):
+def test_flag_groups(parser):
     parameters = parser.parse([])
     names = {group: parameters.names(group) for group in ("run", "inputs", "outputs", "places")}
     assert names == {
@@ -142,7 +142,7 @@ def test_groups_say_what_makes_another_run(parser):
     }
 
 
-def test_errors_of_the_library_get_the_name_of_a_flag(tmp_path):
+def test_flag_errors_adds_flag_to_message(tmp_path):
     with pytest.raises(UserError, match=r"^-rate 3: too large; give less$"), flag_errors("rate", 3, "give less"):
         raise ValueError("too large")
     missing = tmp_path / "x"
@@ -153,7 +153,7 @@ def test_errors_of_the_library_get_the_name_of_a_flag(tmp_path):
         raise KeyError("other errors pass")
 
 
-def test_output_files_have_one_of_the_endings(tmp_path):
+def test_output_file_suffix(tmp_path):
     check = output_file(".png", ".pdf")
     assert check(str(tmp_path / "new" / "x.PDF")).endswith("x.PDF")
     for path, message in (("x.txt", "must end in .png or .pdf"), (str(tmp_path), "must end in")):

@@ -1,4 +1,4 @@
-"""Files are written whole, and read as data."""
+"""Tests of atomic writes and of safe reading of JSON and torch files."""
 
 import json
 import os
@@ -14,16 +14,16 @@ from common.tensor_files import load_dictionary, load_tensors
 from tests.conftest import MATRIX
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+def test_write_atomically(tmp_path):
     path = tmp_path / "x.txt"
     write_atomically(path, lambda temporary: temporary.write_text("old"))
 
-    def breaking(temporary):
+    def write_partially(temporary):
         temporary.write_text("half of the n")
         raise OSError("no space left on device")
 
     with pytest.raises(OSError, match="no space"):
-        write_atomically(path, breaking)
+        write_atomically(path, write_partially)
     assert path.read_text() == "old"
     with pytest.raises(FileExistsError):
         write_atomically(path, lambda temporary: temporary.write_text("new"), overwrite=False)
@@ -35,7 +35,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
-def test_what_a_crash_leaves_is_removed_and_nothing_else(tmp_path):
+def test_remove_temporary_files(tmp_path):
     names = [".x-0a1b2c3d.json", ".run_params-ab_c1234.json", "x.json", ".hidden", "my-notes12.txt"]
     for name in names:
         (tmp_path / name).touch()
@@ -43,20 +43,20 @@ def test_what_a_crash_leaves_is_removed_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])
 
 
-def test_json_has_null_for_what_is_not_finite(tmp_path):
+def test_save_json_writes_null_for_non_finite_numbers(tmp_path):
     save_json({"a": [1.5, float("nan")], "b": {"c": float("inf")}}, tmp_path / "x.json")
     assert load_json(tmp_path / "x.json") == {"a": [1.5, None], "b": {"c": None}}
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"a": 1', "[" * 100_000, f"{'[' * 1000}{']' * 1000}", '"x"'])
-def test_other_json_is_refused(tmp_path, content):
+def test_invalid_json_is_refused(tmp_path, content):
     (tmp_path / "run_params.json").write_text(content)
     with pytest.raises(ValueError, match=r"damaged: run_params.json (is not JSON|does not hold a dictionary)"):
         read_run(tmp_path)
 
 
-def test_json_that_is_deep_or_large_is_refused(tmp_path):
-    """A file of 16 MB of empty dictionaries takes a GiB of memory, and deep ones more levels than Python has."""
+def test_deep_or_large_json_is_refused(tmp_path):
+    """16 MB of empty dictionaries use 1 GiB of memory, and deep nesting exceeds the recursion limit of Python."""
     deep = {}
     for _ in range(100):
         deep = {"before": deep}
@@ -67,15 +67,15 @@ def test_json_that_is_deep_or_large_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("damage", [{"random_seed": "x"}, {"random_seed": -1}, {"depth": 0}, {"lr": "1"}])
-def test_parameters_that_make_no_sense_are_refused(tmp_path, damage):
+def test_invalid_run_parameters_are_refused(tmp_path, damage):
     (tmp_path / "run_params.json").write_text(json.dumps({"depth": 3, "lr": 0.1, **damage}))
     with pytest.raises(ValueError, match=f"damaged: {next(iter(damage))} in run_params.json is"):
         read_run(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
-def test_what_is_not_a_regular_file_is_refused(tmp_path, kind):
-    """A pipe is never at its end, nor is /dev/zero."""
+def test_non_regular_file_is_refused(tmp_path, kind):
+    """Reading a pipe or /dev/zero would never end."""
     path = tmp_path / "run_params.json"
     {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": os.mkdir}[kind](path)
     for read in (open_regular, load_tensors, load_json):
@@ -85,7 +85,7 @@ def test_what_is_not_a_regular_file_is_refused(tmp_path, kind):
         read_run(tmp_path)
 
 
-def test_what_torch_writes_is_read_back(tmp_path):
+def test_torch_save_round_trip(tmp_path):
     model = torch.nn.Linear(2, 2)
     optimizer = torch.optim.Adam(model.parameters())
     model(torch.zeros(1, 2)).sum().backward()
@@ -102,23 +102,23 @@ def test_what_torch_writes_is_read_back(tmp_path):
         assert torch.equal(read["half"], content["half"])
 
 
-def test_the_long_lists_of_the_original_code_are_read(tmp_path):
-    """It keeps two numbers of every epoch, of which there may be millions."""
+def test_long_lists_are_read(tmp_path):
+    """The original code stores two lists with one entry per epoch."""
     content = {"epoch_values": [0.5] * 10**6, "epochs_with_values": list(range(10**6))}
     torch.save(content, tmp_path / "x.pt")
     assert load_dictionary(tmp_path / "x.pt") == content
 
 
-class Code:
-    """What pickle would execute."""
+class ExecutesCode:
+    """Object whose unpickling calls print."""
 
     def __reduce__(self):
         return print, ("executed",)
 
 
 MALICIOUS = {
-    "code": {"a": Code()},
-    # All of these have the hash 0.
+    "code": {"a": ExecutesCode()},
+    # All keys have hash 0.
     "colliding keys": {k * (2**61 - 1): k for k in range(20_000)},
     "colliding tuples": {(-1, -2, k % 2): k for k in range(4)},
     "many keys": dict.fromkeys(range(150_000)),
@@ -131,14 +131,14 @@ MALICIOUS = {
 
 @pytest.mark.parametrize("name", MALICIOUS)
 @pytest.mark.parametrize("zipped", [True, False])
-def test_what_is_more_than_data_is_refused(tmp_path, name, zipped):
+def test_malicious_content_is_refused(tmp_path, name, zipped):
     torch.save(MALICIOUS[name], tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError, match="holds more than plain data"):
         load_tensors(tmp_path / "x.pt")
 
 
-def test_keys_that_take_forever_to_hash_are_refused(tmp_path):
-    """A tuple of itself twice, forty times over; written by hand, because making the dictionary would hang, too."""
+def test_nested_tuple_key_is_refused(tmp_path):
+    """Doubles a tuple 40 times. The pickle is written by hand, since hashing the tuple would not finish."""
     doubled = b"".join(b"q%c" % k + b"h%c" % k + b"\x86" for k in range(40))
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
         archive.writestr("x/data.pkl", b"\x80\x02}K\x01" + doubled + b"K\x02s.")
@@ -147,16 +147,16 @@ def test_keys_that_take_forever_to_hash_are_refused(tmp_path):
         load_tensors(tmp_path / "x.pt")
 
 
-def test_of_an_archive_with_two_lists_of_members_only_what_was_checked_is_loaded(tmp_path):
-    """Python looks for the list at the end of the file, and torch where the file says that it is."""
-    for name, value in (("first", Code()), ("last", torch.ones(2))):
+def test_concatenated_zip_archives(tmp_path):
+    """The zipfile module and torch may find different member lists; only checked members may be loaded."""
+    for name, value in (("first", ExecutesCode()), ("last", torch.ones(2))):
         torch.save({"a": value}, tmp_path / name)
     (tmp_path / "x.pt").write_bytes((tmp_path / "first").read_bytes() + (tmp_path / "last").read_bytes())
     assert load_tensors(tmp_path / "x.pt")["a"].tolist() == [1, 1]
 
 
-def test_compressed_members_are_refused(tmp_path):
-    """They may hold gigabytes."""
+def test_compressed_zip_members_are_refused(tmp_path):
+    """Compressed members may expand to gigabytes."""
     with zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x/data.pkl", b"\x80\x02}." + bytes(10**6))
     with pytest.raises(ValueError, match="is damaged"):
@@ -164,13 +164,13 @@ def test_compressed_members_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [0, 3, 10, 100, 500, -30, -1])
-def test_damaged_files_are_refused(tmp_path, cut):
+def test_truncated_files_are_refused(tmp_path, cut):
     (tmp_path / "x.pt").write_bytes(MATRIX.read_bytes()[:cut])
     with pytest.raises(ValueError, match="is damaged"):
         load_dictionary(tmp_path / "x.pt")
 
 
-def test_a_file_that_holds_no_dictionary_is_refused(tmp_path):
+def test_file_without_dictionary_is_refused(tmp_path):
     torch.save([1, np.float64(2).item()], tmp_path / "x.pt")
     with pytest.raises(ValueError, match="holds a list; give a file that holds a dictionary"):
         load_dictionary(tmp_path / "x.pt")

@@ -9,10 +9,10 @@ from common.naming import scientific
     "number, written",
     [(1e-3, "1e-3"), (0.0025, "2.5e-3"), (1, "1e0"), (0.1, "1e-1"), (1234.5, "1.2345e3"), (-0.5, "-5e-1"), (0, "0e0")],
 )
-def test_as_many_digits_as_it_takes(number, written):
+def test_scientific(number, written):
     assert scientific(number) == written
 
 
 @given(number=st.floats(allow_nan=False, allow_infinity=False))
-def test_nothing_is_lost(number):
+def test_scientific_round_trip(number):
     assert float(scientific(number)) == number

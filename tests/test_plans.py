@@ -1,4 +1,4 @@
-"""Every plan, in small: up to the figure that its last line of output asks for."""
+"""Runs every plan with few epochs, and the plot commands that it prints."""
 
 import csv
 import json
@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from tests.conftest import ROOT
-from tests.test_scripts import PNG, succeeded
+from tests.test_scripts import PNG, assert_success
 
 
 def plans(script):
@@ -22,60 +22,60 @@ DMF, TC = "dmf_multiple_experiments_runner.py", "tc_multiple_experiments_runner.
 
 @pytest.fixture(autouse=True)
 def data(tmp_path):
-    """The folder in which scripts run has the datasets."""
+    """Makes the datasets available in the working folder of the scripts."""
     (tmp_path / "data").symlink_to(ROOT / "data")
 
 
-def draw(output, run_main, tmp_path, *more):
-    """Runs the commands that were printed; what each printed, and its rows."""
+def run_plot_commands(output, run_main, tmp_path, *more):
+    """Runs the printed plot commands; returns the output and the CSV rows of each."""
     commands = [line.strip() for line in output.splitlines() if line.startswith("  python ")]
-    drawn = []
+    plotted = []
     for command in commands:
         python, script, *flags = shlex.split(command)
         assert python == "python"
         assert (tmp_path / script).resolve().parent == ROOT
-        result = succeeded(run_main((tmp_path / script).resolve(), *flags, *more, "-save_data_to", "data.csv"))
+        result = assert_success(run_main((tmp_path / script).resolve(), *flags, *more, "-save_data_to", "data.csv"))
         assert (tmp_path / flags[flags.index("-save_plot_to") + 1]).read_bytes().startswith(PNG)
         with open(tmp_path / "data.csv", newline="") as file:
-            drawn.append((result.stdout, list(csv.DictReader(file))))
-    return drawn
+            plotted.append((result.stdout, list(csv.DictReader(file))))
+    return plotted
 
 
-def recorded(folder):
+def read_run_parameters(folder):
     return [json.loads(path.read_text()) for path in folder.glob("*/run_params.json")]
 
 
-def test_all_plans_of_matrix_factorization(run_main, tmp_path):
+def test_matrix_factorization_plans(run_main, tmp_path):
     small = ["-epochs", 3000, "-repetitions", 2, "-random_seed", 1000]
-    result = succeeded(run_main(DMF, "-plan", "all", *small))
-    drawn = dict(zip(plans(DMF), draw(result.stdout, run_main, tmp_path), strict=True))
+    result = assert_success(run_main(DMF, "-plan", "all", *small))
+    plotted = dict(zip(plans(DMF), run_plot_commands(result.stdout, run_main, tmp_path), strict=True))
     for name, plan in plans(DMF).items():
         assert f"plan {name}: {plan.about}\n{2 * len(plan.experiments)} experiments\n" in result.stdout
-        runs = recorded(tmp_path / "outputs/dmf" / name)
+        runs = read_run_parameters(tmp_path / "outputs/dmf" / name)
         expected = [each["random_seed"] + 1000 + repetition for each in plan.experiments for repetition in (0, 1)]
         assert sorted(each["random_seed"] for each in runs) == sorted(expected)
-        output, rows = drawn[name]
+        output, rows = plotted[name]
         assert output.startswith(f"{len(runs)} experiments, 0 skipped\n")
         assert {row["runs"] for row in rows} == {"2"}
         assert len({(row["panel"], row["name"]) for row in rows}) == len(plan.experiments)
-    (entry,) = {tuple(each["unobserved_entry"]) for each in recorded(tmp_path / "outputs/dmf/repositioned")}
+    (entry,) = {tuple(each["unobserved_entry"]) for each in read_run_parameters(tmp_path / "outputs/dmf/repositioned")}
     assert entry == (0, 1)
-    names = {name: list(dict.fromkeys(row["name"] for row in rows)) for name, (_, rows) in drawn.items()}
+    names = {name: list(dict.fromkeys(row["name"] for row in rows)) for name, (_, rows) in plotted.items()}
     figure_1 = ["lr 6e-3 init 1e-5", "lr 3e-3 init 1e-6", "lr 6e-3 init 1e-5 (b)", "lr 3e-3 init 1e-6 (b)"]
     assert names["figure_1_depth_2"] == names["figure_1_depth_3"] == figure_1
     assert names["figure_1_depth_4"][::3] == ["lr 3e-3 init 1e-3", "lr 1.5e-3 init 1e-4 (b)"]
     assert names["perturbed"] == ["z = 0", "z = 0.01", "z = 0.05", "z = 0.1", "z = 0.5"]
     assert names["larger_matrices"] == ["3x3", "5x5", "10x10"]
     assert names["float64"] == ["float32", "float64"]
-    assert {row["panel"] for row in drawn["many_seeds"][1]} == {"depth 2", "depth 3", "depth 4"}
+    assert {row["panel"] for row in plotted["many_seeds"][1]} == {"depth 2", "depth 3", "depth 4"}
 
 
 @pytest.mark.parametrize("name", plans(TC))
-def test_plans_of_tensor_completion(name, run_main, tmp_path):
+def test_tensor_completion_plans(name, run_main, tmp_path):
     small = ["-epochs", 200, "-repetitions", 1, "-random_seed", 7, "-tensor_rank_tol", "1e-3"]
-    result = succeeded(run_main(TC, "-plan", name, *small))
+    result = assert_success(run_main(TC, "-plan", name, *small))
     plan = plans(TC)[name]
-    ((output, rows),) = draw(result.stdout, run_main, tmp_path)
+    ((output, rows),) = run_plot_commands(result.stdout, run_main, tmp_path)
     assert output.startswith(f"{len(plan.experiments)} finished experiments, 0 folders skipped\n")
     samples = {str(each["num_samples"]) for each in plan.experiments}
     assert {row["num_samples"] for row in rows} == samples
@@ -84,21 +84,21 @@ def test_plans_of_tensor_completion(name, run_main, tmp_path):
         "tf, init 1e-2",
         "tf, init 1e-3",
     ]
-    assert {each["random_seed"] for each in recorded(tmp_path / "outputs/tc" / name)} == {7}
+    assert {each["random_seed"] for each in read_run_parameters(tmp_path / "outputs/tc" / name)} == {7}
     rank, order = re.fullmatch(r"rank_(\d)_order_(\d)", name).groups()
     dataset = f"data/tc/tensor_rank_{rank}_fro_1_order_{order}_dim_8.pt"
-    assert {each["dataset_path"] for each in recorded(tmp_path / "outputs/tc" / name)} == {dataset}
+    assert {each["dataset_path"] for each in read_run_parameters(tmp_path / "outputs/tc" / name)} == {dataset}
 
 
-def test_a_folder_of_experiments_is_sorted_out(run_main, tmp_path):
-    """One line for each configuration, in the list's order; runs that were repeated, or never ended, are left out."""
+def test_plot_of_mixed_folder(run_main, tmp_path):
+    """Each configuration is one line, in order; repeated runs and unusable folders are skipped."""
     run = ["-depth", 2, "-lr", "6e-3", "-epochs", 4000, "-random_seed", 1, "-enforce_pos_det", "-output_dir", "out"]
     for flags in (["-init_alpha", "1e-3"], ["-init_alpha", "1e-3"], ["-init_alpha", "1e-5", "-use_balanced_init"]):
-        succeeded(run_main("dmf_experiment_runner.py", *run, *flags, "-store_checkpoints"))
-    succeeded(run_main("dmf_experiment_runner.py", *run, "-experiment_name", "bare"))
+        assert_success(run_main("dmf_experiment_runner.py", *run, *flags, "-store_checkpoints"))
+    assert_success(run_main("dmf_experiment_runner.py", *run, "-experiment_name", "bare"))
     (tmp_path / "out/empty").mkdir()
     plot = ["dmf_results_plotter.py", "-experiments_dir", "out", "-save_plot_to", "x.svg"]
-    result = succeeded(run_main(*plot, "-save_data_to", "x.csv", "-y", "distance_from_rank_1", "-show_bound"))
+    result = assert_success(run_main(*plot, "-save_data_to", "x.csv", "-y", "distance_from_rank_1", "-show_bound"))
     lines = result.stdout.splitlines()
     assert lines[0] == "2 experiments, 3 skipped"
     assert re.fullmatch(r"  bare_\S+: has no checkpoint; give -store_checkpoints", lines[1])

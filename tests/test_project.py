@@ -1,4 +1,4 @@
-"""What holds for every file."""
+"""Checks that apply to every source file."""
 
 import ast
 import sys
@@ -12,7 +12,7 @@ FILES = sorted([*ROOT.glob("*.py"), *(ROOT / "common").rglob("*.py")])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_nothing_is_imported_but_what_is_installed(path):
+def test_only_allowed_packages_are_imported(path):
     imported = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

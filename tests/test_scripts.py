@@ -1,4 +1,4 @@
-"""The scripts, run through the shell as a user runs them."""
+"""Runs the scripts as subprocesses."""
 
 import json
 import re
@@ -38,20 +38,20 @@ PLOTS = {
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def succeeded(result):
+def assert_success(result):
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     return result
 
 
-def only(paths):
+def single_item(paths):
     (path,) = paths
     return path
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_names_every_flag_and_imports_nothing_heavy(script, run_script):
-    result = succeeded(run_script(script, "-h"))
+def test_help_lists_all_flags_without_heavy_imports(script, run_script):
+    result = assert_success(run_script(script, "-h"))
     namespace = {"__name__": "script"}
     exec(compile((ROOT / script).read_text(), script, "exec"), namespace)
     parser = namespace.get("parser")
@@ -67,8 +67,8 @@ def test_help_names_every_flag_and_imports_nothing_heavy(script, run_script):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
-def test_one_experiment_with_everything_on_and_its_figure(run_script, tmp_path, dataset):
-    result = succeeded(
+def test_matrix_experiment_with_all_outputs_and_plot(run_script, tmp_path, dataset):
+    result = assert_success(
         run_script(
             "dmf_experiment_runner.py",
             *("-dataset_path", dataset, "-random_seed", 1, "-output_dir", "out", "-experiment_name", "one"),
@@ -77,7 +77,7 @@ def test_one_experiment_with_everything_on_and_its_figure(run_script, tmp_path, 
             *("-file_log", "-store_checkpoints", "-plot_metrics", "-save_results", "-track_singular_values"),
         )
     )
-    folder = only((tmp_path / "out").iterdir())
+    folder = single_item((tmp_path / "out").iterdir())
     assert re.fullmatch(r"one_\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d", folder.name)
     assert result.stdout.startswith("1 experiment\n1/1 out/one_")
     assert "zero loss" in result.stdout
@@ -93,7 +93,7 @@ def test_one_experiment_with_everything_on_and_its_figure(run_script, tmp_path, 
         assert expected in log
 
     last_epoch = parameters["status"]["last_epoch"]
-    checkpoint_path = only((folder / "checkpoints").iterdir())
+    checkpoint_path = single_item((folder / "checkpoints").iterdir())
     assert checkpoint_path.name.endswith(f"_epoch_{last_epoch}.pt")
     checkpoint = torch.load(checkpoint_path, weights_only=True)
     product = torch.load(folder / "final_e2e_matrix.pt", weights_only=True)
@@ -109,14 +109,14 @@ def test_one_experiment_with_everything_on_and_its_figure(run_script, tmp_path, 
     for figure in figures:
         paths = ["-experiments_checkpoint_paths", checkpoint_path, checkpoint_path]
         names = ["-experiments_names", "first", "second"]
-        succeeded(run_script("dmf_results_plotter.py", *paths, *names, "-save_plot_to", figure))
+        assert_success(run_script("dmf_results_plotter.py", *paths, *names, "-save_plot_to", figure))
     assert [figure.read_bytes()[:4] for figure in figures] == [PNG[:4], b"%PDF", b"<?xm"]
 
 
-def test_the_list_of_experiments_as_it_stands_and_edited(run_script, tmp_path, dataset):
+def test_experiment_list_default_and_edited(run_script, tmp_path, dataset):
     quick = ["-epochs", 200, "-dataset_path", dataset, "-output_dir", "out"]
-    succeeded(run_script("dmf_multiple_experiments_runner.py", *quick))
-    folder = only((tmp_path / "out").iterdir())
+    assert_success(run_script("dmf_multiple_experiments_runner.py", *quick))
+    folder = single_item((tmp_path / "out").iterdir())
     assert folder.name.startswith("completion_2x2_c_1_1_0_exp_")
     parameters = json.loads((folder / "run_params.json").read_text())
     expected = {"enforce_pos_det": True, "save_every_num_val": 100, "init_alpha": 8e-3, "lr": 3e-3, "depth": 3}
@@ -129,18 +129,18 @@ def test_the_list_of_experiments_as_it_stands_and_edited(run_script, tmp_path, d
         '"plot_metrics": True', '"plot_metrics": False'
     )
     (tmp_path / "edited.py").write_text(edited)
-    result = succeeded(run_script(tmp_path / "edited.py", *quick[:-1], "edited"))
+    result = assert_success(run_script(tmp_path / "edited.py", *quick[:-1], "edited"))
     assert result.stdout.startswith("3 experiments\n")
     recorded = [json.loads((each / "run_params.json").read_text()) for each in (tmp_path / "edited").iterdir()]
     seed = parameters["random_seed"]
     assert sorted(each["random_seed"] for each in recorded) == [seed, seed + 1, seed + 2]
 
 
-def test_datasets_are_generated_as_asked(run_main, tmp_path):
+def test_dataset_generator(run_main, tmp_path):
     def generate(*flags):
         before = set(tmp_path.glob("data/dmf/*"))
-        succeeded(run_main("dmf_data_generator.py", "-random_seed", 5, *flags))
-        path = only(set(tmp_path.glob("data/dmf/*")) - before)
+        assert_success(run_main("dmf_data_generator.py", "-random_seed", 5, *flags))
+        path = single_item(set(tmp_path.glob("data/dmf/*")) - before)
         return path.name, torch.load(path, weights_only=True)
 
     name, content = generate()
@@ -170,9 +170,9 @@ def test_datasets_are_generated_as_asked(run_main, tmp_path):
     assert content["y"].tolist() == [1, 0, 1, 0, 0, 0, 0, 1]
 
 
-def test_repositioned_observations(run_main, tmp_path):
+def test_dataset_generator_with_unobserved_entry(run_main, tmp_path):
     flags = ["-num_rows", 2, "-num_cols", 2, "-target_entries", 1, "-2e-1", 0, 1, "-use_custom_sensing_matrices"]
-    succeeded(run_main("dmf_data_generator.py", *flags, "-unobserved_entry", 0, 1, "-file_name", "x.pt"))
+    assert_success(run_main("dmf_data_generator.py", *flags, "-unobserved_entry", 0, 1, "-file_name", "x.pt"))
     content = torch.load(tmp_path / "data/dmf/x.pt", weights_only=True)
     assert content["y"].tolist() == [1, 0, 1]
     assert content["A"].flatten(1).argmax(1).tolist() == [0, 2, 3]
@@ -194,7 +194,7 @@ def test_shipped_datasets(name, observed):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_is_saved_and_can_be_continued(number, run_script, tmp_path, dataset):
+def test_interrupted_run_is_saved_and_continued(number, run_script, tmp_path, dataset):
     common = ["-dataset_path", str(dataset), "-random_seed", "0", "-store_checkpoints", "-save_results", "-file_log"]
     endless = ["-lr", "1e-6", "-dtype", "float64", "-epochs", str(10**12), "-validate_every", "1000"]
     command = [sys.executable, str(ROOT / "dmf_experiment_runner.py"), *common, *endless, "-output_dir", "out"]
@@ -209,27 +209,27 @@ def test_an_interrupted_run_is_saved_and_can_be_continued(number, run_script, tm
     assert errors.endswith(" -resume\n")
     assert errors.count("\n") == 1
     assert "interrupted, epoch" in output
-    folder = only((tmp_path / "out").iterdir())
+    folder = single_item((tmp_path / "out").iterdir())
     status = json.loads((folder / "run_params.json").read_text())["status"]
     assert (status["finished"], status["stop_reason"]) == (False, "interrupted")
 
-    checkpoint = only((folder / "checkpoints").iterdir())
+    checkpoint = single_item((folder / "checkpoints").iterdir())
     assert checkpoint.name.endswith(f"_epoch_{status['last_epoch']}.pt")
     more = ["-trainer_checkpoint", checkpoint, "-validate_every", 1000, "-epochs", 1000, "-output_dir", "more"]
-    succeeded(run_script("dmf_experiment_runner.py", *common, *more))
-    continued = json.loads((only((tmp_path / "more").iterdir()) / "final_metrics_values.json").read_text())
+    assert_success(run_script("dmf_experiment_runner.py", *common, *more))
+    continued = json.loads((single_item((tmp_path / "more").iterdir()) / "final_metrics_values.json").read_text())
     assert continued["fit_epochs"] == status["last_epoch"] + 1001
 
 
 @pytest.mark.parametrize("asked, used", [("auto", "native"), ("native", "native"), ("torch", "torch")])
-def test_the_engine_is_chosen_and_recorded(asked, used, run_script, tmp_path, dataset):
+def test_engine_selection_is_recorded(asked, used, run_script, tmp_path, dataset):
     result = run_script("dmf_experiment_runner.py", "-dataset_path", dataset, "-epochs", 100, "-engine", asked)
-    assert succeeded(result).stderr == ""
-    recorded = json.loads((only((tmp_path / "outputs/dmf").iterdir()) / "run_params.json").read_text())
+    assert assert_success(result).stderr == ""
+    recorded = json.loads((single_item((tmp_path / "outputs/dmf").iterdir()) / "run_params.json").read_text())
     assert (recorded["engine"], recorded["provenance"]["engine"]) == (asked, used)
 
 
-def test_without_a_compiler_the_torch_engine_is_used_and_says_so_once(run_script, tmp_path, dataset, monkeypatch):
+def test_torch_engine_is_used_without_compiler(run_script, tmp_path, dataset, monkeypatch):
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -256,10 +256,10 @@ def test_without_a_compiler_the_torch_engine_is_used_and_says_so_once(run_script
     assert not (tmp_path / "none").exists()
 
 
-def test_a_sweep_of_tensor_completion_and_its_figure(run_script, tmp_path):
+def test_tensor_completion_sweep_and_plot(run_script, tmp_path):
     generate = ["-mode_dim_size", 4, "-random_seed", 3, "-target_fro_norm", 2.5, "-custom_file_name", "small"]
-    succeeded(run_script("tc_data_generator.py", *generate))
-    dataset = only((tmp_path / "data/tc").iterdir())
+    assert_success(run_script("tc_data_generator.py", *generate))
+    dataset = single_item((tmp_path / "data/tc").iterdir())
     assert re.fullmatch(r"small_\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d\.pt", dataset.name)
     content = torch.load(dataset, weights_only=True)
     assert content["target_tensor"].norm().item() == pytest.approx(2.5, rel=1e-6)
@@ -270,7 +270,7 @@ def test_a_sweep_of_tensor_completion_and_its_figure(run_script, tmp_path):
         "REPETITIONS = 5", "REPETITIONS = 2"
     )
     (tmp_path / "edited.py").write_text(edited)
-    result = succeeded(run_script(tmp_path / "edited.py", "-dataset_path", dataset, "-output_dir", "out"))
+    result = assert_success(run_script(tmp_path / "edited.py", "-dataset_path", dataset, "-output_dir", "out"))
     assert result.stdout.startswith("8 experiments\n")
     folders = sorted((tmp_path / "out").iterdir())
     assert len(folders) == 8
@@ -286,7 +286,7 @@ def test_a_sweep_of_tensor_completion_and_its_figure(run_script, tmp_path):
         assert {path.name for path in (folder / "plots").iterdir()} == {"mse_loss.png", "reconstruction_error.png"}
 
     plot = ["-experiments_dir", "out", "-plot_title", "small", "-save_plot_to", "figure.png"]
-    result = succeeded(run_script("tc_results_plotter.py", *plot))
+    result = assert_success(run_script("tc_results_plotter.py", *plot))
     assert result.stdout.startswith("8 finished experiments, 0 folders skipped\n")
     lines = [line.split() for line in result.stdout.splitlines() if line.strip().startswith(("40 ", "63 "))]
     assert [(line[0], line[1], line[-1]) for line in lines] == [
@@ -297,7 +297,7 @@ def test_a_sweep_of_tensor_completion_and_its_figure(run_script, tmp_path):
     assert (tmp_path / "figure.png").read_bytes().startswith(PNG)
 
 
-def test_the_list_of_tensor_completion_experiments_is_the_papers():
+def test_default_tensor_completion_experiments():
     namespace = {"__name__": "script"}
     exec((ROOT / "tc_multiple_experiments_runner.py").read_text(), namespace)
     command = namespace["parser"].parse(["-dataset_path", str(ROOT / "README.md")])

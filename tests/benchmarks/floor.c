@@ -1,5 +1,5 @@
-/* The arithmetic of gradient descent on 2x2 matrix completion with DEPTH factors and nothing else: sixteen experiments
-   in the lanes of one vector, nothing observed on the way. What a machine cannot do without. */
+/* Lower bound for the time of gradient descent on 2x2 matrix completion with DEPTH factors: only the arithmetic, with
+   sixteen experiments in the lanes of one vector and nothing recorded. */
 
 #include <stdint.h>
 #include <string.h>
@@ -7,7 +7,7 @@
 typedef float vec __attribute__((vector_size(64)));
 #define UNROLL _Pragma("GCC unroll 8")
 
-/* Of each block of sixteen experiments: factors (DEPTH, 2, 2), targets (2, 2), weights (2, 2), learning rates. */
+/* Block of sixteen experiments: factors (DEPTH, 2, 2), targets (2, 2), weights (2, 2), learning rates. */
 typedef struct {
     vec factors[DEPTH][2][2], targets[2][2], weights[2][2], lr;
 } Block;

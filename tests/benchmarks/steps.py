@@ -1,12 +1,14 @@
-"""Times of a gradient step, and of the default jobs, beside what else there is: `python -m tests.benchmarks.steps`.
+"""Benchmark of gradient steps and of the default jobs against other implementations.
 
-All in one run, for machines are shared and noisy: what counts are the ratios. The times are medians of repetitions that
-alternate between the competitors. Ours include the recording of the history and its metrics; the others record nothing.
+    python -m tests.benchmarks.steps
 
-- plain loop: what a careful user of PyTorch would write. A batch of experiments, automatic differentiation, an update
-  in place.
-- JAX, where it is installed: the same loss, jit(vmap(fori_loop)) of gradient steps.
-- floor: for matrices the bare arithmetic (floor.c), for tensors the three matrix products of a step alone.
+All implementations are timed in the same run because times vary on shared machines; compare the ratios. Each time is
+the median of several repetitions, which alternate between the implementations. The times of this project include the
+recorded history and its metrics; the other implementations record nothing.
+
+- plain loop: batched experiments in PyTorch with autograd and in-place updates.
+- JAX, if installed: the same loss, with jit(vmap(fori_loop)) over gradient steps.
+- floor: for matrices only the arithmetic (floor.c), for tensors only the three matrix products of a step.
 """
 
 import ctypes
@@ -28,7 +30,7 @@ import torch
 from common.models.cp_factorization import first_group_size
 from common.sweeps.experiment import Experiment
 from common.training.threads import NUM_THREADS, one_thread
-from tests.conftest import ROOT, prepared, trainer_of
+from tests.conftest import ROOT, make_experiment, make_trainer
 
 try:
     import jax
@@ -40,20 +42,20 @@ except ImportError:
 _REPETITIONS = 5
 _SECONDS = 0.15
 
-# None of the experiments ends meanwhile, or comes close to where numbers are denormal and arithmetic is slow.
-_ENDLESS = {"lr": 1e-6, "epochs": 10**12, "stop_on_zero_loss_tol": 0.0}
+# No experiment stops during the benchmark or reaches denormal numbers, which are slow.
+_NO_STOPPING = {"lr": 1e-6, "epochs": 10**12, "stop_on_zero_loss_tol": 0.0}
 
-# Takes a number of steps.
+# Function that runs the given number of steps.
 Steps = Callable[[int], object]
 
 
 def matrix_product(factors):
-    """W_1 W_2 ⋯ W_L, of torch or JAX arrays with or without a leading experiment axis."""
+    """Returns W_1 W_2 ⋯ W_L for torch or JAX arrays, with or without a leading experiment axis."""
     return reduce(lambda left, right: left @ right, factors)
 
 
 def cp_tensor(factors):
-    """Σ_r F_1[a, r] F_2[b, r] …, of factors (..., d_k, R), as one product of two Khatri–Rao products."""
+    """Returns Σ_r F_1[a, r] F_2[b, r] … for factors (..., d_k, R), as one product of two Khatri–Rao products."""
 
     def khatri_rao(left, right):
         product = left[..., :, None, :] * right[..., None, :, :]
@@ -64,29 +66,29 @@ def cp_tensor(factors):
     return left @ right.swapaxes(-1, -2)
 
 
-def ours(experiments: list[Experiment], least: int) -> Steps:
-    """The project's way: at least `least` steps at a time, validations, history and its metrics."""
-    trainer = trainer_of(experiments, native=True)
-    trainer.engine.optimizer.is_stateless = False  # so that no experiment ends because nothing moves
+def our_trainer(experiments: list[Experiment], min_steps: int) -> Steps:
+    """Returns the steps of this project, with history and metrics; each call runs at least `min_steps` steps."""
+    trainer = make_trainer(experiments, native=True)
+    trainer.engine.optimizer.is_stateless = False  # so that no experiment is stopped as stalled
 
-    def take(num_steps: int) -> int:
+    def run_steps(num_steps: int) -> int:
         begin = trainer.epoch
-        while trainer.epoch - begin < max(num_steps, least):
+        while trainer.epoch - begin < max(num_steps, min_steps):
             trainer.advance()
         for position in range(len(experiments)):
             trainer.sync(position)
         return trainer.epoch - begin
 
-    return take
+    return run_steps
 
 
-def plain_loop(experiments: list[Experiment], end_to_end: Callable, objective) -> Steps:
+def pytorch_loop(experiments: list[Experiment], end_to_end: Callable, objective) -> Steps:
     factors = [torch.stack(each) for each in zip(*(e.factors for e in experiments), strict=True)]
     factors = [factor.requires_grad_() for factor in factors]
     lr = torch.tensor([e.parameters["lr"] for e in experiments])[:, None, None]
     target, weights = objective.targets, objective.weights
 
-    def take(num_steps: int) -> None:
+    def run_steps(num_steps: int) -> None:
         for _ in range(num_steps):
             loss = 0.5 * (weights * (end_to_end(factors) - target).square()).sum()
             gradients = torch.autograd.grad(loss, factors)
@@ -94,7 +96,7 @@ def plain_loop(experiments: list[Experiment], end_to_end: Callable, objective) -
                 for factor, gradient in zip(factors, gradients, strict=True):
                     factor.sub_(lr * gradient)
 
-    return take
+    return run_steps
 
 
 def jax_loop(experiments: list[Experiment], end_to_end: Callable, objective) -> Steps:
@@ -115,14 +117,14 @@ def jax_loop(experiments: list[Experiment], end_to_end: Callable, objective) -> 
 
     compiled = jax.jit(jax.vmap(run, in_axes=(0, 0, 0, 0, None)))
 
-    def take(num_steps: int) -> None:
+    def run_steps(num_steps: int) -> None:
         state[0] = jax.block_until_ready(compiled(state[0], target, weights, lr, num_steps))
 
-    return take
+    return run_steps
 
 
 def arithmetic_floor(depth: int, number: int, directory: Path) -> Steps:
-    """floor.c on as many threads as there are."""
+    """Returns the steps of floor.c on all threads."""
     library = directory / f"floor_{depth}.so"
     source = Path(__file__).with_name("floor.c")
     subprocess.run(
@@ -136,10 +138,10 @@ def arithmetic_floor(depth: int, number: int, directory: Path) -> Steps:
     blocks = memory[begin - memory.ctypes.data :][: num_blocks * size].view(np.float32).reshape(num_blocks, -1, 16)
     generator = np.random.default_rng(0)
     blocks[:, : 4 * depth] = 0.1 * generator.standard_normal((num_blocks, 4 * depth, 16))
-    blocks[:, 4 * depth :] = np.array([0, 1, 1, 0, 0, 1, 1, 1, _ENDLESS["lr"]])[:, None]
+    blocks[:, 4 * depth :] = np.array([0, 1, 1, 0, 0, 1, 1, 1, _NO_STOPPING["lr"]])[:, None]
     pool = ThreadPoolExecutor(NUM_THREADS)
 
-    def take(num_steps: int) -> None:
+    def run_steps(num_steps: int) -> None:
         addresses = [begin + block * size for block in range(num_blocks)]
         if num_blocks == 1:
             function(addresses[0], num_steps)
@@ -147,72 +149,72 @@ def arithmetic_floor(depth: int, number: int, directory: Path) -> Steps:
             list(pool.map(lambda address: function(address, num_steps), addresses))
         assert memory.size
 
-    return take
+    return run_steps
 
 
 def products_floor(experiments: list[Experiment]) -> Steps:
-    """The three matrix products of a step, for each experiment, by PyTorch's BLAS."""
+    """Returns the three matrix products of a step for each experiment, with PyTorch's BLAS."""
     factors = experiments[0].factors
     split, rank = first_group_size([len(factor) for factor in factors]), factors[0].shape[1]
     rows, cols = (int(np.prod([len(f) for f in group])) for group in (factors[:split], factors[split:]))
     first, second, product = torch.randn(rows, rank), torch.randn(cols, rank), torch.empty(rows, cols)
-    of_first, of_second = torch.empty(rows, rank), torch.empty(cols, rank)
+    first_gradient, second_gradient = torch.empty(rows, rank), torch.empty(cols, rank)
 
-    def take(num_steps: int) -> None:
+    def run_steps(num_steps: int) -> None:
         for _ in range(num_steps * len(experiments)):
             torch.mm(first, second.T, out=product)
-            torch.mm(product, second, out=of_first)
-            torch.mm(product.T, first, out=of_second)
+            torch.mm(product, second, out=first_gradient)
+            torch.mm(product.T, first, out=second_gradient)
 
-    return take
+    return run_steps
 
 
-def microseconds(take: Steps, num_steps: int) -> float:
+def microseconds_per_step(run_steps: Steps, num_steps: int) -> float:
     begin = time.perf_counter()
-    taken = take(num_steps) or num_steps
+    taken = run_steps(num_steps) or num_steps
     return (time.perf_counter() - begin) / taken * 1e6
 
 
-def medians(competitors: dict[str, Steps]) -> dict[str, float]:
-    """The time of a step of each, in microseconds."""
+def median_times(competitors: dict[str, Steps]) -> dict[str, float]:
+    """Returns the median time of a step of each implementation, in microseconds."""
     steps = {}
-    for name, take in competitors.items():
+    for name, run_steps in competitors.items():
         num_steps = 1
-        take(num_steps)
-        while microseconds(take, num_steps) * num_steps < 0.2 * _SECONDS * 1e6:
+        run_steps(num_steps)
+        while microseconds_per_step(run_steps, num_steps) * num_steps < 0.2 * _SECONDS * 1e6:
             num_steps *= 4
-        steps[name] = max(1, int(_SECONDS * 1e6 / microseconds(take, num_steps)))
+        steps[name] = max(1, int(_SECONDS * 1e6 / microseconds_per_step(run_steps, num_steps)))
     times = {name: [] for name in competitors}
     for _ in range(_REPETITIONS):
-        for name, take in competitors.items():
-            times[name].append(microseconds(take, steps[name]))
+        for name, run_steps in competitors.items():
+            times[name].append(microseconds_per_step(run_steps, steps[name]))
     return {name: statistics.median(each) for name, each in times.items()}
 
 
 def dmf_experiments(depth: int, number: int) -> list[Experiment]:
-    # The paper's initializations.
-    endless = {"init_alpha": {2: 8.41e-4, 3: 7.94e-3, 4: 7.71e-2}[depth], **_ENDLESS}
+    # Initializations from the paper.
+    parameters = {"init_alpha": {2: 8.41e-4, 3: 7.94e-3, 4: 7.71e-2}[depth], **_NO_STOPPING}
     tracked = {"tracked_e2e_value_of": [[0, 0], [0, 1], [1, 0], [1, 1]], "track_singular_values": True}
-    return [prepared(depth=depth, random_seed=seed, **endless, **tracked) for seed in range(number)]
+    return [make_experiment(depth=depth, random_seed=seed, **parameters, **tracked) for seed in range(number)]
 
 
 def tc_experiments(order: int, number: int) -> list[Experiment]:
     path = ROOT / f"data/tc/tensor_rank_1_fro_1_order_{order}_dim_8.pt"
-    endless = {"init_std": 0.1, **_ENDLESS}
-    return [prepared("tc", dataset_path=path, random_seed=seed, **endless) for seed in range(number)]
+    parameters = {"init_std": 0.1, **_NO_STOPPING}
+    return [make_experiment("tc", dataset_path=path, random_seed=seed, **parameters) for seed in range(number)]
 
 
 def print_row(problem: str, number: int, times: dict[str, float]) -> None:
     def ratio(name: str) -> str:
         return f"{times[name] / times['ours']:.3g}" if name in times else ""
 
-    of_floor = f"{times['ours'] / times['floor']:.2f}"
-    cells = [problem, number, f"{times['ours']:.3g}", ratio("plain loop"), ratio("JAX"), of_floor]
+    floor_ratio = f"{times['ours'] / times['floor']:.2f}"
+    cells = [problem, number, f"{times['ours']:.3g}", ratio("plain loop"), ratio("JAX"), floor_ratio]
     print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def wall_time(script: str, directory: Path) -> str:
-    """Of a job with its defaults in a fresh process, with and without kernels compiled before."""
+    """Returns the wall time of a script with default flags in a new process, with and without kernel compilation."""
     times = []
     environment = {**os.environ, "XDG_CACHE_HOME": str(directory / "cache")}
     for run in range(3):
@@ -220,11 +222,11 @@ def wall_time(script: str, directory: Path) -> str:
         command = [sys.executable, script, "-output_dir", str(directory / script / str(run))]
         subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, check=True)
         times.append(time.perf_counter() - begin)
-    return f"{times[0]:.1f} s with the compilation of its kernel, {min(times[1:]):.1f} s from then on"
+    return f"{times[0]:.1f} s including kernel compilation, {min(times[1:]):.1f} s with a cached kernel"
 
 
 def main() -> None:
-    print("| problem | experiments | µs a step | times faster than a plain loop | than JAX | times the floor |")
+    print("| problem | experiments | µs per step | speedup over plain loop | speedup over JAX | time / floor |")
     print("| --- | --- | --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
@@ -236,18 +238,18 @@ def main() -> None:
             end_to_end = matrix_product if is_matrix else cp_tensor
             problems = [experiment.problem for experiment in experiments]
             objective = problems[0].objective(problems, experiments[0].factors[0])
-            # The metrics of a history are computed in bulk.
-            least = 4096 * experiments[0].parameters["validate_every"] if is_matrix else 1
+            # Metrics are computed for many validations at a time.
+            min_steps = 4096 * experiments[0].parameters["validate_every"] if is_matrix else 1
             competitors = {
-                "ours": ours(experiments, least),
-                "plain loop": plain_loop(experiments, end_to_end, objective),
+                "ours": our_trainer(experiments, min_steps),
+                "plain loop": pytorch_loop(experiments, end_to_end, objective),
                 "floor": arithmetic_floor(size, number, directory) if is_matrix else products_floor(experiments),
             }
             if jax is not None:
                 competitors["JAX"] = jax_loop(experiments, end_to_end, objective)
-            # Small products are faster on one thread, for PyTorch, too.
+            # Small products are faster on one thread, also in PyTorch.
             with one_thread() if problems[0].multiplications < 3 * 10**6 else nullcontext():
-                times = medians(competitors)
+                times = median_times(competitors)
             print_row(
                 f"2×2, depth {size}" if is_matrix else f"{'×'.join('8' * size)}, {8 ** (size - 1)} components",
                 number,

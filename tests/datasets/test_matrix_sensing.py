@@ -14,16 +14,16 @@ from common.datasets.matrix_sensing import (
 )
 
 
-def seeded(seed):
+def make_generator(seed):
     return torch.Generator().manual_seed(seed)
 
 
 @given(rows=st.integers(1, 6), cols=st.integers(1, 6), seed=st.integers(0, 100), data=st.data())
-def test_observed_entries_are_found_again(rows, cols, seed, data):
+def test_observed_entries_are_recovered(rows, cols, seed, data):
     num_samples = data.draw(st.integers(1, rows * cols))
-    entries = random_entries(num_samples, rows, cols, seeded(seed))
+    entries = random_entries(num_samples, rows, cols, make_generator(seed))
     assert len(set(entries.tolist())) == num_samples
-    problem = sense(entry_sensing(entries, rows, cols), torch.randn(rows, cols, generator=seeded(seed)))
+    problem = sense(entry_sensing(entries, rows, cols), torch.randn(rows, cols, generator=make_generator(seed)))
     assert torch.equal(problem.observed_entries, entries)
     assert torch.equal(problem.observations, problem.target_matrix.flatten()[entries])
 
@@ -31,7 +31,7 @@ def test_observed_entries_are_found_again(rows, cols, seed, data):
 @pytest.mark.parametrize(
     "matrices",
     [
-        gaussian_sensing(3, 2, 2, 1.0, seeded(0)),
+        gaussian_sensing(3, 2, 2, 1.0, make_generator(0)),
         2 * entry_sensing(torch.tensor([0, 1]), 2, 2),
         -entry_sensing(torch.tensor([0, 1]), 2, 2),
         entry_sensing(torch.tensor([1, 1]), 2, 2),
@@ -39,7 +39,7 @@ def test_observed_entries_are_found_again(rows, cols, seed, data):
         torch.ones(1, 2, 2),
     ],
 )
-def test_what_is_no_completion_is_not_taken_for_one(matrices):
+def test_observed_entries_is_none_for_general_sensing(matrices):
     assert sense(matrices, torch.ones(2, 2)).observed_entries is None
 
 
@@ -48,13 +48,13 @@ def test_all_entries_but():
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_a_random_target_has_the_rank_and_norm_asked_for(symmetric):
-    target = random_target(7, 7, 3, symmetric, seeded(0))
+def test_random_target_rank_and_norm(symmetric):
+    target = random_target(7, 7, 3, symmetric, make_generator(0))
     assert torch.linalg.matrix_rank(target) == 3
     assert target.norm().item() == pytest.approx(7, rel=1e-6)
     assert torch.equal(target, target.T) == symmetric
 
 
-def test_the_target_of_the_paper():
+def test_infinite_norm_target():
     assert infinite_norm_target(2, 2).tolist() == [[0, 1], [1, 0]]
     assert infinite_norm_target(3, 4).tolist() == [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]]

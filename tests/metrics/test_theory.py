@@ -1,4 +1,4 @@
-"""The bounds hold in training, at every validation while the determinant keeps its sign."""
+"""Tests of the theoretical bounds, on formulas and on trained runs."""
 
 import math
 
@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from common.metrics import theory
-from tests.conftest import ROOT, prepared, train
+from tests.conftest import ROOT, make_experiment, train
 
-# Data set → sign of the determinant, unobserved entry, and the observations a, b (beside it) and z (across).
+# Dataset name → sign of the determinant, unobserved entry, observations (a, b, z): a and b are next to the unobserved
+# entry, z is diagonally opposite.
 PROBLEMS = {
     "w_1_1_0": ("pos", (0, 0), (1.0, 1.0, 0.0)),
     "repositioned_w_1_0_1": ("neg", (0, 1), (1.0, 1.0, 0.0)),
@@ -21,7 +22,7 @@ PROBLEMS = {
 
 @pytest.mark.parametrize("name", PROBLEMS)
 @pytest.mark.parametrize("depth", [2, 3])
-def test_the_bounds_hold_while_the_determinant_keeps_its_sign(name, depth):
+def test_bounds_hold_during_training(name, depth):
     sign, (row, col), corner = PROBLEMS[name]
     common = {
         "dataset_path": str(ROOT / f"data/dmf/completion_2x2_{name}.pt"),
@@ -36,7 +37,7 @@ def test_the_bounds_hold_while_the_determinant_keeps_its_sign(name, depth):
     }
     balanced, unbalanced = {"init_alpha": 1e-5, "use_balanced_init": True}, {"init_alpha": 1.71e-2}
     experiments = [
-        prepared(**common, **start, random_seed=seed) for start in (balanced, unbalanced) for seed in range(3)
+        make_experiment(**common, **start, random_seed=seed) for start in (balanced, unbalanced) for seed in range(3)
     ]
     train(experiments, native=True)
     checked = left = 0
@@ -44,11 +45,11 @@ def test_the_bounds_hold_while_the_determinant_keeps_its_sign(name, depth):
         recorded = {name: series.values for name, series in experiment.state.history.validation.items()}
         entries = np.array([[recorded[f"e2e_{i}_{j}_value"] for j in (0, 1)] for i in (0, 1)])
         determinant = entries[0, 0] * entries[1, 1] - entries[0, 1] * entries[1, 0]
-        # The loss of the matrix after the step, which is what the metrics are of.
+        # Validation metrics are computed after the step, so the loss is recomputed from the recorded entries.
         fitted = entries[[row, 1 - row, 1 - row], [1 - col, col, 1 - col]]
         loss = ((fitted - np.array(corner)[:, None]) ** 2).sum(0) / 2
         bound, size = theory.unobserved_entry(loss, *corner), np.abs(entries[row, col])
-        # Round-off of a determinant that is 0 in all digits that are left is no sign.
+        # Determinants within rounding error of 0 are excluded.
         kept = determinant * (1 if sign == "pos" else -1) > 1e-12 * size
         here = kept & np.isfinite(bound)
         assert (size[here] > bound[here]).all()
@@ -58,17 +59,17 @@ def test_the_bounds_hold_while_the_determinant_keeps_its_sign(name, depth):
         checked += here.sum()
         left += (size < bound).sum()
     assert checked > 100
-    # The condition is not idle: at depth 2 the sign is lost, and runs leave the curve.
+    # Without the sign condition the bound is violated: at depth 2 the determinant changes sign.
     assert left > 0 or depth == 3 or corner[2] == 0.5
 
 
-def test_the_bounds_by_hand():
+def test_bounds_known_values():
     loss = np.array([0.005, 0.02, 0.6])
     np.testing.assert_allclose(theory.unobserved_entry(loss, 1, 1, 0), [8.1, 3.2, np.nan])
     np.testing.assert_allclose(theory.distance_from_rank_1(loss, 1, -1, 0.3), [0.4, 0.5, np.nan])
     share = 0.04 / (0.04 + 0.64)
     entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
     assert theory.effective_rank(loss, 1, 1, 0)[1] == pytest.approx(math.exp(entropy))
-    # The paper's values at loss 1e-4: about 1 / (|z| + √(2ℓ)).
+    # Values from the paper at loss 1e-4, approximately 1 / (|z| + √(2ℓ)).
     for z, expected in ((0.01, 41.4), (0.05, 15.6), (0.1, 8.8), (0.5, 1.94)):
         assert theory.unobserved_entry(np.array([1e-4]), -2, 0.5, z)[0] == pytest.approx(expected, rel=0.05)

@@ -8,8 +8,8 @@ from common.models.cp_factorization import CPFactorization, first_group_size, fu
 LETTERS = "abcde"
 
 
-def textbook_tensor(factors):
-    """T[b, i, j, …] = Σ_r F_1[b, i, r] F_2[b, j, r] … of factors (B, d_k, R)."""
+def reference_tensor(factors):
+    """Returns T[b, i, j, …] = Σ_r F_1[b, i, r] F_2[b, j, r] … for factors of shape (B, d_k, R)."""
     modes = LETTERS[: len(factors)]
     return torch.einsum(",".join(f"z{mode}r" for mode in modes) + f"->z{modes}", *factors)
 
@@ -21,10 +21,10 @@ def random_factors(dims, rank, seed, batch_size, dtype=torch.float64):
 
 
 @given(dims=st.lists(st.integers(1, 4), min_size=2, max_size=5), rank=st.integers(1, 5), seed=st.integers(0, 1000))
-def test_tensor_and_gradients_agree_with_automatic_differentiation(dims, rank, seed):
+def test_forward_and_gradients_match_autograd(dims, rank, seed):
     factors = random_factors(dims, rank, seed, batch_size=3)
     leaves = [factor.clone().requires_grad_() for factor in factors]
-    tensor = textbook_tensor(leaves)
+    tensor = reference_tensor(leaves)
     output_gradient = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     expected = torch.autograd.grad(tensor, leaves, output_gradient)
 
@@ -37,7 +37,7 @@ def test_tensor_and_gradients_agree_with_automatic_differentiation(dims, rank, s
 
 
 @pytest.mark.parametrize("dims", [(2, 2), (3, 7, 5), (8, 8, 8), (8, 8, 8, 8), (2, 3, 2, 2, 3)])
-def test_an_experiment_has_the_same_bits_alone_and_in_a_batch(dims):
+def test_results_do_not_depend_on_batch(dims):
     batch_size = 6
     factors = random_factors(dims, full_rank(dims), 1, batch_size, torch.float32)
     model = CPFactorization(factors)
@@ -53,12 +53,12 @@ def test_an_experiment_has_the_same_bits_alone_and_in_a_batch(dims):
 
 
 @pytest.mark.parametrize("dims, size", [((8, 8, 8), 1), ((8, 8, 8, 8), 2), ((2, 2, 9), 2), ((9, 2, 2), 1), ((3, 4), 1)])
-def test_groups_of_modes_are_as_equal_as_can_be(dims, size):
+def test_first_group_size_balances_products(dims, size):
     assert first_group_size(dims) == size
 
 
 @pytest.mark.parametrize(
     "dims, rank", [((8, 8, 8), 64), ((8, 8, 8, 8), 512), ((3, 7, 5), 15), ((4, 2), 2), ((1, 1), 1)]
 )
-def test_every_tensor_fits_into_the_full_rank(dims, rank):
+def test_full_rank(dims, rank):
     assert full_rank(dims) == rank

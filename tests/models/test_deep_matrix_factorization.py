@@ -14,7 +14,9 @@ from common.models.deep_matrix_factorization import (
 )
 
 
-def draw(shape=(3, 3), depth=3, init_type="normal", alpha=0.1, balanced=False, seed=0, dtype=torch.float64, sign=0):
+def draw_factors(
+    shape=(3, 3), depth=3, init_type="normal", alpha=0.1, balanced=False, seed=0, dtype=torch.float64, sign=0
+):
     generator = torch.Generator().manual_seed(seed)
     return initial_factors(shape, depth, init_type, alpha, balanced, generator, dtype, sign)
 
@@ -23,7 +25,7 @@ shapes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
 @given(shape=shapes, depth=st.integers(1, 5), seed=st.integers(0, 1000))
-def test_gradients_agree_with_automatic_differentiation(shape, depth, seed):
+def test_gradients_match_autograd(shape, depth, seed):
     generator = torch.Generator().manual_seed(seed)
     batches = [torch.randn(3, *each, generator=generator, dtype=torch.float64) for each in factor_shapes(*shape, depth)]
     output_gradient = torch.randn(3, *shape, generator=generator, dtype=torch.float64)
@@ -42,7 +44,7 @@ def test_gradients_agree_with_automatic_differentiation(shape, depth, seed):
 
 
 @given(shape=shapes, depth=st.integers(1, 5), seed=st.integers(0, 1000))
-def test_balanced_factors_are_balanced_and_multiply_to_the_product(shape, depth, seed):
+def test_balanced_factors(shape, depth, seed):
     product = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     factors = balanced_factors(product, depth)
     assert [tuple(factor.shape) for factor in factors] == factor_shapes(*shape, depth)
@@ -54,53 +56,55 @@ def test_balanced_factors_are_balanced_and_multiply_to_the_product(shape, depth,
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("size, alpha", [(2, 8e-3), (5, 1.0), (10, 1e-5)])
-def test_the_determinant_has_the_sign_asked_for(size, alpha, sign, balanced):
+def test_determinant_sign_is_enforced(size, alpha, sign, balanced):
     for seed in range(10):
-        factors = draw((size, size), 3, alpha=alpha, balanced=balanced, seed=seed, dtype=torch.float32, sign=sign)
+        factors = draw_factors(
+            (size, size), 3, alpha=alpha, balanced=balanced, seed=seed, dtype=torch.float32, sign=sign
+        )
         signs = [torch.linalg.slogdet(factor.double()).sign for factor in factors]
         assert torch.stack(signs).prod() == sign
 
 
-def test_determinants_too_small_for_float32_have_their_sign():
-    factors = draw((10, 10), 3, alpha=1e-5, dtype=torch.float32)
+def test_determinant_sign_does_not_underflow():
+    factors = draw_factors((10, 10), 3, alpha=1e-5, dtype=torch.float32)
     product = factors[0] @ factors[1] @ factors[2]
     assert torch.linalg.det(product) == 0
     assert determinant_sign(factors) in (-1, 1)
 
 
-def test_an_exchange_of_rows_turns_the_sign():
-    factors = draw()
-    turned = [factors[0][[1, 0, 2]], *factors[1:]]
-    assert determinant_sign(turned) == -determinant_sign(factors) != 0
+def test_row_swap_flips_determinant_sign():
+    factors = draw_factors()
+    swapped = [factors[0][[1, 0, 2]], *factors[1:]]
+    assert determinant_sign(swapped) == -determinant_sign(factors) != 0
 
 
 @pytest.mark.parametrize(
     "init_type, alpha, sign, balanced",
     [("identity", 0.1, -1, False), ("identity", 0.1, -1, True), ("normal", 0.0, 1, False), ("normal", 1e-60, 1, False)],
 )
-def test_a_sign_that_cannot_be_reached_is_an_error(init_type, alpha, sign, balanced):
+def test_unreachable_determinant_sign_raises(init_type, alpha, sign, balanced):
     with pytest.raises(ValueError):
-        draw((2, 2), 3, init_type, alpha, balanced, dtype=torch.float32, sign=sign)
+        draw_factors((2, 2), 3, init_type, alpha, balanced, dtype=torch.float32, sign=sign)
 
 
-def test_normal_factors_have_the_standard_deviation_asked_for():
-    factors = draw((200, 200), 2, alpha=0.3)
+def test_normal_init_std():
+    factors = draw_factors((200, 200), 2, alpha=0.3)
     for factor in factors:
         assert abs(factor.std() / 0.3 - 1) < 0.02
 
 
-def test_balanced_initialization_gives_the_product_the_standard_deviation_asked_for():
-    left, right = draw((200, 200), 2, alpha=0.3, balanced=True)
+def test_balanced_init_std_of_product():
+    left, right = draw_factors((200, 200), 2, alpha=0.3, balanced=True)
     assert abs((left @ right).std() / 0.3 - 1) < 0.02
 
 
-def test_identity_factors_are_multiples_of_the_identity():
-    factors = draw((2, 4), 3, "identity", 0.5)
+def test_identity_init():
+    factors = draw_factors((2, 4), 3, "identity", 0.5)
     assert [tuple(factor.shape) for factor in factors] == [(2, 2), (2, 2), (2, 4)]
     for factor in factors:
         assert torch.equal(factor, 0.5 * torch.eye(*factor.shape, dtype=torch.float64))
 
 
-def test_precisions_start_from_the_same_point():
-    for single, double in zip(draw(dtype=torch.float32), draw(dtype=torch.float64), strict=True):
+def test_init_does_not_depend_on_dtype():
+    for single, double in zip(draw_factors(dtype=torch.float32), draw_factors(dtype=torch.float64), strict=True):
         assert torch.equal(single, double.float())

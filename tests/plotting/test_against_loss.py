@@ -11,18 +11,18 @@ from common.plotting.against_loss import draw_against_loss, values_below
 from common.plotting.curves import Curve, Line, NoBound, NotRecorded, Wanted, load_curve, read_lines
 
 
-def tracker(epochs, values, as_lists=False):
+def make_tracker(epochs, values, as_lists=False):
     if as_lists:
         return {"epochs_with_values": list(epochs), "epoch_values": list(values)}
     return {"epochs_with_values": torch.tensor(list(epochs)), "epoch_values": torch.tensor(list(values))}
 
 
 @pytest.mark.parametrize("as_lists", [False, True])
-def test_loss_and_entry_are_paired_by_epoch(tmp_path, as_lists):
-    """The original code keeps the loss of every epoch, and the entry of every validation."""
+def test_loss_and_entry_are_matched_by_epoch(tmp_path, as_lists):
+    """The original code stores the loss of every epoch but the entry only at validations."""
     content = {
-        "train_evaluator": {"sse_loss_div_2": tracker(range(10), [1.0 / (1 + e) for e in range(10)], as_lists)},
-        "val_evaluator": {"e2e_0_0_value": tracker([4, 9, 14], [-1.0, 2.0, 3.0], as_lists)},
+        "train_evaluator": {"sse_loss_div_2": make_tracker(range(10), [1.0 / (1 + e) for e in range(10)], as_lists)},
+        "val_evaluator": {"e2e_0_0_value": make_tracker([4, 9, 14], [-1.0, 2.0, 3.0], as_lists)},
     }
     torch.save(content, tmp_path / "c.pt")
     curve = load_curve(str(tmp_path / "c.pt"))
@@ -31,29 +31,29 @@ def test_loss_and_entry_are_paired_by_epoch(tmp_path, as_lists):
     assert curve.values.tolist() == [1, 2]
 
 
-def theory(num_points=20_000, last=5e-5):
-    """A run on the curve |W_00| = 1 / √(2ℓ)."""
+def theory_curve(num_points=20_000, last=5e-5):
+    """Returns a run on the curve |W_00| = 1 / √(2ℓ)."""
     losses = np.geomspace(0.9, last, num_points)
     return Curve(np.arange(1, num_points + 1) * 50, losses, 1 / np.sqrt(2 * losses))
 
 
-def draw(**curves):
+def draw_curves(**curves):
     figure, _ = draw_against_loss([Line(name, 3, [curve]) for name, curve in curves.items()], "depth 3", 1e-4)
     return figure
 
 
-def test_long_names_leave_the_axes_their_width():
+def test_long_names_do_not_shrink_axes():
     name = "lr 1.25e-3 init identity 1.25e-1, epochs 100"
-    # Of a curve that has not come to 1.3e-1, the legend alone shows the marker.
-    lines = [Line(name, 1, [theory()]), Line(name, 2, [theory(last=0.5)])]
+    # A curve that does not reach 1.3e-1 has its marker in the legend only.
+    lines = [Line(name, 1, [theory_curve()]), Line(name, 2, [theory_curve(last=0.5)])]
     figure, _ = draw_against_loss(lines, "", 1e-4)
     figure.draw_without_rendering()
     assert all(axes.get_position().width > 0.35 for axes in figure.axes[:2])
     assert [axes.get_title() for axes in figure.axes[:2]] == ["depth 1", "depth 2"]
 
 
-def test_the_figure_is_as_the_paper_describes_it():
-    figure = draw(a=theory(), b=theory(10_000, 1e-3))
+def test_figure_matches_paper():
+    figure = draw_curves(a=theory_curve(), b=theory_curve(10_000, 1e-3))
     axes, bar = figure.axes
     assert figure.get_size_inches() == pytest.approx((3.1, 3.4))
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("loss", "|unobserved entry|", "depth 3")
@@ -64,7 +64,7 @@ def test_the_figure_is_as_the_paper_describes_it():
     assert axes.get_ylim()[1] > 70
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
 
-    # The curves are cut after the first loss below 1e-4, and coloured on one scale.
+    # The curves end after the first loss below 1e-4 and share one color scale.
     lines = axes.collections
     ends = [line.get_segments()[-1][-1] for line in lines]
     assert 0.99e-4 < ends[0][0] < 1e-4
@@ -76,7 +76,7 @@ def test_the_figure_is_as_the_paper_describes_it():
     assert light[2] > light[0] > 0.5
 
     markers = [line for line in axes.lines if line.get_marker() != "None"]
-    for marked, curve, expected in zip(markers, (theory(), theory(10_000, 1e-3)), (4, 3), strict=True):
+    for marked, curve, expected in zip(markers, (theory_curve(), theory_curve(10_000, 1e-3)), (4, 3), strict=True):
         assert len(marked.get_xdata()) == expected
         for power, loss in enumerate(marked.get_xdata(), start=1):
             assert loss == curve.losses[curve.losses < 1.3 * 10.0**-power][0]
@@ -93,12 +93,12 @@ def test_the_figure_is_as_the_paper_describes_it():
     plt.close(figure)
 
 
-def test_nothing_to_draw_is_an_error():
+def test_empty_figure_raises():
     with pytest.raises(ValueError, match=r"no loss is larger than 0\.9; give a smaller one"):
-        draw_against_loss([Line("", 3, [theory()])], "", 10.0)
+        draw_against_loss([Line("", 3, [theory_curve()])], "", 10.0)
 
 
-def test_of_many_seeds_the_median_and_the_quartiles_are_drawn_and_who_never_got_there_is_counted():
+def test_median_and_quartiles_over_seeds():
     curves = [
         Curve(np.array([1, 2, 3]), np.array([1.0, 0.1, 1e-2]), np.array([0.0, value, 10.0 * value]))
         for value in (1.0, 2.0, 3.0)
@@ -120,8 +120,8 @@ def test_of_many_seeds_the_median_and_the_quartiles_are_drawn_and_who_never_got_
     plt.close(figure)
 
 
-def test_the_bound_is_drawn_for_the_observations_and_the_metric():
-    curve = theory()
+def test_theoretical_bound_is_drawn():
+    curve = theory_curve()
     curve = Curve(curve.iterations, curve.losses, 1 + curve.losses, (1.0, 1.0, 0.0))
     figure, _ = draw_against_loss([Line("theory", 3, [curve])], "", 1e-4, "e2e_effective_rank", True)
     axes = figure.axes[0]
@@ -132,11 +132,11 @@ def test_the_bound_is_drawn_for_the_observations_and_the_metric():
     plt.close(figure)
 
 
-def test_no_curve_runs_behind_the_legend():
-    """It takes the upper left, where a curve that rises early and levels off would be."""
+def test_legend_does_not_overlap_curves():
+    """Draws a curve that rises early and levels off in the upper left corner, where the legend is."""
     losses = np.geomspace(1, 5e-5, 200)
     curve = Curve(np.arange(1, 201), losses, np.minimum(5, 1 / losses - 1))
-    figure = draw(**{"a long name of a run": curve})
+    figure = draw_curves(**{"a long name of a run": curve})
     figure.canvas.draw()
     axes = figure.axes[0]
     box = axes.get_legend().get_window_extent()
@@ -145,7 +145,7 @@ def test_no_curve_runs_behind_the_legend():
     plt.close(figure)
 
 
-def test_what_cannot_be_drawn_is_skipped_with_a_line_for_each(tmp_path):
+def test_unusable_runs_are_skipped_with_reason(tmp_path):
     parameters = {"depth": 3, "lr": 1e-3, "init_alpha": 0.1, "weight_init_type": "identity"}
     status = {"status": {"finished": True}}
     written = {
@@ -162,7 +162,7 @@ def test_what_cannot_be_drawn_is_skipped_with_a_line_for_each(tmp_path):
         checkpoint.parent.mkdir(parents=True)
         (tmp_path / name / "run_params.json").write_text(json.dumps(content))
         values = [float("nan")] if name == "never_finite" else [1.0]
-        evaluators = {"sse_loss_div_2": tracker([9], values)}, {"e2e_0_0_value": tracker([9], values)}
+        evaluators = {"sse_loss_div_2": make_tracker([9], values)}, {"e2e_0_0_value": make_tracker([9], values)}
         torch.save(dict(zip(("train_evaluator", "val_evaluator"), evaluators, strict=True)), checkpoint)
     (tmp_path / "damaged/checkpoints/2020_epoch_9.pt").write_bytes(b"PK")
     lines, skipped = read_lines(str(tmp_path), Wanted())
@@ -179,11 +179,11 @@ def test_what_cannot_be_drawn_is_skipped_with_a_line_for_each(tmp_path):
         read_lines(str(tmp_path), Wanted("nope"))
 
 
-def experiment(path, **parameters):
-    """A folder with a checkpoint, and these parameters besides."""
+def make_run_folder(path, **parameters):
+    """Creates a run folder with a checkpoint and the given parameters."""
     checkpoint = path / "checkpoints/2020_epoch_9.pt"
     checkpoint.parent.mkdir(parents=True)
-    evaluators = {"sse_loss_div_2": tracker([9], [1.0])}, {"e2e_0_0_value": tracker([9], [1.0])}
+    evaluators = {"sse_loss_div_2": make_tracker([9], [1.0])}, {"e2e_0_0_value": make_tracker([9], [1.0])}
     torch.save(dict(zip(("train_evaluator", "val_evaluator"), evaluators, strict=True)), checkpoint)
     given = {"depth": 3, "lr": 1e-3, "init_alpha": 0.1, **parameters}
     (path / "run_params.json").write_text(json.dumps(given))
@@ -200,8 +200,8 @@ def experiment(path, **parameters):
         ({}, Wanted(entry=(5, 5)), NotRecorded, "only e2e_0_0_value was recorded"),
     ],
 )
-def test_parameters_that_make_no_sense_are_refused(tmp_path, changed, wanted, error, message):
-    experiment(tmp_path / "a", **changed)
+def test_invalid_run_parameters_raise(tmp_path, changed, wanted, error, message):
+    make_run_folder(tmp_path / "a", **changed)
     with pytest.raises(error, match=message):
         read_lines(str(tmp_path), wanted)
 
@@ -209,20 +209,20 @@ def test_parameters_that_make_no_sense_are_refused(tmp_path, changed, wanted, er
 @pytest.mark.parametrize(
     "changed", [{"depth": 10**6}, {"init_alpha": 1e300}, {"dataset_path": "a\0b"}, {"dataset_path": "/dev/zero"}]
 )
-def test_an_initialization_that_is_not_known_is_described_by_its_factors(tmp_path, changed):
-    experiment(tmp_path / "a", **changed)
+def test_label_of_unknown_initialization(tmp_path, changed):
+    make_run_folder(tmp_path / "a", **changed)
     ((line,), _) = read_lines(str(tmp_path), Wanted())
     assert "in each factor" in line.name
 
 
-def test_runs_that_differ_in_engine_or_validations_are_lines_of_their_own(tmp_path):
-    """Of runs that are the same, seed included, the newest is taken."""
+def test_runs_with_different_flags_are_separate_lines(tmp_path):
+    """Of runs with equal flags and seed, only the newest is used."""
     identity = {"run": ["engine", "validate_every", "lr"], "outputs": ["file_log"], "inputs": {}, "seed": 0}
     for number, changed in enumerate([{}, {"engine": "torch"}, {"validate_every": 7}, {"file_log": True}]):
         sweep = {"start_time": str(number), "experiment": 1}
         parameters = {"engine": "auto", "validate_every": 50, "random_seed": 0, "file_log": False, **changed}
         provenance = {"sweep": sweep, "identity": {**identity, "occurrence": 1}}
-        experiment(tmp_path / f"run{number}", **parameters, provenance=provenance, status={"finished": True})
+        make_run_folder(tmp_path / f"run{number}", **parameters, provenance=provenance, status={"finished": True})
     lines, skipped = read_lines(str(tmp_path), Wanted())
     assert [line.name for line in lines] == [
         "engine auto, validate_every 50",

@@ -9,47 +9,47 @@ from common.training.history import Series
 from tests.conftest import ROOT
 
 
-def series(values):
+def make_series(values):
     return Series(np.arange(len(values)) * 50, np.asarray(values, dtype=np.float32))
 
 
-def draw(train, validation, figures, directory):
+def draw_figures(train, validation, figures, directory):
     draw_metrics(metric_lines({"train": train, "validation": validation}, figures), directory)
 
 
-def test_each_figure_shows_its_own_lines(tmp_path):
-    """One figure serves for all: nothing of a plot may be left in the next one."""
-    train = {"a": series(np.linspace(0, 1, 10))}
-    validation = {"x": series(np.ones(90_000)), "y": series([5.0, 2.0])}
-    draw(train, validation, {"one": "a", "two": "x|y", "none": "z"}, tmp_path)
+def test_figures_do_not_share_lines(tmp_path):
+    """The Figure object is reused, so lines of one plot must not appear in the next."""
+    train = {"a": make_series(np.linspace(0, 1, 10))}
+    validation = {"x": make_series(np.ones(90_000)), "y": make_series([5.0, 2.0])}
+    draw_figures(train, validation, {"one": "a", "two": "x|y", "none": "z"}, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"one.png", "two.png"}
-    draw(train, validation, {"two": "x|y"}, tmp_path)
+    draw_figures(train, validation, {"two": "x|y"}, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"one.png", "two.png", "a.png"}
     pixels = {name: imread(tmp_path / f"{name}.png") for name in ("one", "two", "a")}
-    draw(train, validation, {"alone": "a"}, tmp_path)
+    draw_figures(train, validation, {"alone": "a"}, tmp_path)
     assert pixels["one"].shape[:2] == (480, 640)
     assert (pixels["one"] != pixels["two"]).any()
-    label = np.s_[:, 60:]  # the label beside the axis is the figure's name
+    label = np.s_[:, 60:]  # excludes the axis label, which is the name of the figure
     assert (pixels["one"][label] == pixels["a"][label]).all()
     assert (pixels["one"][label] == imread(tmp_path / "alone.png")[label]).all()
 
 
-def test_what_is_not_finite_is_left_out(tmp_path):
-    draw({}, {"a": series([1.0, np.nan, np.inf]), "b": series([np.nan])}, {"m": "a|b"}, tmp_path)
+def test_non_finite_values_are_ignored(tmp_path):
+    draw_figures({}, {"a": make_series([1.0, np.nan, np.inf]), "b": make_series([np.nan])}, {"m": "a|b"}, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["m.png"]
 
 
-def test_many_lines_have_a_legend_of_the_first_and_the_last(tmp_path):
-    draw({}, {f"v{k}": series([float(k), k + 1.0]) for k in range(50)}, {"all": r"v\d+"}, tmp_path)
+def test_legend_of_many_lines(tmp_path):
+    draw_figures({}, {f"v{k}": make_series([float(k), k + 1.0]) for k in range(50)}, {"all": r"v\d+"}, tmp_path)
     (axes,) = _figure().axes
     assert len(axes.lines) == 50
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["validation_v0", "validation_v49"]
 
 
-def test_a_figure_does_not_depend_on_those_before(tmp_path):
-    """A run that diverges at once has nothing finite to draw: no limits of its own."""
+def test_figure_does_not_depend_on_previous_figures(tmp_path):
+    """Axis limits must be reset even if a run has no finite values."""
 
-    def drawn(*figures):
+    def draw_all(*figures):
         for lines in figures:
             draw_metrics({"figure": lines}, tmp_path)
         return (tmp_path / "figure.png").read_bytes()
@@ -57,10 +57,10 @@ def test_a_figure_does_not_depend_on_those_before(tmp_path):
     epochs = np.arange(0, 500, 50)
     nothing = {"train_loss": (epochs[:0], np.zeros(0))}
     some = {"train_loss": (epochs, epochs * 3.0)}
-    assert drawn(nothing) == drawn(some, nothing)
-    assert drawn(some) == drawn(nothing, some)
+    assert draw_all(nothing) == draw_all(some, nothing)
+    assert draw_all(some) == draw_all(nothing, some)
 
 
-def test_neither_torch_nor_matplotlib_is_imported_before_something_is_drawn():
+def test_import_does_not_load_torch_or_matplotlib():
     code = "import sys, common.plotting.metrics; assert not {'torch', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -17,8 +17,8 @@ METRICS = "tensor_rank_and_reconstruction_metrics.json"
 TARGET = torch.arange(8.0).view(2, 2, 2)
 
 
-def make(directory, name, parameters=None, ranks=(1, 9, 1), errors=(1e-3, 0.5), target=TARGET):
-    """The folder of a finished experiment."""
+def make_run_folder(directory, name, parameters=None, ranks=(1, 9, 1), errors=(1e-3, 0.5), target=TARGET):
+    """Creates the folder of a finished experiment and returns its path."""
     folder = directory / name
     folder.mkdir(parents=True)
     metrics = {"model_reconstruction_error": errors[0], "memorizer_reconstruction_error": errors[1]}
@@ -32,34 +32,34 @@ def make(directory, name, parameters=None, ranks=(1, 9, 1), errors=(1e-3, 0.5), 
     return folder
 
 
-def test_folders_of_this_project_and_of_the_original_code_are_read(tmp_path):
+def test_read_results_of_this_and_original_code(tmp_path):
     ours = {"num_samples": 50, "init_std": 1e-3, "status": {"finished": True, "stop_reason": "zero_loss"}}
-    make(tmp_path, "a", ours)
-    make(tmp_path, "b", {"num_samples": 50, "init_std": 1e-2, "other": None})
-    make(tmp_path, "c_tensor_samples_60_init_2.5e-3_2020_01_01-10_10_10")
-    make(tmp_path, "c_tensor_samples_70_2020_01_01-10_10_10", target=None)
-    results, left_out = read_results(str(tmp_path))
-    assert left_out == []
+    make_run_folder(tmp_path, "a", ours)
+    make_run_folder(tmp_path, "b", {"num_samples": 50, "init_std": 1e-2, "other": None})
+    make_run_folder(tmp_path, "c_tensor_samples_60_init_2.5e-3_2020_01_01-10_10_10")
+    make_run_folder(tmp_path, "c_tensor_samples_70_2020_01_01-10_10_10", target=None)
+    results, skipped = read_results(str(tmp_path))
+    assert skipped == []
     assert [(r.num_samples, r.init_std) for r in results] == [(50, 1e-3), (50, 1e-2), (60, 2.5e-3), (70, None)]
     assert common_target_rank(results) == 1
     methods = list(dict.fromkeys(row["method"] for row in summarize(results)))
     assert methods == ["linear", "tf, init 1e-2", "tf, init 2.5e-3", "tf, init 1e-3", "model"]
 
 
-def test_what_cannot_be_used_is_skipped_with_a_line_for_each(tmp_path):
+def test_unusable_folders_are_skipped_with_reason(tmp_path):
     parameters = {"num_samples": 50, "init_std": 1e-3}
-    make(tmp_path, "good", parameters)
-    make(tmp_path, "rank_not_found", parameters, ranks=(-1, 9, 1))
-    make(tmp_path, "nan", parameters, errors=(None, 0.5))
-    make(tmp_path, "diverged", {**parameters, "status": {"stop_reason": "diverged"}})
-    make(tmp_path, "nameless")
-    (make(tmp_path, "damaged", parameters) / METRICS).write_text('{"model_')
-    (make(tmp_path, "damaged_too", parameters) / METRICS).write_text("[]")
-    (make(tmp_path, "unreadable_target", parameters) / "targets_tensor.pt").write_text("x")
-    (make(tmp_path, "unfinished", parameters) / METRICS).unlink()
+    make_run_folder(tmp_path, "good", parameters)
+    make_run_folder(tmp_path, "rank_not_found", parameters, ranks=(-1, 9, 1))
+    make_run_folder(tmp_path, "nan", parameters, errors=(None, 0.5))
+    make_run_folder(tmp_path, "diverged", {**parameters, "status": {"stop_reason": "diverged"}})
+    make_run_folder(tmp_path, "nameless")
+    (make_run_folder(tmp_path, "damaged", parameters) / METRICS).write_text('{"model_')
+    (make_run_folder(tmp_path, "damaged_too", parameters) / METRICS).write_text("[]")
+    (make_run_folder(tmp_path, "unreadable_target", parameters) / "targets_tensor.pt").write_text("x")
+    (make_run_folder(tmp_path, "unfinished", parameters) / METRICS).unlink()
     (tmp_path / "foreign").mkdir()
     (tmp_path / "a_file.txt").write_text("x")
-    results, left_out = read_results(str(tmp_path))
+    results, skipped = read_results(str(tmp_path))
     assert [result.run.path.name for result in results] == ["good", "rank_not_found"]
     expected = {
         "rank_not_found": "rank of the model was not found",
@@ -72,29 +72,29 @@ def test_what_cannot_be_used_is_skipped_with_a_line_for_each(tmp_path):
         "unfinished": "not finished",
         "foreign": "no tensor completion experiment",
     }
-    lines = dict(line.split(": ", 1) for line in left_out)
+    lines = dict(line.split(": ", 1) for line in skipped)
     assert lines.keys() == expected.keys()
     assert all(reason in lines[name] for name, reason in expected.items())
 
 
-def test_different_targets_in_one_folder_are_refused(tmp_path):
+def test_different_targets_raise(tmp_path):
     parameters = {"num_samples": 50, "init_std": 1e-3}
-    make(tmp_path, "a", parameters)
-    make(tmp_path, "b", parameters, target=TARGET + 1)
+    make_run_folder(tmp_path, "a", parameters)
+    make_run_folder(tmp_path, "b", parameters, target=TARGET + 1)
     with pytest.raises(ValueError, match="a and b have different targets"):
         read_results(str(tmp_path))
 
 
-def test_a_folder_without_experiments_is_refused(tmp_path):
+def test_empty_folder_raises(tmp_path):
     with pytest.raises(ValueError, match="holds no finished experiment"):
         read_results(str(tmp_path))
 
 
-def repeated(tmp_path, ranks=True):
-    """Five repetitions at two numbers of observations and two stds, with errors 1, 2, … times a power of ten."""
+def make_repetitions(tmp_path, ranks=True):
+    """Returns five results for each pair of number of observations and std; errors are 1, …, 5 times a scale."""
     for num_samples, std, scale in ((100, 1e-2, 1e-2), (100, 1e-3, 1e-4), (200, 1e-2, 1e-3), (200, 1e-3, 1e-6)):
         for k in range(5):
-            make(
+            make_run_folder(
                 tmp_path,
                 f"{num_samples}_{std}_{k}",
                 {"num_samples": num_samples, "init_std": std},
@@ -104,8 +104,8 @@ def repeated(tmp_path, ranks=True):
     return read_results(str(tmp_path))[0]
 
 
-def test_medians_and_quartiles_over_repetitions(tmp_path):
-    rows = summarize(repeated(tmp_path))
+def test_medians_and_quartiles(tmp_path):
+    rows = summarize(make_repetitions(tmp_path))
 
     def quartiles(method, num_samples, quantity):
         (row,) = (row for row in rows if (row["method"], row["num_samples"]) == (method, num_samples))
@@ -125,8 +125,8 @@ def test_medians_and_quartiles_over_repetitions(tmp_path):
     assert line.endswith("5")
 
 
-def test_the_figure_is_as_the_paper_describes_it(tmp_path):
-    figure = draw_tensor_completion(summarize(repeated(tmp_path)), 1, "title")
+def test_figure_matches_paper(tmp_path):
+    figure = draw_tensor_completion(summarize(make_repetitions(tmp_path)), 1, "title")
     errors, ranks = figure.axes
     assert figure.get_size_inches() == pytest.approx((5.63, 2.95))
     assert [axes.get_xlabel() for axes in figure.axes] == ["# of observations"] * 2
@@ -148,8 +148,8 @@ def test_the_figure_is_as_the_paper_describes_it(tmp_path):
     plt.close(figure)
 
 
-def test_without_ranks_the_error_panel_stands_alone(tmp_path):
-    results = repeated(tmp_path, ranks=False)
+def test_figure_without_ranks_has_one_panel(tmp_path):
+    results = make_repetitions(tmp_path, ranks=False)
     figure = draw_tensor_completion(summarize(results), common_target_rank(results), "")
     (axes,) = figure.axes
     assert axes.get_ylabel() == "reconstruction error"
@@ -157,15 +157,15 @@ def test_without_ranks_the_error_panel_stands_alone(tmp_path):
     plt.close(figure)
 
 
-def test_runs_that_differ_in_more_than_initialization_are_lines_of_their_own(tmp_path):
-    """Two learning rates are not repetitions of each other; runs with the same seed are counted once."""
+def test_runs_with_different_flags_are_separate_lines(tmp_path):
+    """Runs with different learning rates are not repetitions; runs with equal seeds are counted once."""
     identity = {"run": ["lr", "init_std", "num_samples"], "outputs": [], "inputs": {}, "occurrence": 1}
     for lr in (0.01, 0.02):
         for seed in (0, 1, 1):
             parameters = {"num_samples": 50, "init_std": 1e-3, "lr": lr, "random_seed": seed}
             name = f"{lr}_{seed}_{len(list(tmp_path.iterdir()))}"
-            make(tmp_path, name, {**parameters, "provenance": {"identity": identity}})
-    results, left_out = read_results(str(tmp_path))
+            make_run_folder(tmp_path, name, {**parameters, "provenance": {"identity": identity}})
+    results, skipped = read_results(str(tmp_path))
     rows = {row["method"]: row["repetitions"] for row in summarize(results)}
     assert rows == {"linear": 4, "tf, init 1e-3, lr 0.01": 2, "tf, init 1e-3, lr 0.02": 2}
-    assert [line.split(": ")[1] for line in left_out] == ["was run again, with the same seed"] * 2
+    assert [line.split(": ")[1] for line in skipped] == ["was run again, with the same seed"] * 2

@@ -13,32 +13,32 @@ from common.flags import load_samples
 from common.problems import tensor_completion
 from common.sweeps import batch
 from common.sweeps.sweep import run_sweep
-from tests.conftest import ROOT, TENSOR, parsed, prepared, runs_in, train, trainer_of
-from tests.models.test_cp_factorization import textbook_tensor
+from tests.conftest import ROOT, TENSOR, make_experiment, make_trainer, parse_parameters, runs_by_number, train
+from tests.models.test_cp_factorization import reference_tensor
 from tests.sweeps.test_continuation import assert_same
 
 BASE = {"random_seed": 1, "use_adaptive_lr": True, "file_log": True}
 
 
-def sweep(output_dir: Path, *experiments) -> list[Path]:
-    """Runs the experiments; their folders, in their order."""
-    parameters = [parsed("tc", **BASE | {"output_dir": output_dir} | each) for each in experiments]
+def run_experiments(output_dir: Path, *experiments) -> list[Path]:
+    """Runs the experiments and returns their folders, in the same order."""
+    parameters = [parse_parameters("tc", **BASE | {"output_dir": output_dir} | each) for each in experiments]
     run_sweep(tensor_completion.TensorFactorization, parameters)
-    return [runs_in(output_dir)[number + 1][0][1] for number in range(len(experiments))]
+    return [runs_by_number(output_dir)[number + 1][0][1] for number in range(len(experiments))]
 
 
-def read(folder: Path) -> dict:
+def read_metrics(folder: Path) -> dict:
     return json.loads((folder / "tensor_rank_and_reconstruction_metrics.json").read_text())
 
 
-def textbook_run(experiment, num_steps):
-    """Training with automatic differentiation and the definitions; the factors, and the loss before the last step."""
+def reference_run(experiment, num_steps):
+    """Trains with autograd and returns the factors and the loss before the last step."""
     dataset, parameters = experiment.problem.dataset, experiment.parameters
     observed, target = dataset.observed_entries, dataset.target_tensor.flatten().double()
     factors, v = [factor.clone() for factor in experiment.factors], 0.0
     for t in range(1, num_steps + 1):
         leaves = [factor.requires_grad_() for factor in factors]
-        tensor = textbook_tensor([leaf[None] for leaf in leaves]).flatten()
+        tensor = reference_tensor([leaf[None] for leaf in leaves]).flatten()
         loss = ((tensor[observed] - target[observed]) ** 2).mean()
         gradients = torch.autograd.grad(loss, leaves)
         step = parameters["lr"]
@@ -50,20 +50,20 @@ def textbook_run(experiment, num_steps):
 
 
 @pytest.mark.parametrize("adaptive, lr", [(True, 1e-2), (False, 0.5)])
-def test_a_run_agrees_with_a_textbook_loop(adaptive, lr):
+def test_training_matches_reference_loop(adaptive, lr):
     settings = {"dtype": "float64", "use_adaptive_lr": adaptive, "lr": lr, "init_std": 0.1, "epochs": 100}
-    experiments = [prepared("tc", num_samples=n, random_seed=n, **settings) for n in (60, 400)]
+    experiments = [make_experiment("tc", num_samples=n, random_seed=n, **settings) for n in (60, 400)]
     for experiment, factors in zip(experiments, train(experiments), strict=True):
-        expected, loss = textbook_run(experiment, 100)
+        expected, loss = reference_run(experiment, 100)
         assert experiment.state.history.train["mse_loss"].values[-1] == pytest.approx(loss, rel=1e-9)
         for factor, wanted in zip(factors, expected, strict=True):
             torch.testing.assert_close(factor, wanted, rtol=1e-8, atol=1e-10)
 
 
-def test_the_same_seed_gives_the_same_bits_alone_and_among_others():
+def test_results_do_not_depend_on_batch():
     def experiments(seeds):
         return [
-            prepared("tc", random_seed=s, num_samples=100 * (1 + s), use_adaptive_lr=True, epochs=150 + 20 * s)
+            make_experiment("tc", random_seed=s, num_samples=100 * (1 + s), use_adaptive_lr=True, epochs=150 + 20 * s)
             for s in seeds
         ]
 
@@ -73,13 +73,13 @@ def test_the_same_seed_gives_the_same_bits_alone_and_among_others():
         assert all(torch.equal(left, right) for left, right in zip(alone, together[seed], strict=True))
 
 
-def test_a_finished_experiment_has_its_tensors_and_metrics(tmp_path):
-    (folder,) = sweep(
+def test_outputs_of_finished_experiment(tmp_path):
+    (folder,) = run_experiments(
         tmp_path,
         {"num_samples": 300, "compute_final_tensor_ranks": True, "plot_metrics": True, "track_tensor_rank": True},
     )
     tensors = {n: torch.load(folder / f"{n}_tensor.pt", weights_only=True) for n in ("model", "memorizer", "targets")}
-    target, metrics = tensors["targets"], read(folder)
+    target, metrics = tensors["targets"], read_metrics(folder)
     content = torch.load(TENSOR, weights_only=True)
     assert torch.equal(target, content["target_tensor"])
     observed = content["train_indices_order"][:300]
@@ -98,7 +98,7 @@ def test_a_finished_experiment_has_its_tensors_and_metrics(tmp_path):
     assert plots == {"mse_loss.png", "reconstruction_error.png", "model_tensor_rank.png"}
 
 
-def test_ranks_of_the_dataset_are_estimated_once(tmp_path, monkeypatch):
+def test_dataset_ranks_are_estimated_once(tmp_path, monkeypatch):
     estimated = []
 
     def counting(tensors, tol, seed):
@@ -108,15 +108,15 @@ def test_ranks_of_the_dataset_are_estimated_once(tmp_path, monkeypatch):
     monkeypatch.setattr(tensor_completion, "estimate_cp_rank", counting)
     load_samples.cache_clear()
     each = {"compute_final_tensor_ranks": True, "epochs": 10, "validate_every": 10}
-    sweep(tmp_path, *({**each, "num_samples": n, "random_seed": s} for n in (100, 200) for s in range(3)))
+    run_experiments(tmp_path, *({**each, "num_samples": n, "random_seed": s} for n in (100, 200) for s in range(3)))
     load_samples.cache_clear()
     assert len(estimated) == 6 + 2 + 1
 
 
-def test_the_ranks_are_those_of_the_dataset_that_was_loaded(tmp_path, monkeypatch):
-    """The file may be replaced or deleted while the experiment is trained."""
+def test_ranks_use_loaded_dataset_if_file_is_deleted(tmp_path, monkeypatch):
+    """Deletes the dataset file before training starts."""
     path, each = Path(shutil.copy(TENSOR, tmp_path)), {"compute_final_tensor_ranks": True, "epochs": 10}
-    (expected,) = sweep(tmp_path / "a", each)
+    (expected,) = run_experiments(tmp_path / "a", each)
 
     def build_engine(*arguments, build=batch.build_engine):
         path.unlink()
@@ -124,26 +124,26 @@ def test_the_ranks_are_those_of_the_dataset_that_was_loaded(tmp_path, monkeypatc
         return build(*arguments)
 
     monkeypatch.setattr(batch, "build_engine", build_engine)
-    (folder,) = sweep(tmp_path / "b", {**each, "dataset_path": path})
-    assert read(folder) == read(expected)
+    (folder,) = run_experiments(tmp_path / "b", {**each, "dataset_path": path})
+    assert read_metrics(folder) == read_metrics(expected)
 
 
 @pytest.mark.parametrize("adaptive, lr", [(True, 1e-2), (False, 0.3)])
-def test_two_halves_through_a_checkpoint_equal_the_whole(tmp_path, adaptive, lr):
+def test_continuing_from_checkpoint_matches_single_run(tmp_path, adaptive, lr):
     settings = {"use_adaptive_lr": adaptive, "lr": lr, "num_samples": 60, "store_checkpoints": True, "init_std": 0.05}
 
     def run(name, **parameters):
-        (folder,) = sweep(tmp_path / name, {**settings, **parameters})
+        (folder,) = run_experiments(tmp_path / name, {**settings, **parameters})
         (path,) = (folder / "checkpoints").iterdir()
         return path, torch.load(path, weights_only=True)
 
     path, part = run("first", epochs=250)
     assert part["optimizer"]["state"] == ({} if not adaptive else {"step": 250, **_square_avg(part)})
-    _, joined = run("second", epochs=250, trainer_checkpoint=str(path))
+    _, continued = run("second", epochs=250, trainer_checkpoint=str(path))
     _, whole = run("whole", epochs=500)
-    assert_same(joined["model"], whole["model"])
-    assert_same(joined["optimizer"], whole["optimizer"])
-    recorded = joined["val_evaluator"]["reconstruction_error"]["epochs_with_values"].tolist()
+    assert_same(continued["model"], whole["model"])
+    assert_same(continued["optimizer"], whole["optimizer"])
+    recorded = continued["val_evaluator"]["reconstruction_error"]["epochs_with_values"].tolist()
     assert recorded == [99, 199, 249, 299, 399, 499]
 
 
@@ -151,18 +151,17 @@ def _square_avg(checkpoint):
     return {"square_avg": checkpoint["optimizer"]["state"]["square_avg"]}
 
 
-def test_a_checkpoint_of_another_optimizer_or_shape_is_refused(tmp_path):
-    (folder,) = sweep(tmp_path / "a", {"epochs": 100, "store_checkpoints": True})
+def test_checkpoint_with_other_optimizer_or_shape_is_refused(tmp_path):
+    (folder,) = run_experiments(tmp_path / "a", {"epochs": 100, "store_checkpoints": True})
     (path,) = (folder / "checkpoints").iterdir()
     with pytest.raises(UserError, match="was not written by GradientDescent"):
-        prepared("tc", trainer_checkpoint=path)
+        make_experiment("tc", trainer_checkpoint=path)
     order_4 = ROOT / "data/tc/tensor_rank_1_fro_1_order_4_dim_8.pt"
     with pytest.raises(UserError, match=r"has 3 factors of shapes .*, not 4"):
-        prepared("tc", **BASE, trainer_checkpoint=path, dataset_path=order_4)
+        make_experiment("tc", **BASE, trainer_checkpoint=path, dataset_path=order_4)
 
 
-def test_tracked_ranks_are_estimated_once_at_each_validation(monkeypatch):
-    """Not again for the lines of the log."""
+def test_tracked_rank_is_estimated_once_per_validation(monkeypatch):
     estimated = []
 
     def counting(tensors, tol, seed):
@@ -170,7 +169,7 @@ def test_tracked_ranks_are_estimated_once_at_each_validation(monkeypatch):
         return [1]
 
     monkeypatch.setattr(tensor_completion, "estimate_cp_rank", counting)
-    trainer = trainer_of([prepared("tc", track_tensor_rank=True, epochs=1000, use_adaptive_lr=True)])
+    trainer = make_trainer([make_experiment("tc", track_tensor_rank=True, epochs=1000, use_adaptive_lr=True)])
     for validations in range(1, 4):
         while trainer.epoch < 100 * validations - 1:
             trainer.advance()
@@ -178,22 +177,22 @@ def test_tracked_ranks_are_estimated_once_at_each_validation(monkeypatch):
         assert len(estimated) == validations
 
 
-def test_a_run_that_diverges_has_null_for_what_is_not_finite(tmp_path):
+def test_diverged_run_writes_null_metrics(tmp_path):
     diverging = {"use_adaptive_lr": False, "lr": 1e6, "init_std": 1.0, "compute_final_tensor_ranks": True}
-    (folder,) = sweep(tmp_path, diverging)
+    (folder,) = run_experiments(tmp_path, diverging)
     assert json.loads((folder / "run_params.json").read_text())["status"]["stop_reason"] == "diverged"
-    metrics = read(folder)
+    metrics = read_metrics(folder)
     assert metrics["model_reconstruction_error"] is None
     assert metrics["model_tensor_rank"] is None
     assert metrics["targets_tensor_rank"] == 1
 
 
-def test_the_smaller_the_initialization_the_better_the_recovery():
-    """The paper's claim, at a number of observations where the published medians differ by orders of magnitude."""
+def test_smaller_init_gives_smaller_error():
+    """Compares medians over 5 seeds at 350 observations, where those in the paper differ by orders of magnitude."""
 
     def errors(std):
         experiments = [
-            prepared("tc", random_seed=s, num_samples=350, init_std=std, use_adaptive_lr=True) for s in range(5)
+            make_experiment("tc", random_seed=s, num_samples=350, init_std=std, use_adaptive_lr=True) for s in range(5)
         ]
         train(experiments)
         assert all(experiment.state.stop_reason == "zero_loss" for experiment in experiments)
@@ -202,18 +201,18 @@ def test_the_smaller_the_initialization_the_better_the_recovery():
     assert 10 * np.median(errors(1e-3)) < np.median(errors(1e-2)) < 1e-2
 
 
-def test_smaller_initialization_finds_lower_rank_and_smaller_error(tmp_path):
-    """The claim of the paper's Figure 2, on a 4x4x4 tensor of rank 1, in medians over 5 seeds."""
+def test_smaller_init_gives_lower_rank_and_smaller_error(tmp_path):
+    """Compares medians over 5 seeds on a 4x4x4 tensor of rank 1 (the claim of Figure 2 in the paper)."""
     tensor = random_tensor((4, 4, 4), 1, 1.0, torch.Generator().manual_seed(0))
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0)).tolist()
     path = tmp_path / "tensor.pt"
     torch.save({"target_tensor": tensor, "target_cp_rank": 1, "train_indices_order": order}, path)
     stds = (0.3, 0.03, 0.003)
     common = {"dataset_path": str(path), "num_samples": 40, "compute_final_tensor_ranks": True, "epochs": 100_000}
-    folders = sweep(
+    folders = run_experiments(
         tmp_path / "out", *({**common, "init_std": std, "random_seed": seed} for std in stds for seed in range(5))
     )
-    results = [read(folder) for folder in folders]
+    results = [read_metrics(folder) for folder in folders]
     errors = [[each["model_reconstruction_error"] for each in results[5 * i : 5 * i + 5]] for i in range(3)]
     ranks = [[each["model_tensor_rank"] for each in results[5 * i : 5 * i + 5]] for i in range(3)]
     large, middle, small = (float(np.median(each)) for each in errors)

@@ -1,5 +1,5 @@
-"""Damages files in many ways, and reads them as the scripts do. Each must be taken for what it is, or be refused with a
-line that names the file: no other error, nothing executed, and never a gigabyte of memory.
+"""Fuzz test of the file readers. Each corrupted file must either be read or be refused with a message that names the
+file: no other exception, no code execution, and less than 1 GiB of additional memory.
 
     python -m tests.stress.fuzz -cases 10000
 """
@@ -33,18 +33,18 @@ from common.plotting.curves import Wanted, read_lines
 from common.plotting.tensor_completion import common_target_rank, read_results, summarize, table
 from common.sweeps.experiment import _load_checkpoint
 from common.sweeps.sweep import run_sweep
-from tests.conftest import KINDS, parsed
+from tests.conftest import KINDS, parse_parameters
 
 parser = Parser(__doc__)
-parser.add_argument("-cases", type=integer(1), default=10_000, help="how many damaged files to read")
-parser.add_argument("-random_seed", type=integer(0), default=0, help="seed of the damage")
+parser.add_argument("-cases", type=integer(1), default=10_000, help="number of corrupted files to read")
+parser.add_argument("-random_seed", type=integer(0), default=0, help="seed of the corruption")
 
-# What a small bad file may cost beyond what the process takes anyway.
-MOST_MEMORY = 2**30
+# Maximal growth of the peak memory of the process, in bytes.
+MAX_MEMORY = 2**30
 
 
-class _Code:
-    """What unpickles by making a folder."""
+class _MaliciousPickle:
+    """Object that creates a folder when unpickled."""
 
     def __init__(self, marker: Path):
         self.marker = str(marker)
@@ -53,8 +53,8 @@ class _Code:
         return os.mkdir, (self.marker,)
 
 
-class _Call:
-    """What unpickles by calling a function."""
+class _PickledCall:
+    """Object that calls a function when unpickled."""
 
     def __init__(self, function: Callable, *arguments: Any):
         self.call = function, arguments
@@ -63,8 +63,8 @@ class _Call:
         return self.call
 
 
-def odd_values(marker: Path) -> list[Any]:
-    """What does not belong where it is put."""
+def unexpected_values(marker: Path) -> list[Any]:
+    """Returns values of unexpected types, shapes and sizes."""
     deep: list = []
     for _ in range(200):
         deep = [deep]
@@ -78,12 +78,13 @@ def odd_values(marker: Path) -> list[Any]:
         torch.zeros(2, dtype=torch.complex64), torch.zeros(1).expand(10**11), torch.zeros(3).to_sparse(),
         torch.zeros(2, 2, dtype=torch.float16), torch.zeros((), dtype=torch.float64), torch.tensor(5),
         torch.zeros(2, 2, dtype=torch.float8_e4m3fn), torch.empty(10**9, device="meta"), torch.nn.Linear(2, 2),
-        _Code(marker), _Call(bytearray, 2**33), _Call(torch.Tensor, 2**31), _Call(eval, "1"),
+        _MaliciousPickle(marker), _PickledCall(bytearray, 2**33), _PickledCall(torch.Tensor, 2**31),
+        _PickledCall(eval, "1"),
     ]  # fmt: skip
 
 
-def changed(content: Any, values: list[Any], rng: random.Random) -> Any:
-    """The content with something in it removed or replaced by one of the values."""
+def mutate(content: Any, values: list[Any], rng: random.Random) -> Any:
+    """Returns a copy of the content with one item removed or replaced by one of the values."""
     if not isinstance(content, (dict, list)) or not content or rng.random() < 0.15:
         return rng.choice(values)
     keys = list(content) if isinstance(content, dict) else range(len(content))
@@ -92,53 +93,55 @@ def changed(content: Any, values: list[Any], rng: random.Random) -> Any:
     if rng.random() < 0.15:
         del result[key]
     else:
-        result[key] = changed(content[key], values, rng)
+        result[key] = mutate(content[key], values, rng)
     return result
 
 
-def damaged(raw: bytes, rng: random.Random) -> bytes:
-    """The bytes with some of them changed, cut off, or put in."""
+def corrupt_bytes(raw: bytes, rng: random.Random) -> bytes:
+    """Returns a copy with bytes changed, removed or inserted."""
     data = bytearray(raw)
     kind = rng.randrange(6)
-    place = rng.randrange(len(data))
+    position = rng.randrange(len(data))
     if kind == 0:
-        return bytes(data[:place])
+        return bytes(data[:position])
     if kind == 1:
         for _ in range(rng.choice((1, 1, 2, 8, 64))):
             data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     elif kind == 2:
-        data[place : place + rng.choice((1, 4, 64))] = bytes(rng.choice((4, 8, 64)))
+        data[position : position + rng.choice((1, 4, 64))] = bytes(rng.choice((4, 8, 64)))
     elif kind == 3:
-        data[place:place] = rng.randbytes(rng.choice((1, 4, 100)))
+        data[position:position] = rng.randbytes(rng.choice((1, 4, 100)))
     elif kind == 4:
-        data[place : place + 8] = rng.choice((b"\xff" * 8, b"\xff\xff\xff\x7f", (2**40).to_bytes(8, "little")))
+        data[position : position + 8] = rng.choice((b"\xff" * 8, b"\xff\xff\xff\x7f", (2**40).to_bytes(8, "little")))
     else:
-        end = min(len(data), place + rng.choice((10, 100, 1000)))
-        data[place:place] = data[rng.randrange(end) : end]
+        end = min(len(data), position + rng.choice((10, 100, 1000)))
+        data[position:position] = data[rng.randrange(end) : end]
     return bytes(data)
 
 
-def bad_tensors(raw: bytes, content: Any, marker: Path, rng: random.Random) -> bytes:
-    """A bad version of a file that torch.save wrote."""
+def corrupt_tensor_file(raw: bytes, content: Any, marker: Path, rng: random.Random) -> bytes:
+    """Returns a corrupted version of a file written by torch.save."""
     kind = rng.random()
     if kind < 0.45:
-        return damaged(raw, rng)
+        return corrupt_bytes(raw, rng)
     buffer = io.BytesIO()
-    # Whole, or in the format of old versions.
-    torch.save(changed(content, odd_values(marker), rng), buffer, _use_new_zipfile_serialization=rng.random() < 0.8)
+    # In the zip format, or in the legacy format.
+    torch.save(
+        mutate(content, unexpected_values(marker), rng), buffer, _use_new_zipfile_serialization=rng.random() < 0.8
+    )
     if kind < 0.85:
         return buffer.getvalue()
     if kind < 0.9:
-        return pickle.dumps(_Code(marker))
+        return pickle.dumps(_MaliciousPickle(marker))
     if kind < 0.95:
-        return damaged(buffer.getvalue(), rng)
+        return corrupt_bytes(buffer.getvalue(), rng)
     if kind < 0.98:
-        return rezipped(raw, rng)
-    return disguised(pickle.dumps(_Call(bytearray, 2**31 - 1), 2), rng)
+        return recompress(raw, rng)
+    return hide_pickle(pickle.dumps(_PickledCall(bytearray, 2**31 - 1), 2), rng)
 
 
-def disguised(pickled: bytes, rng: random.Random) -> bytes:
-    """A pickle where a reader that looks at the name alone, or at the end of the file, does not see it."""
+def hide_pickle(pickled: bytes, rng: random.Random) -> bytes:
+    """Returns a zip archive with a pickle that checks of the member name or of the end of the file would miss."""
     result = io.BytesIO()
     result.write(rng.choice((b"", pickled)))
     with zipfile.ZipFile(result, "a") as archive:
@@ -149,8 +152,8 @@ def disguised(pickled: bytes, rng: random.Random) -> bytes:
     return result.getvalue()
 
 
-def rezipped(raw: bytes, rng: random.Random) -> bytes:
-    """The archive, compressed, with other sizes of its records."""
+def recompress(raw: bytes, rng: random.Random) -> bytes:
+    """Returns a compressed copy of the archive, with some records replaced by records of other sizes."""
     result = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(raw)) as old, zipfile.ZipFile(result, "w", zipfile.ZIP_DEFLATED) as new:
         for member in old.infolist():
@@ -161,11 +164,11 @@ def rezipped(raw: bytes, rng: random.Random) -> bytes:
     return result.getvalue()
 
 
-def bad_json(raw: bytes, content: Any, marker: Path, rng: random.Random) -> bytes:
-    """A bad version of a JSON file."""
+def corrupt_json(raw: bytes, content: Any, marker: Path, rng: random.Random) -> bytes:
+    """Returns a corrupted version of a JSON file."""
     if rng.random() < 0.3:
-        return damaged(raw, rng)
-    odd = [
+        return corrupt_bytes(raw, rng)
+    values = [
         None,
         True,
         -1,
@@ -183,24 +186,24 @@ def bad_json(raw: bytes, content: Any, marker: Path, rng: random.Random) -> byte
         [1, "x"],
         {"a": 1},
     ]
-    text = json.dumps(changed(content, odd, rng))
+    text = json.dumps(mutate(content, values, rng))
     if rng.random() < 0.05:
         text = "[" * 100_000
     return text.encode()
 
 
-class Subject:
-    """A file, how it is spoiled, and how it is read."""
+class FuzzTarget:
+    """A file, with functions that corrupt and read it."""
 
-    def __init__(self, path: Path, spoil: Callable[..., bytes], read: Callable[[], Any]):
+    def __init__(self, path: Path, corrupt: Callable[..., bytes], read: Callable[[], Any]):
         self.path, self.read = path, read
         self.raw = path.read_bytes()
         content = json.loads(self.raw) if path.suffix == ".json" else torch.load(path, weights_only=True)
-        self.spoiled = lambda marker, rng: spoil(self.raw, content, marker, rng)
+        self.corrupted = lambda marker, rng: corrupt(self.raw, content, marker, rng)
 
-    def case(self, marker: Path, rng: random.Random) -> str:
-        """Spoils and reads it once. Says what came of it; raises AssertionError where it was not as it should be."""
-        self.path.write_bytes(self.spoiled(marker, rng))
+    def run_case(self, marker: Path, rng: random.Random) -> str:
+        """Corrupts and reads the file. Returns "read" or "refused"; raises AssertionError on any other outcome."""
+        self.path.write_bytes(self.corrupted(marker, rng))
         try:
             with contextlib.redirect_stdout(io.StringIO()):
                 self.read()
@@ -218,9 +221,9 @@ class Subject:
         return outcome
 
 
-def subjects(directory: Path) -> list[Subject]:
-    """Datasets, and what a run of each kind leaves."""
-    found = []
+def make_targets(directory: Path) -> list[FuzzTarget]:
+    """Returns the fuzz targets: the datasets, and output files of a run of each problem."""
+    targets = []
     for kind, (problem, _, dataset) in KINDS.items():
         path, runs, out = Path(shutil.copy(dataset, directory)), directory / f"runs_{kind}", directory / "out"
         given = {"dataset_path": path, "num_samples": 3 if kind == "dmf" else 50, "validate_every": 10, "epochs": 50}
@@ -231,11 +234,11 @@ def subjects(directory: Path) -> list[Subject]:
         def sweep(resume=False, kind=kind, problem=problem, given=given, **more: Any) -> None:
             for cached in (load_samples, _load_checkpoint, sha256_of_file):
                 cached.cache_clear()
-            run_sweep(problem, [parsed(kind, **given | more)], resume)
+            run_sweep(problem, [parse_parameters(kind, **given | more)], resume)
 
         def run(sweep=sweep, out=out, **more: Any) -> None:
             try:
-                # Two validations more: what is read must also serve.
+                # Train for two validations, so that what was read is also used.
                 sweep(epochs=20, output_dir=out, **more)
             finally:
                 shutil.rmtree(out, ignore_errors=True)
@@ -246,7 +249,7 @@ def subjects(directory: Path) -> list[Subject]:
         (checkpoint,) = (folder / "checkpoints").iterdir()
 
         def resume(sweep=sweep, folder=folder, out=out) -> None:
-            """Continues a copy, as of an unfinished run."""
+            """Resumes a copy of the run, marked as unfinished."""
             try:
                 shutil.copytree(folder, out / folder.name)
                 parameters = out / folder.name / "run_params.json"
@@ -258,12 +261,14 @@ def subjects(directory: Path) -> list[Subject]:
             finally:
                 shutil.rmtree(out, ignore_errors=True)
 
-        found.append(Subject(path, bad_tensors, run))
-        found.append(
-            Subject(checkpoint, bad_tensors, lambda run=run, path=checkpoint: run(trainer_checkpoint=str(path)))
+        targets.append(FuzzTarget(path, corrupt_tensor_file, run))
+        targets.append(
+            FuzzTarget(
+                checkpoint, corrupt_tensor_file, lambda run=run, path=checkpoint: run(trainer_checkpoint=str(path))
+            )
         )
-        found.append(Subject(checkpoint, bad_tensors, resume))
-        found.append(Subject(folder / "run_params.json", bad_json, resume))
+        targets.append(FuzzTarget(checkpoint, corrupt_tensor_file, resume))
+        targets.append(FuzzTarget(folder / "run_params.json", corrupt_json, resume))
 
         def draw(runs=runs) -> None:
             with flag_errors("experiments_dir", runs):
@@ -278,34 +283,36 @@ def subjects(directory: Path) -> list[Subject]:
             common_target_rank(results)
 
         plotted = draw if kind == "dmf" else summary
-        found.append(Subject(folder / "run_params.json", bad_json, plotted))
+        targets.append(FuzzTarget(folder / "run_params.json", corrupt_json, plotted))
         if kind == "dmf":
-            found.append(Subject(checkpoint, bad_tensors, plotted))
+            targets.append(FuzzTarget(checkpoint, corrupt_tensor_file, plotted))
             continue
-        found.append(Subject(folder / "targets_tensor.pt", bad_tensors, plotted))
-        found.append(Subject(folder / "tensor_rank_and_reconstruction_metrics.json", bad_json, plotted))
-    return found
+        targets.append(FuzzTarget(folder / "targets_tensor.pt", corrupt_tensor_file, plotted))
+        targets.append(FuzzTarget(folder / "tensor_rank_and_reconstruction_metrics.json", corrupt_json, plotted))
+    return targets
 
 
-def fuzzed(cases: int, seed: int, directory: Path) -> Counter:
-    """Reads that many bad files in turn. Counts what came of them; raises RuntimeError, with the case's number, where
-    one was not as it should be, or took too much memory.
+def run_fuzz(cases: int, seed: int, directory: Path) -> Counter:
+    """Reads the given number of corrupted files and returns the counts of the outcomes. Raises RuntimeError with the
+    number of the case if a reader misbehaves or uses too much memory.
     """
     outcomes: Counter = Counter()
-    everything = subjects(directory)
+    targets = make_targets(directory)
     marker = directory / "marker"
-    before = _peak_memory()
+    initial_memory = _peak_memory()
     for case in range(cases):
-        subject = everything[case % len(everything)]
+        target = targets[case % len(targets)]
         try:
-            outcomes[subject.case(marker, random.Random(f"{seed} {case}"))] += 1
+            outcomes[target.run_case(marker, random.Random(f"{seed} {case}"))] += 1
         except Exception as error:
             raise RuntimeError(
-                f"case {case}, {subject.path.name}: {type(error).__name__}: {str(error)[:500]}"
+                f"case {case}, {target.path.name}: {type(error).__name__}: {str(error)[:500]}"
             ) from error
-        if _peak_memory() - before > MOST_MEMORY:
-            raise RuntimeError(f"case {case}, {subject.path.name}: took {_peak_memory() - before:,} bytes of memory")
-    outcomes["bytes at most"] = _peak_memory() - before
+        if _peak_memory() - initial_memory > MAX_MEMORY:
+            raise RuntimeError(
+                f"case {case}, {target.path.name}: used {_peak_memory() - initial_memory:,} bytes of memory"
+            )
+    outcomes["peak_memory_bytes"] = _peak_memory() - initial_memory
     return outcomes
 
 
@@ -317,9 +324,9 @@ def main() -> None:
     parameters = parser.parse()
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as directory:
-        outcomes = fuzzed(parameters["cases"], parameters["random_seed"], Path(directory))
-    memory = outcomes.pop("bytes at most") / 2**20
-    print(f"{parameters['cases']} cases: {dict(outcomes)}; at most {memory:.0f} MiB of memory for one")
+        outcomes = run_fuzz(parameters["cases"], parameters["random_seed"], Path(directory))
+    memory = outcomes.pop("peak_memory_bytes") / 2**20
+    print(f"{parameters['cases']} cases: {dict(outcomes)}; peak memory grew by {memory:.0f} MiB")
 
 
 if __name__ == "__main__":

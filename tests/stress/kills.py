@@ -1,5 +1,5 @@
-"""Kills small sweeps at random instants, resumes them until they are done, and compares what they leave with what an
-undisturbed run leaves: every tensor, number and plot must be the same to the bit, and there must be no other file.
+"""Kills small sweeps at random times, resumes them until they finish, and compares the outputs with those of an
+uninterrupted run: all files must exist in both, and all tensors, numbers and plots must be bitwise equal.
 
     python -m tests.stress.kills -kills 200
 """
@@ -27,26 +27,26 @@ SWEEPS = {
     "mixed": ["-m", "tests.stress.mixed_sweep"],
 }
 parser = Parser(__doc__)
-parser.add_argument("-kills", type=integer(1), default=200, help="how often to kill")
-parser.add_argument("-random_seed", type=integer(0), default=0, help="seed of the instants")
+parser.add_argument("-kills", type=integer(1), default=200, help="total number of kills")
+parser.add_argument("-random_seed", type=integer(0), default=0, help="seed of the kill times")
 
 
 def start(command: list[str], output_dir: Path) -> subprocess.Popen:
-    """A sweep in a process group of its own."""
+    """Starts a sweep in a new process group."""
     command = [sys.executable, *command, "-output_dir", str(output_dir)]
     quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **quiet)
 
 
 def finish(process: subprocess.Popen) -> None:
-    """Waits for a sweep. Raises RuntimeError where it fails."""
+    """Waits for a sweep to end. Raises RuntimeError if it fails."""
     output, _ = process.communicate()
     if process.returncode:
         raise RuntimeError(f"exit status {process.returncode}: {output}")
 
 
-def left_behind(output_dir: Path) -> dict[str, object]:
-    """What must not depend on what happened on the way: of each experiment, by its number in the sweep, every file."""
+def read_outputs(output_dir: Path) -> dict[str, object]:
+    """Returns the content of all output files that kills must not change, by experiment number and file name."""
     found: dict[str, object] = {"hidden": sorted(path.name for path in output_dir.glob(".*"))}
     for folder in output_dir.iterdir():
         if not folder.is_dir():
@@ -67,27 +67,27 @@ def left_behind(output_dir: Path) -> dict[str, object]:
                 content = path.read_bytes() if path.is_file() else None
             key = f"{number} {name}"
             if key in found:
-                raise ValueError(f"{key} is there twice")
+                raise ValueError(f"{key} occurs twice")
             found[key] = content
     return found
 
 
-def differences(first: object, second: object, place: str = "") -> list[str]:
-    """Where two trees of dictionaries, lists, tensors and plain values differ."""
+def differences(first: object, second: object, path: str = "") -> list[str]:
+    """Returns a description of each difference between two nested dictionaries; tensors are compared bitwise."""
     if isinstance(first, dict) and isinstance(second, dict):
-        found = [f"{place}/{key} is missing" for key in first.keys() ^ second.keys()]
+        found = [f"{path}/{key} is missing" for key in first.keys() ^ second.keys()]
         for key in first.keys() & second.keys():
-            found += differences(first[key], second[key], f"{place}/{key}")
+            found += differences(first[key], second[key], f"{path}/{key}")
         return found
     if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
         same = first.dtype == second.dtype and first.shape == second.shape
         same = same and first.numpy().tobytes() == second.numpy().tobytes()
-        return [] if same else [f"{place} differs"]
-    return [] if repr(first) == repr(second) else [f"{place} differs: {str(first)[:80]} and {str(second)[:80]}"]
+        return [] if same else [f"{path} differs"]
+    return [] if repr(first) == repr(second) else [f"{path} differs: {str(first)[:80]} and {str(second)[:80]}"]
 
 
 def stage(output_dir: Path) -> str:
-    """How far a sweep was when it was killed."""
+    """Returns a description of the progress of a killed sweep."""
     folders = [path for path in output_dir.glob("[!.]*") if path.is_dir()]
     statuses = [json.loads((folder / "run_params.json").read_text())["status"] for folder in folders]
     if not folders:
@@ -98,8 +98,8 @@ def stage(output_dir: Path) -> str:
     return "with checkpoints" if checkpoints else "before the first checkpoint"
 
 
-def disturbed(command: list[str], output_dir: Path, longest: float, kills: int, instants: random.Random) -> Counter:
-    """Runs a sweep until it is done, killed up to `kills` times after at most `longest` seconds. Counts the stages."""
+def run_with_kills(command: list[str], output_dir: Path, max_seconds: float, kills: int, rng: random.Random) -> Counter:
+    """Runs a sweep to its end with up to `kills` kills after at most `max_seconds` each; returns counts of stages."""
     stages: Counter = Counter()
     while True:
         process = start(command if not stages.total() else [*command, "-resume"], output_dir)
@@ -107,7 +107,7 @@ def disturbed(command: list[str], output_dir: Path, longest: float, kills: int, 
             finish(process)
             return stages
         try:
-            process.wait(instants.uniform(0, longest))
+            process.wait(rng.uniform(0, max_seconds))
             finish(process)
             return stages
         except subprocess.TimeoutExpired:
@@ -116,37 +116,37 @@ def disturbed(command: list[str], output_dir: Path, longest: float, kills: int, 
             stages[stage(output_dir)] += 1
 
 
-def compared(name: str, kills: int, seed: int, directory: Path) -> Counter:
-    """Kills the sweep `name` `kills` times in all, over as many disturbed runs as it takes. Counts the stages at which
-    it was killed. Raises RuntimeError where anything differs.
+def run_kill_test(name: str, kills: int, seed: int, directory: Path) -> Counter:
+    """Kills the sweep `name` `kills` times in total, over as many runs as needed. Returns the counts of the stages at
+    which it was killed. Raises RuntimeError if any output differs.
     """
-    command, instants = SWEEPS[name], random.Random(seed)
+    command, rng = SWEEPS[name], random.Random(seed)
     begin = time.monotonic()
-    finish(start(command, directory / "undisturbed"))
-    longest = time.monotonic() - begin
-    expected = left_behind(directory / "undisturbed")
+    finish(start(command, directory / "uninterrupted"))
+    max_seconds = time.monotonic() - begin
+    expected = read_outputs(directory / "uninterrupted")
     stages: Counter = Counter()
     runs = 0
     while stages.total() < kills:
         runs += 1
-        output_dir = directory / f"disturbed_{runs}"
-        stages += disturbed(command, output_dir, longest, kills - stages.total(), instants)
-        problems = differences(expected, left_behind(output_dir))
+        output_dir = directory / f"killed_{runs}"
+        stages += run_with_kills(command, output_dir, max_seconds, kills - stages.total(), rng)
+        problems = differences(expected, read_outputs(output_dir))
         if problems:
             raise RuntimeError(f"{name}, {output_dir}: {len(problems)} differences: " + "; ".join(problems[:10]))
     shown = ", ".join(f"{count} {stage}" for stage, count in sorted(stages.items()))
     files = sum(content is not None for content in expected.values())
-    print(f"{name}: {kills} kills ({shown}) in {runs} runs; each left the same {files} files as one undisturbed")
+    print(f"{name}: {kills} kills ({shown}) in {runs} runs; all {files} files equal to an uninterrupted run")
     return stages
 
 
 def main() -> None:
     parameters = parser.parse()
-    for place, name in enumerate(SWEEPS):
-        share = (parameters["kills"] + place) // len(SWEEPS)
+    for index, name in enumerate(SWEEPS):
+        share = (parameters["kills"] + index) // len(SWEEPS)
         with tempfile.TemporaryDirectory() as directory:
             if share:
-                compared(name, share, parameters["random_seed"], Path(directory))
+                run_kill_test(name, share, parameters["random_seed"], Path(directory))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A sweep of unlike experiments for the kill test: 2x2 and 5x5, float32 and float64, both engines, diverging."""
+"""Sweep for the kill test that mixes 2x2 and 5x5, float32 and float64, both engines, and diverging experiments."""
 
 import dmf_multiple_experiments_runner as runner
 from common.cli import run_script

@@ -1,19 +1,19 @@
-"""Short versions of what is run longer by `python -m tests.stress.kills` and `python -m tests.stress.fuzz`."""
+"""Short versions of `python -m tests.stress.kills` and `python -m tests.stress.fuzz`."""
 
 import pytest
 
-from tests.stress.fuzz import MOST_MEMORY, fuzzed
-from tests.stress.kills import compared
+from tests.stress.fuzz import MAX_MEMORY, run_fuzz
+from tests.stress.kills import run_kill_test
 
 
 @pytest.mark.parametrize("name", ["dmf", "tc", "mixed"])
-def test_sweeps_that_are_killed_end_as_if_nothing_had_happened(name, tmp_path):
-    assert compared(name, 2, 0, tmp_path).total() == 2
+def test_killed_sweep_matches_uninterrupted_sweep(name, tmp_path):
+    assert run_kill_test(name, 2, 0, tmp_path).total() == 2
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_bad_files_are_refused(tmp_path):
-    outcomes = fuzzed(250, 1, tmp_path)
+def test_corrupted_files_are_read_or_refused(tmp_path):
+    outcomes = run_fuzz(250, 1, tmp_path)
     assert outcomes["refused"] + outcomes["read"] == 250
     assert outcomes["refused"] > 100
-    assert outcomes["bytes at most"] < MOST_MEMORY
+    assert outcomes["peak_memory_bytes"] < MAX_MEMORY

@@ -1,4 +1,4 @@
-"""Continuing from a checkpoint, through the scripts' own path: folder, file, flags."""
+"""Tests of -trainer_checkpoint with checkpoint files written by sweeps."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from common.cli import UserError
 from common.problems.matrix_factorization import MatrixFactorization
 from common.sweeps.sweep import run_sweep
-from tests.conftest import parsed, prepared, train
+from tests.conftest import make_experiment, parse_parameters, train
 
 BASE = {
     "random_seed": 3,
@@ -21,16 +21,16 @@ BASE = {
 }
 
 
-def run(output_dir: Path, **parameters) -> tuple[Path, dict]:
-    """Runs one experiment; its checkpoint file and what is in it."""
-    run_sweep(MatrixFactorization, [parsed(**BASE | {"output_dir": output_dir} | parameters)])
+def run_experiment(output_dir: Path, **parameters) -> tuple[Path, dict]:
+    """Runs one experiment and returns the path and content of its checkpoint."""
+    run_sweep(MatrixFactorization, [parse_parameters(**BASE | {"output_dir": output_dir} | parameters)])
     (folder,) = output_dir.iterdir()
     (path,) = (folder / "checkpoints").iterdir()
     return path, torch.load(path, weights_only=True)
 
 
 def assert_same(left: dict, right: dict):
-    """Everything in two checkpoints is equal, to the bit."""
+    """Asserts that two checkpoints are bitwise equal."""
     if isinstance(left, dict):
         assert left.keys() == right.keys()
         for key in left:
@@ -42,38 +42,38 @@ def assert_same(left: dict, right: dict):
         assert left == right
 
 
-def test_two_halves_through_a_checkpoint_equal_the_whole(tmp_path):
-    path, _ = run(tmp_path / "first", epochs=10_000)
-    _, joined = run(tmp_path / "second", epochs=10_000, trainer_checkpoint=str(path))
-    _, whole = run(tmp_path / "whole", epochs=20_000)
-    assert joined["epoch"] == 19_999
-    assert len(joined["val_evaluator"]["singular_value_1"]["epoch_values"]) == 400
-    assert_same(joined, whole)
+def test_continuing_matches_single_run(tmp_path):
+    path, _ = run_experiment(tmp_path / "first", epochs=10_000)
+    _, continued = run_experiment(tmp_path / "second", epochs=10_000, trainer_checkpoint=str(path))
+    _, whole = run_experiment(tmp_path / "whole", epochs=20_000)
+    assert continued["epoch"] == 19_999
+    assert len(continued["val_evaluator"]["singular_value_1"]["epoch_values"]) == 400
+    assert_same(continued, whole)
 
 
-def test_a_part_that_ends_between_validations_continues_on_the_same_grid(tmp_path):
-    path, part = run(tmp_path / "first", epochs=1025)
+def test_continuing_keeps_validation_epochs(tmp_path):
+    path, part = run_experiment(tmp_path / "first", epochs=1025)
     assert part["trainer"]["moved_since_validation"]
-    _, joined = run(tmp_path / "second", epochs=975, trainer_checkpoint=str(path))
-    _, whole = run(tmp_path / "whole", epochs=2000)
-    assert_same(joined["model"], whole["model"])
-    epochs = joined["val_evaluator"]["fro_e2e_norm"]["epochs_with_values"].tolist()
+    _, continued = run_experiment(tmp_path / "second", epochs=975, trainer_checkpoint=str(path))
+    _, whole = run_experiment(tmp_path / "whole", epochs=2000)
+    assert_same(continued["model"], whole["model"])
+    epochs = continued["val_evaluator"]["fro_e2e_norm"]["epochs_with_values"].tolist()
     assert epochs == sorted([*range(49, 2000, 50), 1024])
 
 
-def test_the_count_of_zero_losses_goes_on(tmp_path):
-    """Where the whole run stops after 11 validations at zero loss, so does one that is continued after 5 of them."""
+def test_continuing_keeps_zero_loss_count(tmp_path):
+    """A run continued after 5 of the 11 zero-loss validations stops at the same epoch as a single run."""
     fast = {"init_alpha": 0.5, "lr": 0.01, "stop_on_zero_loss_tol": 1e-3}
-    _, whole = run(tmp_path / "whole", epochs=100_000, **fast)
-    path, part = run(tmp_path / "first", epochs=whole["epoch"] + 1 - 6 * 50, **fast)
+    _, whole = run_experiment(tmp_path / "whole", epochs=100_000, **fast)
+    path, part = run_experiment(tmp_path / "first", epochs=whole["epoch"] + 1 - 6 * 50, **fast)
     assert part["trainer"]["zero_loss_validations"] == 5
-    _, joined = run(tmp_path / "second", epochs=100_000, trainer_checkpoint=str(path), **fast)
-    assert_same(joined, whole)
+    _, continued = run_experiment(tmp_path / "second", epochs=100_000, trainer_checkpoint=str(path), **fast)
+    assert_same(continued, whole)
 
 
-def original_checkpoint(path: Path, epochs: int) -> Path:
-    """A checkpoint as the original code writes it, of the run that `BASE` describes."""
-    experiment = prepared(**{**BASE, "epochs": epochs, "validate_every": 1})
+def save_original_checkpoint(path: Path, epochs: int) -> Path:
+    """Saves a checkpoint of the run described by `BASE` in the format of the original code; returns its path."""
+    experiment = make_experiment(**{**BASE, "epochs": epochs, "validate_every": 1})
     (factors,) = train([experiment])
 
     def tracker(name, series, keep):
@@ -102,41 +102,43 @@ def original_checkpoint(path: Path, epochs: int) -> Path:
     return path
 
 
-def test_a_checkpoint_of_the_original_code_is_continued(tmp_path):
-    path = original_checkpoint(tmp_path / "original.pt", 1000)
-    _, joined = run(tmp_path / "second", epochs=1000, engine="torch", trainer_checkpoint=str(path))
-    _, whole = run(tmp_path / "whole", epochs=2000, engine="torch")
-    assert_same(joined["model"], whole["model"])
-    assert_same(joined["val_evaluator"], whole["val_evaluator"])
-    train_epochs = joined["train_evaluator"]["mse_loss"]["epochs_with_values"].tolist()
+def test_continuing_from_checkpoint_of_original_code(tmp_path):
+    path = save_original_checkpoint(tmp_path / "original.pt", 1000)
+    _, continued = run_experiment(tmp_path / "second", epochs=1000, engine="torch", trainer_checkpoint=str(path))
+    _, whole = run_experiment(tmp_path / "whole", epochs=2000, engine="torch")
+    assert_same(continued["model"], whole["model"])
+    assert_same(continued["val_evaluator"], whole["val_evaluator"])
+    train_epochs = continued["train_evaluator"]["mse_loss"]["epochs_with_values"].tolist()
     assert train_epochs == [*range(1000), *range(1049, 2000, 50)]
 
 
-def test_the_learning_rate_of_the_checkpoint_holds_unless_one_is_given(tmp_path):
-    path, _ = run(tmp_path / "first", epochs=100, lr=1e-2)
-    _, kept = run(tmp_path / "kept", epochs=100, trainer_checkpoint=str(path))
-    _, changed = run(tmp_path / "changed", epochs=100, trainer_checkpoint=str(path), lr=1e-3)
+def test_learning_rate_is_read_from_checkpoint_unless_given(tmp_path):
+    path, _ = run_experiment(tmp_path / "first", epochs=100, lr=1e-2)
+    _, kept = run_experiment(tmp_path / "kept", epochs=100, trainer_checkpoint=str(path))
+    _, changed = run_experiment(tmp_path / "changed", epochs=100, trainer_checkpoint=str(path), lr=1e-3)
     assert kept["optimizer"]["param_groups"][0]["lr"] == 1e-2
     assert changed["optimizer"]["param_groups"][0]["lr"] == 1e-3
     (folder,) = (tmp_path / "kept").iterdir()
     assert json.loads((folder / "run_params.json").read_text())["lr"] == 1e-2
 
 
-def test_a_float32_run_is_continued_in_float64(tmp_path):
-    path, single = run(tmp_path / "first", epochs=100)
-    _, double = run(tmp_path / "second", epochs=100, trainer_checkpoint=str(path), dtype="float64")
-    _, same = run(tmp_path / "third", epochs=100, trainer_checkpoint=str(path))
+def test_continuing_float32_run_in_float64(tmp_path):
+    path, single = run_experiment(tmp_path / "first", epochs=100)
+    _, double = run_experiment(tmp_path / "second", epochs=100, trainer_checkpoint=str(path), dtype="float64")
+    _, same = run_experiment(tmp_path / "third", epochs=100, trainer_checkpoint=str(path))
     assert double["model"]["layers.0"].dtype == double["val_evaluator"]["fro_e2e_norm"]["epoch_values"].dtype
     assert double["model"]["layers.0"].dtype == torch.float64
     assert same["model"]["layers.0"].dtype == single["model"]["layers.0"].dtype == torch.float32
 
 
-def test_metrics_tracked_anew_begin_where_the_checkpoint_ends(tmp_path):
-    path, _ = run(tmp_path / "first", epochs=100)
+def test_new_metrics_start_after_checkpoint(tmp_path):
+    path, _ = run_experiment(tmp_path / "first", epochs=100)
     tracked = [[0, 0], [1, 1]]
-    _, joined = run(tmp_path / "second", epochs=100, trainer_checkpoint=str(path), tracked_e2e_value_of=tracked)
-    assert joined["val_evaluator"]["e2e_0_0_value"]["epochs_with_values"].tolist() == [49, 99, 149, 199]
-    assert joined["val_evaluator"]["e2e_1_1_value"]["epochs_with_values"].tolist() == [149, 199]
+    _, continued = run_experiment(
+        tmp_path / "second", epochs=100, trainer_checkpoint=str(path), tracked_e2e_value_of=tracked
+    )
+    assert continued["val_evaluator"]["e2e_0_0_value"]["epochs_with_values"].tolist() == [49, 99, 149, 199]
+    assert continued["val_evaluator"]["e2e_1_1_value"]["epochs_with_values"].tolist() == [149, 199]
 
 
 @pytest.mark.parametrize(
@@ -158,10 +160,10 @@ def test_metrics_tracked_anew_begin_where_the_checkpoint_ends(tmp_path):
         ),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path, changed, message):
-    path, content = run(tmp_path / "first", epochs=50)
+def test_incompatible_checkpoint_is_refused(tmp_path, changed, message):
+    path, content = run_experiment(tmp_path / "first", epochs=50)
     changed(content)
     torch.save(content, path)
     with pytest.raises(UserError, match=message) as error:
-        prepared(**BASE, trainer_checkpoint=path)
+        make_experiment(**BASE, trainer_checkpoint=path)
     assert str(path) in str(error.value)

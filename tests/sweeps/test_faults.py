@@ -1,4 +1,4 @@
-"""What goes wrong while a sweep runs: one line, exit status 1, and the rest of it is what it would have been."""
+"""Failures during a sweep: one line on stderr, exit status 1, and no effect on other experiments."""
 
 import errno
 import json
@@ -20,25 +20,25 @@ from common.sweeps.plans import Job
 from common.sweeps.sweep import run_jobs, run_sweep
 from common.training import native_engine
 from common.training.trainer import Trainer
-from tests.conftest import KINDS, ROOT, runs_in
-from tests.stress.kills import differences, left_behind
-from tests.sweeps.test_resume import DMF, listed
+from tests.conftest import KINDS, ROOT, runs_by_number
+from tests.stress.kills import differences, read_outputs
+from tests.sweeps.test_resume import DMF, parameter_list
 
 
 @pytest.fixture
-def every_validation(monkeypatch):
-    """Three experiments, with checkpoints at each of their four validations where outputs are not limited."""
+def three_experiments(monkeypatch):
+    """Returns three experiments that save a checkpoint at each of four validations if outputs are not throttled."""
     monkeypatch.setattr(native_engine, "_MAX_MULTIPLICATIONS_PER_CHUNK", 0)
     return [{"epochs": 200, "save_every_num_val": 1, "lr": lr} for lr in (1e-3, 2e-3, 3e-3)]
 
 
-def run(experiments, resume=False):
-    """A sweep whose outputs are not limited."""
+def run_without_output_limit(experiments, resume=False):
+    """Runs a sweep without throttling its outputs."""
     run_sweep(DMF, experiments, resume, output_share=np.inf)
 
 
-def failing_replace(monkeypatch, number, where="."):
-    """Lets the `number`-th file that is put in its place, under a folder `where`, find the disk full. The counter."""
+def fail_nth_replace(monkeypatch, number, where="."):
+    """Makes the `number`-th os.replace to a path containing `where` fail with ENOSPC; returns the counter of calls."""
     replace, count = os.replace, [0]
 
     def failing(source, target):
@@ -52,26 +52,26 @@ def failing_replace(monkeypatch, number, where="."):
     return count
 
 
-def test_a_write_that_fails_ends_its_experiment_alone(tmp_path, monkeypatch, every_validation):
-    """Every write of the sweep in turn; afterwards -resume makes it whole."""
-    run(listed(tmp_path / "whole", *every_validation))
-    expected = left_behind(tmp_path / "whole")
+def test_failed_write_fails_only_its_experiment(tmp_path, monkeypatch, three_experiments):
+    """Fails each write of the sweep in turn and checks that -resume completes the sweep."""
+    run_without_output_limit(parameter_list(tmp_path / "whole", *three_experiments))
+    expected = read_outputs(tmp_path / "whole")
     with monkeypatch.context() as patched:
-        count = failing_replace(patched, -1)
-        run(listed(tmp_path / "counted", *every_validation))
+        count = fail_nth_replace(patched, -1)
+        run_without_output_limit(parameter_list(tmp_path / "counted", *three_experiments))
     assert count[0] > 20
     for number in range(1, count[0] + 1):
         path = tmp_path / str(number)
-        experiments = listed(path, *every_validation)
+        experiments = parameter_list(path, *three_experiments)
         with monkeypatch.context() as patched:
-            failing_replace(patched, number)
+            fail_nth_replace(patched, number)
             with pytest.raises(RunFailed, match=r"^1 of 3 failed: \S+: OSError: .*No space left.*-resume$"):
-                run(experiments)
-        # The others are whole, and so is the last checkpoint of the one that failed.
-        found = left_behind(path)
+                run_without_output_limit(experiments)
+        # The other experiments are complete, and all checkpoints can be read.
+        found = read_outputs(path)
         finished = {
             place
-            for place, runs in runs_in(path).items()
+            for place, runs in runs_by_number(path).items()
             if runs[0][0]["status"]["finished"] and runs[0][0]["status"]["stop_reason"] == "epochs"
         }
         assert len(finished) == 2
@@ -79,12 +79,15 @@ def test_a_write_that_fails_ends_its_experiment_alone(tmp_path, monkeypatch, eve
         assert differences(*({k: v for k, v in each.items() if k[:2] in kept} for each in (expected, found))) == []
         for checkpoint in path.glob("*/checkpoints/*"):
             torch.load(checkpoint, weights_only=True)
-        run(experiments, resume=True)
-        assert differences(expected, left_behind(path)) == []
+        run_without_output_limit(experiments, resume=True)
+        assert differences(expected, read_outputs(path)) == []
 
 
-def test_a_batch_without_memory_does_not_keep_the_next_from_being_run(tmp_path, monkeypatch):
-    build, experiments = batch.build_engine, listed(tmp_path, {"depth": 2}, {"depth": 2, "lr": 1e-3}, {"depth": 3})
+def test_sweep_continues_after_out_of_memory_batch(tmp_path, monkeypatch):
+    build, experiments = (
+        batch.build_engine,
+        parameter_list(tmp_path, {"depth": 2}, {"depth": 2, "lr": 1e-3}, {"depth": 3}),
+    )
 
     def failing(experiments, *arguments):
         if experiments[0].parameters["depth"] == 2:
@@ -94,63 +97,71 @@ def test_a_batch_without_memory_does_not_keep_the_next_from_being_run(tmp_path, 
     with monkeypatch.context() as patched, pytest.raises(RunFailed, match=r"^2 of 3 failed: .*not enough.* -resume$"):
         patched.setattr(batch, "build_engine", failing)
         run_sweep(DMF, experiments)
-    assert {number: runs[0][0]["status"]["finished"] for number, runs in runs_in(tmp_path).items()} == {3: True}
+    assert {number: runs[0][0]["status"]["finished"] for number, runs in runs_by_number(tmp_path).items()} == {3: True}
     run_sweep(DMF, experiments, resume=True)
-    assert all(runs[0][0]["status"]["finished"] for runs in runs_in(tmp_path).values())
-    assert len(runs_in(tmp_path)) == 3
+    assert all(runs[0][0]["status"]["finished"] for runs in runs_by_number(tmp_path).values())
+    assert len(runs_by_number(tmp_path)) == 3
 
 
-def test_a_plan_that_fails_does_not_keep_the_next_from_being_run(tmp_path, monkeypatch, capsys):
-    jobs = [Job(name, listed(tmp_path / name, {"epochs": 100}), f"draw {name}") for name in ("a", "b")]
+def test_next_plan_runs_after_failed_plan(tmp_path, monkeypatch, capsys):
+    jobs = [Job(name, parameter_list(tmp_path / name, {"epochs": 100}), f"draw {name}") for name in ("a", "b")]
     with monkeypatch.context() as patched, pytest.raises(RunFailed, match=f"1 of 1 failed: {tmp_path / 'a'}"):
-        failing_replace(patched, 1)
+        fail_nth_replace(patched, 1)
         run_jobs(DMF, jobs)
     assert not list((tmp_path / "a").glob("[!.]*"))
-    assert runs_in(tmp_path / "b")[1][0][0]["status"]["finished"]
+    assert runs_by_number(tmp_path / "b")[1][0][0]["status"]["finished"]
     assert "draw b" in capsys.readouterr().out
 
 
-def test_of_several_plans_none_is_run_where_one_cannot_be(tmp_path):
+def test_no_plan_runs_if_one_is_invalid(tmp_path):
     wrong = {"weight_init_type": "identity", "enforce_neg_det": True}
-    jobs = [Job(f"plan {name}: x", listed(tmp_path / name, each), "") for name, each in (("a", {}), ("b", wrong))]
+    jobs = [
+        Job(f"plan {name}: x", parameter_list(tmp_path / name, each), "") for name, each in (("a", {}), ("b", wrong))
+    ]
     with pytest.raises(UserError, match=r"plan b: .*-enforce_neg_det: cannot be reached"):
         run_jobs(DMF, jobs)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_plot_that_cannot_be_written_fails_its_experiment_alone(tmp_path, every_validation, monkeypatch):
+def test_failed_plot_fails_only_its_experiment(tmp_path, three_experiments, monkeypatch):
     begin = batch._begin
 
-    def blocking(experiment, *arguments):
+    def block_plots_folder(experiment, *arguments):
         begin(experiment, *arguments)
         if experiment.number == 2:
             (experiment.folder.path / "plots").write_text("in the way")
 
     with monkeypatch.context() as patched, pytest.raises(RunFailed, match=r"^1 of 3 failed: .*plots"):
-        patched.setattr(batch, "_begin", blocking)
-        run(listed(tmp_path, *({**each, "plot_metrics": True} for each in every_validation)))
-    assert [runs[0][0]["status"]["finished"] for _, runs in sorted(runs_in(tmp_path).items())] == [True, False, True]
+        patched.setattr(batch, "_begin", block_plots_folder)
+        run_without_output_limit(
+            parameter_list(tmp_path, *({**each, "plot_metrics": True} for each in three_experiments))
+        )
+    assert [runs[0][0]["status"]["finished"] for _, runs in sorted(runs_by_number(tmp_path).items())] == [
+        True,
+        False,
+        True,
+    ]
 
 
-def test_a_folder_that_vanishes_is_the_loss_of_its_experiment_alone(tmp_path, every_validation, monkeypatch):
+def test_deleted_folder_fails_only_its_experiment(tmp_path, three_experiments, monkeypatch):
     advance = Trainer.advance
 
-    def vanishing(self):
-        if self.epoch == 99:  # not at the end, and not at the beginning
-            shutil.rmtree(runs_in(tmp_path / "out")[1][0][1])
+    def delete_folder(self):
+        if self.epoch == 99:  # after the first and before the last validation
+            shutil.rmtree(runs_by_number(tmp_path / "out")[1][0][1])
         return advance(self)
 
-    run(listed(tmp_path / "whole", *every_validation))
-    experiments = listed(tmp_path / "out", *every_validation)
+    run_without_output_limit(parameter_list(tmp_path / "whole", *three_experiments))
+    experiments = parameter_list(tmp_path / "out", *three_experiments)
     with monkeypatch.context() as patched, pytest.raises(RunFailed, match=r"1 of 3 failed: .*No such file"):
-        patched.setattr(Trainer, "advance", vanishing)
-        run(experiments)
-    run(experiments, resume=True)
-    assert differences(left_behind(tmp_path / "whole"), left_behind(tmp_path / "out")) == []
+        patched.setattr(Trainer, "advance", delete_folder)
+        run_without_output_limit(experiments)
+    run_without_output_limit(experiments, resume=True)
+    assert differences(read_outputs(tmp_path / "whole"), read_outputs(tmp_path / "out")) == []
 
 
-def test_the_size_of_files_is_limited(tmp_path):
-    """As a user meets it, through the shell: every write of more than a few kilobytes fails."""
+def test_file_size_limit(tmp_path):
+    """Limits the file size with ulimit, so that writes of more than a few kilobytes fail."""
     script = str(ROOT / "dmf_experiment_runner.py")
     dataset = ["-dataset_path", str(ROOT / "data/dmf/completion_2x2_w_1_1_0.pt")]
     command = [sys.executable, script, *dataset, "-epochs", "30000", "-store_checkpoints", "-random_seed", "0"]
@@ -169,49 +180,51 @@ def test_the_size_of_files_is_limited(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, run_script, dataset):
+def test_read_only_output_folder_is_refused(tmp_path, run_script, dataset):
     (tmp_path / "out").mkdir(mode=0o500)
     result = run_script("dmf_experiment_runner.py", "-dataset_path", dataset, "-output_dir", "out/deep")
     assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     assert f"cannot write in {tmp_path / 'out'}" in result.stderr
 
 
-def test_nobody_listening_is_no_reason_to_stop(tmp_path, dataset):
+def test_sweep_continues_if_stdout_is_closed(tmp_path, dataset):
     script = [sys.executable, str(ROOT / "dmf_multiple_experiments_runner.py"), "-dataset_path", str(dataset)]
     command = [*script, "-epochs", "300", "-repetitions", "3", "-output_dir", "out"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()
     assert process.stderr.read().count("\n") <= 1
     assert process.wait() in (0, 1)
-    assert all(runs[0][0]["status"]["finished"] for runs in runs_in(tmp_path / "out").values())
-    assert len(runs_in(tmp_path / "out")) == 3
+    assert all(runs[0][0]["status"]["finished"] for runs in runs_by_number(tmp_path / "out").values())
+    assert len(runs_by_number(tmp_path / "out")) == 3
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_that_diverges_does_not_disturb_its_neighbours(tmp_path, kind):
-    """To the bit, on the native engine; and it is recorded as what it is."""
-    # Neither problem can be fitted with these learning rates from these initializations.
+def test_diverging_experiment_does_not_affect_batch(tmp_path, kind):
+    """The other experiments are bitwise unchanged, and the diverging one is recorded as such."""
+    # Both problems diverge with these learning rates and initializations.
     diverging = {"lr": 1e3, **({"init_alpha": 5.0} if kind == "dmf" else {"init_std": 1e3, "use_adaptive_lr": False})}
     fine = [{"epochs": 500}, {"epochs": 500, "random_seed": 8}]
     if kind == "tc":
         fine = [{**each, "use_adaptive_lr": False} for each in fine]
     native = {"engine": "native"}
-    run_sweep(KINDS[kind][0], listed(tmp_path / "alone", *({**each, **native} for each in fine), kind=kind))
+    run_sweep(KINDS[kind][0], parameter_list(tmp_path / "alone", *({**each, **native} for each in fine), kind=kind))
     three = [fine[0], {**diverging, "epochs": 500}, fine[1]]
-    run_sweep(KINDS[kind][0], listed(tmp_path / "beside", *({**each, **native} for each in three), kind=kind))
-    runs = runs_in(tmp_path / "beside")
+    run_sweep(KINDS[kind][0], parameter_list(tmp_path / "beside", *({**each, **native} for each in three), kind=kind))
+    runs = runs_by_number(tmp_path / "beside")
     parameters, folder = runs[2][0]
     assert parameters["status"]["finished"]
     assert parameters["status"]["stop_reason"] == "diverged"
     for path in folder.glob("*.json"):
         assert "NaN" not in path.read_text()
         assert "Infinity" not in path.read_text()
-    alone, beside = left_behind(tmp_path / "alone"), left_behind(tmp_path / "beside")
+    alone, beside = read_outputs(tmp_path / "alone"), read_outputs(tmp_path / "beside")
     renumbered = {f"2{key[1:]}" if key[0] == "3" else key: value for key, value in beside.items() if key[0] != "2"}
     assert differences(alone, renumbered) == []
-    # With -resume, it is finished like the others.
+    # -resume treats the diverged run as finished.
     before = sorted(Path(tmp_path / "beside").rglob("*"))
     run_sweep(
-        KINDS[kind][0], listed(tmp_path / "beside", *({**each, **native} for each in three), kind=kind), resume=True
+        KINDS[kind][0],
+        parameter_list(tmp_path / "beside", *({**each, **native} for each in three), kind=kind),
+        resume=True,
     )
     assert sorted(Path(tmp_path / "beside").rglob("*")) == before

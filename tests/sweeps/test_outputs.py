@@ -1,4 +1,4 @@
-"""The processes that plot metrics while the training goes on."""
+"""Tests of the processes that plot metrics during training."""
 
 import multiprocessing
 import os
@@ -13,7 +13,7 @@ from common.sweeps import outputs
 from common.sweeps.folder import new_folder
 from common.sweeps.outputs import MetricPlots, SweepContext
 from common.sweeps.processes import World
-from tests.conftest import prepared, train
+from tests.conftest import make_experiment, train
 
 
 @pytest.fixture
@@ -23,15 +23,15 @@ def context():
 
 @pytest.fixture
 def experiments(tmp_path):
-    """Three trained experiments and their folders."""
-    experiments = [prepared(epochs=200, output_dir=tmp_path, random_seed=seed) for seed in range(3)]
+    """Returns three trained experiments with folders."""
+    experiments = [make_experiment(epochs=200, output_dir=tmp_path, random_seed=seed) for seed in range(3)]
     train(experiments)
     for experiment in experiments:
         experiment.folder = new_folder(experiment.parameters, {}, ".making")
     return experiments
 
 
-def plotted(experiment):
+def plot_files(experiment):
     return sorted(path.name for path in experiment.folder.path.glob("plots/*.png"))
 
 
@@ -42,18 +42,18 @@ def wait_for(condition):
         time.sleep(0.02)
 
 
-def test_more_experiments_than_may_wait_are_all_plotted(context, experiments, monkeypatch):
+def test_all_experiments_are_plotted_if_queue_is_full(context, experiments, monkeypatch):
     monkeypatch.setattr(outputs, "_MOST_WAITING", 1)
     plots, done = MetricPlots(context, len(experiments)), []
     for experiment in experiments:
         plots.draw(experiment, lambda experiment=experiment: done.append(experiment.number))
     plots.close()
     assert len(done) == 3
-    assert [len(plotted(experiment)) for experiment in experiments] == [8, 8, 8]
+    assert [len(plot_files(experiment)) for experiment in experiments] == [8, 8, 8]
     assert context.failures == []
 
 
-def test_a_process_that_is_killed_costs_the_plots_it_had_and_no_others(context, experiments):
+def test_killed_plot_process_loses_only_its_plots(context, experiments):
     plots = MetricPlots(context, len(experiments))
     (process,) = multiprocessing.active_children()
     os.kill(process.pid, signal.SIGSTOP)
@@ -63,23 +63,23 @@ def test_a_process_that_is_killed_costs_the_plots_it_had_and_no_others(context, 
     assert [each.failed for each in experiments] == [True, False, False]
     plots.draw(experiments[1])
     plots.close()
-    assert len(plotted(experiments[1])) == 8
+    assert len(plot_files(experiments[1])) == 8
     assert len(context.failures) == 1
     assert "BrokenProcessPool" in context.failures[0]
 
 
-def test_signals_are_left_to_the_process_that_trains(context, experiments):
+def test_plot_process_ignores_signals(context, experiments):
     plots = MetricPlots(context, len(experiments))
     (process,) = multiprocessing.active_children()
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(process.pid, number)
     plots.draw(experiments[0])
     plots.close()
-    assert len(plotted(experiments[0])) == 8
+    assert len(plot_files(experiments[0])) == 8
     assert context.failures == []
 
 
-def test_after_a_signal_nothing_is_waited_for(context, experiments):
+def test_close_does_not_wait_after_signal(context, experiments):
     plots = MetricPlots(context, len(experiments))
     (process,) = multiprocessing.active_children()
     os.kill(process.pid, signal.SIGSTOP)

@@ -22,13 +22,13 @@ def seeds(job):
     return [each["random_seed"] for each in job.experiments]
 
 
-def test_repetitions_count_their_seeds_up_from_the_base():
+def test_repetitions_use_consecutive_seeds():
     (job,) = jobs(lr=0.5, repetitions=3)
     assert seeds(job) == [0, 1, 2, -1, -1, -1]
     assert all((each["lr"], each["experiment_name"]) == (0.5, "made") for each in job.experiments)
 
 
-def test_the_seed_flag_shifts_all_seeds_or_draws_fresh_ones():
+def test_random_seed_flag():
     assert [seeds(job) for job in jobs(plan="all", random_seed=100)] == [[100, 107], [100, 101, 102]]
     assert [seeds(job) for job in jobs(plan="all", random_seed=-1)] == [[-1, -1], [-1, -1, -1]]
     assert seeds(jobs(random_seed=5)[0]) == [5, 5]
@@ -36,7 +36,7 @@ def test_the_seed_flag_shifts_all_seeds_or_draws_fresh_ones():
         jobs(plan="few", random_seed=2**32 - 1)
 
 
-def test_each_plan_has_its_own_folder():
+def test_output_folders_of_plans():
     def folders(**given):
         return [sorted({each["output_dir"] for each in job.experiments}) for job in jobs(**given)]
 
@@ -47,13 +47,13 @@ def test_each_plan_has_its_own_folder():
     assert folders(plan="all", output_dir="mine") == [["mine/few"], ["mine/more"]]
 
 
-def test_the_command_that_draws_can_be_pasted(monkeypatch):
+def test_plot_command_is_quoted(monkeypatch):
     monkeypatch.chdir(ROOT)
     drawn = "-experiments_dir 'my runs/' -plot_title 'depth 3' -save_plot_to 'my runs.png'"
     assert jobs(output_dir="my runs/")[0].plot_command == f"python dmf_results_plotter.py {drawn}"
 
 
-def test_flags_of_the_command_line_override_those_of_the_list():
+def test_command_line_flags_override_list():
     listed = {**BASE, "lr": 0.1, "tracked_e2e_value_of": [[0, 0]], "plot_metrics": True}
     (job,) = jobs(Plan("", [listed]), lr=0.2, tracked_e2e_value_of=[[1, 1]], file_log=True)
     (parameters,) = job.experiments
@@ -74,7 +74,7 @@ def test_flags_of_the_command_line_override_those_of_the_list():
         (3, "the list is .*: must be a Plan of one or more dictionaries"),
     ],
 )
-def test_mistakes_in_a_list_are_refused_with_their_place(experiments, message):
+def test_invalid_experiment_list_is_refused(experiments, message):
     with pytest.raises(UserError, match=message):
         jobs(Plan("", experiments))
 
@@ -88,17 +88,17 @@ def test_mistakes_in_a_list_are_refused_with_their_place(experiments, message):
         [BASE],
     ],
 )
-def test_mistakes_in_a_plan_are_refused_with_its_name(plan):
+def test_invalid_plan_is_refused(plan):
     with pytest.raises(UserError, match="the list of plan wrong is "):
         jobs(plans={"wrong": plan}, plan="wrong")
 
 
-def test_an_unknown_plan_is_refused():
+def test_unknown_plan_is_refused():
     with pytest.raises(UserError, match="-plan: invalid choice: 'none'"):
         jobs(plan="none")
 
 
-def test_combinations_vary_the_last_option_fastest():
+def test_combinations_order():
     assert combinations({"a": 0}, {"b": [1, 2], "c": [3, 4]}) == [
         {"a": 0, "b": b, "c": c} for b in (1, 2) for c in (3, 4)
     ]

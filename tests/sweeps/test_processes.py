@@ -1,4 +1,4 @@
-"""Sweeps that several processes share out among themselves."""
+"""Tests of sweeps distributed over several processes."""
 
 import json
 import os
@@ -16,13 +16,13 @@ from common.cli import UserError
 from common.sweeps.folder import new_folder
 from common.sweeps.processes import World, hold_run_lock, other_launch, partition, world_from_env
 from tests.conftest import ROOT
-from tests.stress.kills import differences, left_behind
+from tests.stress.kills import differences, read_outputs
 
 SWEEP = ["-plan", "rank_1_order_3", "-repetitions", "1", "-epochs", "700"]
 
 
 @given(keys=st.lists(st.sampled_from("abcde"), max_size=40), size=st.integers(1, 6))
-def test_each_experiment_is_of_one_process_and_equal_ones_are_spread(keys, size):
+def test_partition_is_complete_and_balanced(keys, size):
     parts = [partition(keys, World("x", rank, size)) for rank in range(size)]
     assert sorted(sum(parts, [])) == list(range(len(keys)))  # noqa: RUF017 (short)
     assert all(part == sorted(part) for part in parts)
@@ -31,7 +31,7 @@ def test_each_experiment_is_of_one_process_and_equal_ones_are_spread(keys, size)
         assert max(counts) - min(counts) <= 1
 
 
-def test_the_launcher_says_which_process_it_is(monkeypatch):
+def test_world_from_env(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
 
@@ -53,18 +53,18 @@ def test_the_launcher_says_which_process_it_is(monkeypatch):
         world_from_env()
 
 
-def test_of_two_that_hold_locks_the_second_sees_the_first(tmp_path):
+def test_later_lock_sees_earlier_lock(tmp_path):
     with hold_run_lock(tmp_path, World("a")) as first:
         assert other_launch(first) is None
         time.sleep(0.01)
         with hold_run_lock(tmp_path, World("b")) as second, hold_run_lock(tmp_path, World("b", 1, 2)):
             assert other_launch(second)["pid"] == os.getpid()
-            # Those of its own launch, and the second one, are none of the first one's business.
+            # Locks of the same launch and later locks are ignored.
             assert other_launch(first) is None
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_dead_processes_left_is_removed(tmp_path):
+def test_files_of_dead_processes_are_removed(tmp_path):
     (tmp_path / ".lock-dead-0").write_text("{}")
     (tmp_path / ".making-dead-0").mkdir()
     (tmp_path / ".making-dead-0/run_params.json").touch()
@@ -73,8 +73,8 @@ def test_what_dead_processes_left_is_removed(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_outside_the_folder_is_touched_through_links(tmp_path, capsys):
-    """Links, folders and pipes under the names of hidden files."""
+def test_symlinks_are_not_followed(tmp_path, capsys):
+    """Creates links, folders and pipes with the names of lock files and temporary folders."""
     out, outside = tmp_path / "out", tmp_path / "outside"
     for directory in (out, outside):
         directory.mkdir()
@@ -96,7 +96,7 @@ def test_nothing_outside_the_folder_is_touched_through_links(tmp_path, capsys):
     assert capsys.readouterr().err.count("skipped (is not a regular file") == 3
 
 
-def test_a_lock_of_another_user_is_only_read(tmp_path):
+def test_other_lock_is_opened_read_only(tmp_path):
     path = tmp_path / ".lock-other-0"
     with hold_run_lock(tmp_path, World("other")), hold_run_lock(tmp_path, World("a")) as lock:
         os.utime(path, (0, 0))
@@ -113,7 +113,7 @@ def test_a_lock_of_another_user_is_only_read(tmp_path):
     assert {flags for name, flags in opened if name == path} == {os.O_RDONLY}
 
 
-def launched(number, cwd, *arguments, **kwargs):
+def launch_torchrun(number, cwd, *arguments, **kwargs):
     torchrun = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={number}", "--standalone"]
     command = [*torchrun, str(ROOT / "tc_multiple_experiments_runner.py"), *SWEEP, *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -121,29 +121,29 @@ def launched(number, cwd, *arguments, **kwargs):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """What one process leaves."""
+def single_process_outputs(tmp_path_factory):
+    """Returns the outputs of the sweep run by a single process."""
     path = tmp_path_factory.mktemp("alone")
     script = [sys.executable, str(ROOT / "tc_multiple_experiments_runner.py"), *SWEEP, "-output_dir", str(path)]
     subprocess.run(script, cwd=ROOT, check=True, capture_output=True)
-    return left_behind(path)
+    return read_outputs(path)
 
 
 @pytest.mark.parametrize("number", [2, 3])
-def test_the_union_is_what_one_process_leaves(number, tmp_path, alone):
-    process = launched(number, tmp_path, "-output_dir", str(tmp_path / "out"))
+def test_outputs_match_single_process(number, tmp_path, single_process_outputs):
+    process = launch_torchrun(number, tmp_path, "-output_dir", str(tmp_path / "out"))
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert differences(alone, left_behind(tmp_path / "out")) == []
+    assert differences(single_process_outputs, read_outputs(tmp_path / "out")) == []
     assert output.count("to plot it once all processes have ended") == 1
     for rank in range(number):
         assert f"of them for process {rank} of {number}" in output
 
 
-def test_a_process_that_dies_costs_what_it_had_not_finished(tmp_path, alone):
-    """One of two is killed, and the other told to end by their launcher; any number goes on."""
+def test_resume_after_killed_process_with_other_world_size(tmp_path, single_process_outputs):
+    """Kills one of two processes, after which the launcher ends the other; three processes resume."""
     out = tmp_path / "out"
-    process = launched(2, tmp_path, "-output_dir", str(out), "-save_every_num_val", "5")
+    process = launch_torchrun(2, tmp_path, "-output_dir", str(out), "-save_every_num_val", "5")
     deadline = time.monotonic() + 120
     while not list(out.glob("[!.]*")) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -151,26 +151,26 @@ def test_a_process_that_dies_costs_what_it_had_not_finished(tmp_path, alone):
     os.kill(one, signal.SIGKILL)
     process.communicate(timeout=120)
     assert process.returncode
-    process = launched(3, tmp_path, "-output_dir", str(out), "-save_every_num_val", "5", "-resume")
+    process = launch_torchrun(3, tmp_path, "-output_dir", str(out), "-save_every_num_val", "5", "-resume")
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    assert differences(alone, left_behind(out)) == []
+    assert differences(single_process_outputs, read_outputs(out)) == []
 
 
-def test_processes_that_start_together_in_one_folder_have_folders_of_their_own(tmp_path, dataset):
-    """Six at once, with the same names."""
+def test_concurrent_processes_create_distinct_folders(tmp_path, dataset):
+    """Starts six processes with the same experiment name and output folder."""
     script = [sys.executable, str(ROOT / "dmf_experiment_runner.py"), "-dataset_path", str(dataset), "-epochs", "50"]
     command = [*script, "-experiment_name", "same", "-output_dir", "out", "-save_results", "-random_seed", "3"]
     processes = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(6)]
-    said = "".join(process.communicate(timeout=300)[0] for process in processes)
+    output = "".join(process.communicate(timeout=300)[0] for process in processes)
     assert [process.returncode for process in processes] == [0] * 6
     folders = list((tmp_path / "out").iterdir())
     assert len(folders) == 6
-    assert sorted(re.findall(r"out/(\S+):", said)) == sorted(folder.name for folder in folders)
+    assert sorted(re.findall(r"out/(\S+):", output)) == sorted(folder.name for folder in folders)
     assert len({(folder / "final_e2e_matrix.pt").read_bytes() for folder in folders}) == 1
 
 
-def test_of_two_that_resume_at_once_one_names_the_other(tmp_path, dataset):
+def test_resume_is_refused_while_another_process_runs(tmp_path, dataset):
     long = ["-lr", "1e-6", "-dtype", "float64", "-epochs", str(10**12), "-random_seed", "0", "-store_checkpoints"]
     script = [sys.executable, str(ROOT / "dmf_experiment_runner.py"), "-dataset_path", str(dataset)]
     command = [*script, *long, "-output_dir", "out", "-resume"]

@@ -13,20 +13,24 @@ from common.sweeps.folder import ExperimentFolder, new_folder
 from common.sweeps.outputs import MetricPlots, Throttle
 from common.sweeps.plans import Job
 from common.sweeps.sweep import run_jobs, run_sweep
-from tests.conftest import KINDS, MATRIX, ROOT, parsed, runs_in
+from tests.conftest import KINDS, MATRIX, ROOT, parse_parameters, runs_by_number
 
 BASE = {"epochs": 100, "save_results": True}
 
 
-def sweep(tmp_path, *experiments, **more):
-    """Runs the experiments; the run_params.json of each, in their order, and their folders."""
-    run_sweep(MatrixFactorization, [parsed(**BASE | {"output_dir": tmp_path} | each) for each in experiments], **more)
-    return [runs_in(tmp_path)[number + 1][0] for number in range(len(experiments))]
+def run_experiments(tmp_path, *experiments, **more):
+    """Runs the experiments and returns (run parameters, folder) of each, in order."""
+    run_sweep(
+        MatrixFactorization,
+        [parse_parameters(**BASE | {"output_dir": tmp_path} | each) for each in experiments],
+        **more,
+    )
+    return [runs_by_number(tmp_path)[number + 1][0] for number in range(len(experiments))]
 
 
-def test_experiments_of_different_depth_and_precision_run_in_one_sweep(tmp_path):
+def test_sweep_of_different_depths_and_dtypes(tmp_path):
     different = [{"depth": 2}, {"depth": 3}, {"depth": 2, "lr": 1e-2}, {"dtype": "float64"}, {"validate_every": 30}]
-    for (parameters, folder), given in zip(sweep(tmp_path, *different), different, strict=True):
+    for (parameters, folder), given in zip(run_experiments(tmp_path, *different), different, strict=True):
         assert all(parameters[name] == value for name, value in given.items())
         assert parameters["status"] == {"finished": True, "stop_reason": "epochs", "last_epoch": 99}
         product = torch.load(folder / "final_e2e_matrix.pt", weights_only=True)
@@ -37,8 +41,8 @@ def test_experiments_of_different_depth_and_precision_run_in_one_sweep(tmp_path)
 
 
 @pytest.fixture
-def trained(monkeypatch):
-    """Nothing is trained: numbers of experiments and devices of the batches that would be."""
+def planned_batches(monkeypatch):
+    """Replaces training; returns a list that collects (number of experiments, device) of each batch."""
     batches = []
     monkeypatch.setattr(
         sweep_module, "train_batch", lambda batch, device, kernel, context: batches.append((len(batch), str(device)))
@@ -46,14 +50,14 @@ def trained(monkeypatch):
     return batches
 
 
-def test_how_long_a_run_may_be_does_not_decide_how_many_are_trained_together(tmp_path, trained):
-    """Few take all of their epochs."""
+def test_batch_size_does_not_depend_on_epochs(tmp_path, planned_batches):
+    """Memory is not reserved for the maximal history, since few runs use all of their epochs."""
     endless = [{"epochs": 10**12, "random_seed": seed, "store_checkpoints": True} for seed in range(4)]
-    run_sweep(MatrixFactorization, [parsed(**{"output_dir": tmp_path} | each) for each in endless])
-    assert trained == [(4, "cpu")]
+    run_sweep(MatrixFactorization, [parse_parameters(**{"output_dir": tmp_path} | each) for each in endless])
+    assert planned_batches == [(4, "cpu")]
 
 
-def test_of_several_plans_each_experiment_is_prepared_once(tmp_path, trained, monkeypatch):
+def test_experiments_of_plans_are_prepared_once(tmp_path, planned_batches, monkeypatch):
     numbers = []
 
     def counting(kind, values, identity, number):
@@ -61,21 +65,21 @@ def test_of_several_plans_each_experiment_is_prepared_once(tmp_path, trained, mo
         return prepare(kind, values, identity, number)
 
     monkeypatch.setattr(sweep_module, "prepare", counting)
-    experiments = [parsed(output_dir=tmp_path, depth=depth) for depth in (2, 3)]
+    experiments = [parse_parameters(output_dir=tmp_path, depth=depth) for depth in (2, 3)]
     run_jobs(MatrixFactorization, [Job("plan a: x", experiments, "draw a"), Job("plan b: y", experiments, "draw b")])
     assert numbers == [1, 2, 1, 2]
-    assert trained == [(1, "cpu")] * 4
+    assert planned_batches == [(1, "cpu")] * 4
 
 
-def test_large_steps_are_taken_on_a_gpu_if_there_is_one(tmp_path, trained, monkeypatch):
+def test_device_selection(tmp_path, planned_batches, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     order_4 = {"dataset_path": ROOT / "data/tc/tensor_rank_1_fro_1_order_4_dim_8.pt", "output_dir": tmp_path}
 
     def devices(*experiments, kind="tc"):
-        trained.clear()
-        run_sweep(KINDS[kind][0], [parsed(kind, **order_4 | each) for each in experiments])
-        return [device for _, device in trained]
+        planned_batches.clear()
+        run_sweep(KINDS[kind][0], [parse_parameters(kind, **order_4 | each) for each in experiments])
+        return [device for _, device in planned_batches]
 
     assert devices({}, {}) == ["cuda:0"]
     assert devices({"gpu_id": 1}, {"gpu_id": 1}) == ["cuda:1"]
@@ -91,7 +95,7 @@ def test_large_steps_are_taken_on_a_gpu_if_there_is_one(tmp_path, trained, monke
     assert devices(*[{"gpu_id": 1}] * 4) == ["cuda:0"]
 
 
-def test_experiments_that_start_at_once_have_folders_of_their_own(tmp_path):
+def test_folder_names_are_unique(tmp_path):
     parameters = {"output_dir": str(tmp_path), "experiment_name": "same"}
     paths = [new_folder(parameters, {}, ".making").path for _ in range(5)]
     assert len(set(paths)) == 5
@@ -99,18 +103,18 @@ def test_experiments_that_start_at_once_have_folders_of_their_own(tmp_path):
     assert all((path / "run_params.json").exists() for path in paths)
 
 
-def test_a_seed_is_drawn_and_recorded_and_repeats_the_run(tmp_path):
-    ((first, folder),) = sweep(tmp_path / "a", {"random_seed": -1})
+def test_random_seed_is_recorded_and_reproduces_run(tmp_path):
+    ((first, folder),) = run_experiments(tmp_path / "a", {"random_seed": -1})
     assert first["random_seed"] >= 0
-    ((_, again),) = sweep(tmp_path / "b", {"random_seed": first["random_seed"]})
-    ((second, _),) = sweep(tmp_path / "c", {"random_seed": -1})
+    ((_, again),) = run_experiments(tmp_path / "b", {"random_seed": first["random_seed"]})
+    ((second, _),) = run_experiments(tmp_path / "c", {"random_seed": -1})
     assert second["random_seed"] != first["random_seed"]
     matrices = [torch.load(path / "final_e2e_matrix.pt", weights_only=True) for path in (folder, again)]
     assert torch.equal(*matrices)
 
 
-def test_json_has_null_for_what_is_not_finite(tmp_path):
-    ((parameters, folder),) = sweep(tmp_path, {"lr": 100.0, "init_alpha": 1.0})
+def test_non_finite_metrics_are_null_in_json(tmp_path):
+    ((parameters, folder),) = run_experiments(tmp_path, {"lr": 100.0, "init_alpha": 1.0})
     assert parameters["status"]["stop_reason"] == "diverged"
     text = (folder / "final_metrics_values.json").read_text()
     assert "NaN" not in text
@@ -118,7 +122,7 @@ def test_json_has_null_for_what_is_not_finite(tmp_path):
     assert json.loads(text)["mse_loss"] is None
 
 
-def test_a_failure_keeps_what_was_written_and_is_recorded(tmp_path, monkeypatch):
+def test_failure_is_recorded_and_outputs_are_kept(tmp_path, monkeypatch):
     results = MatrixFactorization.results
 
     def failing(self, state, output):
@@ -128,13 +132,13 @@ def test_a_failure_keeps_what_was_written_and_is_recorded(tmp_path, monkeypatch)
 
     monkeypatch.setattr(MatrixFactorization, "results", failing)
     with pytest.raises(RunFailed, match=r"1 of 3 failed: .*no space left"):
-        sweep(tmp_path, {}, {"file_log": True}, {})
-    found = {number: runs[0][0]["status"]["stop_reason"] for number, runs in runs_in(tmp_path).items()}
+        run_experiments(tmp_path, {}, {"file_log": True}, {})
+    found = {number: runs[0][0]["status"]["stop_reason"] for number, runs in runs_by_number(tmp_path).items()}
     assert found == {1: "epochs", 2: "failed", 3: "epochs"}
 
 
-def test_outputs_in_training_cost_a_share_of_the_time():
-    """With a clock that only outputs and training move: a second of training for every chance to write."""
+def test_throttle_limits_share_of_time():
+    """Simulates one second of training before each possible output of 3 seconds."""
     clock = [0.0]
     throttle, written = Throttle(0.05, lambda: clock[0]), 0
     for _ in range(10_000):
@@ -146,7 +150,7 @@ def test_outputs_in_training_cost_a_share_of_the_time():
     assert 0.03 * clock[0] < 3 * written <= 0.05 * clock[0]
 
 
-def test_checkpoints_and_plots_are_written_in_training(tmp_path, monkeypatch):
+def test_checkpoints_and_plots_during_training(tmp_path, monkeypatch):
     saved, drawn = [], []
     monkeypatch.setattr(ExperimentFolder, "write_checkpoint", lambda self, content: saved.append(content["epoch"]))
 
@@ -156,13 +160,13 @@ def test_checkpoints_and_plots_are_written_in_training(tmp_path, monkeypatch):
 
     monkeypatch.setattr(MetricPlots, "draw", draw)
     outputs = {"epochs": 460, "store_checkpoints": True, "plot_metrics": True, "save_every_num_val": 2}
-    # The native engine would pass all of these validations in one call.
-    sweep(tmp_path, {**outputs, "engine": "torch"}, output_share=np.inf)
+    # The native engine would run all of these validations in one call.
+    run_experiments(tmp_path, {**outputs, "engine": "torch"}, output_share=np.inf)
     assert saved == [99, 199, 299, 399, 459]
     assert drawn == [2, 4, 6, 8, 10]
 
 
-def test_an_older_checkpoint_goes_only_after_the_newer_is_safely_written(tmp_path, monkeypatch):
+def test_old_checkpoint_is_kept_until_new_one_is_written(tmp_path, monkeypatch):
     folder = new_folder({"output_dir": str(tmp_path), "experiment_name": "x"}, {}, ".making")
     folder.write_checkpoint({"epoch": 1})
     (first,) = (folder.path / "checkpoints").iterdir()
@@ -181,14 +185,14 @@ def test_an_older_checkpoint_goes_only_after_the_newer_is_safely_written(tmp_pat
     assert only.name.endswith("_epoch_3.pt")
 
 
-def test_general_sensing_recovers_a_low_rank_target(tmp_path):
-    """Depth 3 from small initialization, on Gaussian sensing matrices, fewer than the target has entries."""
+def test_matrix_sensing_recovers_low_rank_target(tmp_path):
+    """Trains depth 3 with small initialization on 110 Gaussian measurements of a 12x12 matrix of rank 2."""
     generator = torch.Generator().manual_seed(0)
     target = torch.randn(12, 2, generator=generator) @ torch.randn(2, 12, generator=generator)
     matrices = torch.randn(110, 12, 12, generator=generator)
     observations = (matrices * target).sum((1, 2))
     torch.save({"A": matrices, "y": observations, "target_matrix": target}, tmp_path / "sensing.pt")
-    ((_, folder),) = sweep(
+    ((_, folder),) = run_experiments(
         tmp_path / "out",
         {
             "dataset_path": str(tmp_path / "sensing.pt"),

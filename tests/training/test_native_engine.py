@@ -1,4 +1,4 @@
-"""The native engine against the torch engine, and its bits against itself."""
+"""Tests of the native engine: agreement with the torch engine, and bitwise reproducibility."""
 
 import subprocess
 import sys
@@ -16,18 +16,18 @@ from common.training.native_engine import NativeEngine, NotNative, native_kernel
 from common.training.objectives import entry_objective
 from common.training.optimizers import GradientDescent, GroupRMSprop
 from common.training.torch_engine import TorchEngine
-from tests.conftest import ROOT, metrics_of, prepared, train, trainer_of
+from tests.conftest import ROOT, make_experiment, make_trainer, recorded_metrics, train
 
 FAST = {"init_alpha": 0.3, "lr": 1e-2}
 
 
-def seeded(seed):
+def make_generator(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def matrices(shape, depth, batch_size, seed, dtype):
-    """A torch and a native engine on the same random matrix completion problems."""
-    generator = seeded(seed)
+def matrix_engines(shape, depth, batch_size, seed, dtype):
+    """Returns a torch and a native engine on the same random matrix completion problems."""
+    generator = make_generator(seed)
     shapes = factor_shapes(*shape, depth)
     factors = [0.4 * torch.randn(batch_size, *each, generator=generator, dtype=dtype) for each in shapes]
     targets = torch.randn(batch_size, *shape, generator=generator, dtype=dtype)
@@ -45,15 +45,15 @@ def matrices(shape, depth, batch_size, seed, dtype):
     return engine(TorchEngine), engine(NativeEngine, kernel)
 
 
-def tensors(dims, batch_size, seed, dtype, adaptive):
-    """A torch and a native engine on the same random tensor completion problems."""
+def tensor_engines(dims, batch_size, seed, dtype, adaptive):
+    """Returns a torch and a native engine on the same random tensor completion problems."""
     rank = full_rank(dims)
-    drawn = [initial_factors(dims, rank, 0.3, seeded(seed + b), dtype) for b in range(batch_size)]
+    drawn = [initial_factors(dims, rank, 0.3, make_generator(seed + b), dtype) for b in range(batch_size)]
     factors = [torch.stack(each) for each in zip(*drawn, strict=True)]
     shape = CPFactorization(factors).forward().shape
-    targets = torch.randn(shape, generator=seeded(seed), dtype=dtype)
+    targets = torch.randn(shape, generator=make_generator(seed), dtype=dtype)
     numel = shape[1] * shape[2]
-    entries = [torch.randperm(numel, generator=seeded(seed + b))[: 1 + b % numel] for b in range(batch_size)]
+    entries = [torch.randperm(numel, generator=make_generator(seed + b))[: 1 + b % numel] for b in range(batch_size)]
     optimizer_type = GroupRMSprop if adaptive else GradientDescent
     shapes = [(dim, rank) for dim in dims]
     kernel = native_kernel(CPFactorization, shapes, dtype, optimizer_type, 3 * numel * rank)
@@ -68,7 +68,7 @@ def tensors(dims, batch_size, seed, dtype, adaptive):
     return engine(TorchEngine), engine(NativeEngine, kernel)
 
 
-def assert_agree(torch_engine, native_engine, intervals, tolerance):
+def assert_engines_match(torch_engine, native_engine, intervals, tolerance):
     expected, seen = torch_engine.advance(intervals), native_engine.advance(intervals)
     np.testing.assert_allclose(seen.losses, expected.losses, rtol=tolerance, atol=tolerance)
     np.testing.assert_allclose(seen.outputs, expected.outputs, rtol=tolerance, atol=tolerance)
@@ -83,10 +83,10 @@ def assert_agree(torch_engine, native_engine, intervals, tolerance):
     seed=st.integers(0, 1000),
     dtype=st.sampled_from([torch.float32, torch.float64]),
 )
-def test_matrices_agree_with_the_torch_engine(shape, depth, batch_size, seed, dtype):
-    engines = matrices(shape, depth, batch_size, seed, dtype)
-    # On their way past a saddle, deep products magnify round-off.
-    assert_agree(*engines, [1, 49, 950, 1000], 3e-3 if dtype == torch.float32 else 1e-10)
+def test_matrix_factorization_matches_torch_engine(shape, depth, batch_size, seed, dtype):
+    engines = matrix_engines(shape, depth, batch_size, seed, dtype)
+    # Deep products amplify rounding errors near saddle points.
+    assert_engines_match(*engines, [1, 49, 950, 1000], 3e-3 if dtype == torch.float32 else 1e-10)
 
 
 @given(
@@ -96,9 +96,9 @@ def test_matrices_agree_with_the_torch_engine(shape, depth, batch_size, seed, dt
     dtype=st.sampled_from([torch.float32, torch.float64]),
     adaptive=st.booleans(),
 )
-def test_tensors_agree_with_the_torch_engine(dims, batch_size, seed, dtype, adaptive):
-    engines = tensors(tuple(dims), batch_size, seed, dtype, adaptive)
-    assert_agree(*engines, [1, 49, 150], 1e-3 if dtype == torch.float32 else 1e-8)
+def test_tensor_factorization_matches_torch_engine(dims, batch_size, seed, dtype, adaptive):
+    engines = tensor_engines(tuple(dims), batch_size, seed, dtype, adaptive)
+    assert_engines_match(*engines, [1, 49, 150], 1e-3 if dtype == torch.float32 else 1e-8)
     if adaptive:
         states = [[engine.optimizer.experiment_state(b, 2) for b in range(batch_size)] for engine in engines]
         for torch_state, native_state in zip(*states, strict=True):
@@ -109,18 +109,18 @@ def test_tensors_agree_with_the_torch_engine(dims, batch_size, seed, dtype, adap
 
 @pytest.mark.parametrize("shape, depth", [((2, 2), 3), ((3, 5), 2), ((4, 4), 1), ((6, 7), 4), ((12, 12), 3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_matrices_have_the_same_bits_alone_and_in_a_batch(shape, depth, dtype):
-    assert_same_bits(lambda: matrices(shape, depth, 37, 5, dtype)[1])
+def test_matrix_factorization_does_not_depend_on_batch(shape, depth, dtype):
+    assert_independent_of_batch(lambda: matrix_engines(shape, depth, 37, 5, dtype)[1])
 
 
 @pytest.mark.parametrize("dims", [(3, 4), (8, 8, 8), (5, 2, 7), (3, 4, 5, 6), (1, 3, 2)])
 @pytest.mark.parametrize("adaptive", [False, True])
-def test_tensors_have_the_same_bits_alone_and_in_a_batch(dims, adaptive):
-    assert_same_bits(lambda: tensors(dims, 6, 5, torch.float32, adaptive)[1])
+def test_tensor_factorization_does_not_depend_on_batch(dims, adaptive):
+    assert_independent_of_batch(lambda: tensor_engines(dims, 6, 5, torch.float32, adaptive)[1])
 
 
-def assert_same_bits(make):
-    """Alone or not, also when others leave the batch, and whatever number of steps is asked for at a time."""
+def assert_independent_of_batch(make):
+    """Checks that results are bitwise equal alone and in a batch, with experiments removed and any steps per call."""
     engine = make()
     batch_size = engine.model.batch_size
     engine.advance([1, 19])
@@ -137,17 +137,17 @@ def assert_same_bits(make):
             assert view[position].numpy().tobytes() == alone_view[0].numpy().tobytes()
 
 
-def test_what_moved_is_seen_experiment_by_experiment():
-    still, moving = (prepared(lr=lr, init_alpha=0.5) for lr in (1e-12, 1e-2))
-    engine = trainer_of([still, moving], native=True).engine
+def test_moved_is_reported_per_experiment():
+    still, moving = (make_experiment(lr=lr, init_alpha=0.5) for lr in (1e-12, 1e-2))
+    engine = make_trainer([still, moving], native=True).engine
     assert engine.advance([50, 1, 50]).moved.tolist() == [[False] * 3, [True] * 3]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_runs_stop_at_the_same_epoch_on_either_engine(dtype):
+def test_matrix_factorization_stops_at_same_epoch_as_torch_engine(dtype):
     def experiments():
         return [
-            prepared(random_seed=seed, depth=3, epochs=20_000, stop_on_zero_loss_tol=1e-3, dtype=dtype, **FAST)
+            make_experiment(random_seed=seed, depth=3, epochs=20_000, stop_on_zero_loss_tol=1e-3, dtype=dtype, **FAST)
             for seed in range(24)
         ]
 
@@ -164,10 +164,10 @@ def test_runs_stop_at_the_same_epoch_on_either_engine(dtype):
         )
 
 
-def test_tensor_completion_stops_at_the_same_epoch_on_either_engine():
+def test_tensor_completion_stops_at_same_epoch_as_torch_engine():
     def experiments():
         return [
-            prepared(
+            make_experiment(
                 "tc", num_samples=n, init_std=0.05, use_adaptive_lr=True, random_seed=n, epochs=1500, validate_every=20
             )
             for n in (50, 200, 300, 511)
@@ -181,42 +181,44 @@ def test_tensor_completion_stops_at_the_same_epoch_on_either_engine():
     ]
 
 
-def test_a_run_that_ends_amid_a_long_call_is_where_it_ended(monkeypatch):
-    """Several validations in one call, or one at a time: the same histories, ends and bits."""
+def test_results_do_not_depend_on_steps_per_call(monkeypatch):
+    """Compares calls that span several validations with calls of one validation each, bitwise."""
 
-    def ended():
-        runs = [prepared(random_seed=s, epochs=3000 + 170 * s, stop_on_zero_loss_tol=1e-3, **FAST) for s in range(20)]
+    def train_all():
+        runs = [
+            make_experiment(random_seed=s, epochs=3000 + 170 * s, stop_on_zero_loss_tol=1e-3, **FAST) for s in range(20)
+        ]
         return runs, train(runs, native=True)
 
-    runs, factors = ended()
-    assert trainer_of([prepared()], native=True).engine.max_steps_per_chunk > 1000
+    runs, factors = train_all()
+    assert make_trainer([make_experiment()], native=True).engine.max_steps_per_chunk > 1000
     monkeypatch.setattr(native_engine, "_MAX_MULTIPLICATIONS_PER_CHUNK", 0)
-    stepwise, stepwise_factors = ended()
+    stepwise, stepwise_factors = train_all()
     assert len({run.state.epoch for run in runs}) > 10
     for run, other in zip(runs, stepwise, strict=True):
         assert (run.state.stop_reason, run.state.epoch) == (other.state.stop_reason, other.state.epoch)
         assert run.state.zero_loss_validations == other.state.zero_loss_validations
-        metrics = metrics_of(run)
-        for name, series in metrics_of(other).items():
+        metrics = recorded_metrics(run)
+        for name, series in recorded_metrics(other).items():
             assert series.epochs.tolist() == metrics[name].epochs.tolist()
             assert series.values.tobytes() == metrics[name].values.tobytes()
     for mine, others in zip(factors, stepwise_factors, strict=True):
         assert all(torch.equal(left, right) for left, right in zip(mine, others, strict=True))
 
 
-def test_an_optimizer_without_a_kernel_is_left_to_torch():
-    """One that a user added must not be taken for plain gradient descent."""
+def test_optimizer_without_kernel_uses_torch_engine():
+    """A user-defined subclass of GradientDescent must not use the gradient descent kernel."""
 
     class SignDescent(GradientDescent):
         def step(self, model):
             model.gradients.sign_()
             super().step(model)
 
-    experiments = [prepared(depth=3), prepared(depth=3, random_seed=1)]
+    experiments = [make_experiment(depth=3), make_experiment(depth=3, random_seed=1)]
     shapes = [factor.shape for factor in experiments[0].factors]
     with pytest.raises(NotNative, match="no kernel for SignDescent"):
         native_kernel(DeepMatrixFactorization, shapes, torch.float32, SignDescent, 1)
-    engine = trainer_of(experiments).engine
+    engine = make_trainer(experiments).engine
     engine.optimizer = SignDescent([0.25, 0.5])
     before = engine.model.values.clone()
     engine.advance([1])
@@ -225,17 +227,17 @@ def test_an_optimizer_without_a_kernel_is_left_to_torch():
     assert isinstance(engine.optimizer.select(torch.tensor([1])), SignDescent)
 
 
-def test_what_is_not_faster_has_no_kernel():
+def test_no_kernel_for_large_matrices():
     with pytest.raises(NotNative, match="not faster than PyTorch for factors of shapes"):
         native_kernel(DeepMatrixFactorization, [(50, 50)] * 3, torch.float32, GradientDescent, 10**6)
 
 
-def test_a_deep_factorization_does_not_need_a_large_stack(tmp_path):
+def test_deep_factorization_with_small_stack(tmp_path):
     script = """
 import resource
 resource.setrlimit(resource.RLIMIT_STACK, (2 * 2**20, resource.getrlimit(resource.RLIMIT_STACK)[1]))
-from tests.conftest import prepared, train
-train([prepared(depth=20000 // 6, epochs=50, random_seed=seed) for seed in range(20)], native=True)
+from tests.conftest import make_experiment, train
+train([make_experiment(depth=20000 // 6, epochs=50, random_seed=seed) for seed in range(20)], native=True)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

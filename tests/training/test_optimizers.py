@@ -6,8 +6,8 @@ from common.models.cp_factorization import CPFactorization
 from common.training.optimizers import GroupRMSprop
 
 
-def textbook_group_rmsprop(parameters, gradients, lr, beta=0.99, eps=1e-6):
-    """The definition, with Python numbers: v ← β v + (1 − β) ‖g‖², step lr / (√(v / (1 − βᵗ)) + eps)."""
+def reference_group_rmsprop(parameters, gradients, lr, beta=0.99, eps=1e-6):
+    """Returns parameters, v and step size after v ← β v + (1 − β) ‖g‖², step = lr / (√(v / (1 − βᵗ)) + eps)."""
     v = 0.0
     for t, gradient in enumerate(gradients, start=1):
         norm_squared = sum((g.double() ** 2).sum().item() for g in gradient)
@@ -17,7 +17,7 @@ def textbook_group_rmsprop(parameters, gradients, lr, beta=0.99, eps=1e-6):
     return parameters, v, step
 
 
-def test_group_rmsprop_agrees_with_a_naive_loop_for_every_experiment_of_a_batch():
+def test_group_rmsprop_matches_reference():
     generator = torch.Generator().manual_seed(0)
     shapes, lrs = [(3, 4), (2, 4), (5, 4)], [1e-2, 3e-2, 1e-3]
     factors = [torch.randn(3, *shape, generator=generator, dtype=torch.float64) for shape in shapes]
@@ -36,7 +36,7 @@ def test_group_rmsprop_agrees_with_a_naive_loop_for_every_experiment_of_a_batch(
             view.copy_(given)
         optimizer.step(model)
     for b in range(3):
-        expected, v, step = textbook_group_rmsprop(
+        expected, v, step = reference_group_rmsprop(
             [factor[b] for factor in factors], [[each[b] for each in gradient] for gradient in gradients], lrs[b]
         )
         for view, wanted in zip(model.views, expected, strict=True):
@@ -49,7 +49,7 @@ def test_group_rmsprop_agrees_with_a_naive_loop_for_every_experiment_of_a_batch(
         assert (group["lr"], group["beta"], group["eps"]) == (lrs[b], 0.99, 1e-6)
 
 
-def test_selected_experiments_keep_their_own_state():
+def test_select_keeps_optimizer_state():
     generator = torch.Generator().manual_seed(0)
     factors = [torch.randn(4, 2, 3, generator=generator) for _ in range(2)]
     gradients = [[torch.randn(4, 2, 3, generator=generator) for _ in range(2)] for _ in range(6)]

@@ -1,4 +1,4 @@
-"""The kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in a process that is started with them."""
+"""Runs the kernels under AddressSanitizer and UndefinedBehaviorSanitizer, in a separate process."""
 
 import os
 import shutil
@@ -8,12 +8,12 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
-from tests.training.test_compilation import compiler
+from tests.training.test_compilation import write_compiler
 
 OPTIONS = "-fsanitize=address,undefined -fno-sanitize-recover=all"
-# Shapes with and without full vectors, a batch that the vectors do not divide, and both optimizers.
+# Sizes above and below the vector width, batch sizes that are not a multiple of it, and both optimizers.
 TRAINING = """
-from tests.conftest import ROOT, prepared, train
+from tests.conftest import ROOT, make_experiment, train
 
 common = {"epochs": 60, "validate_every": 20}
 five = {"dataset_path": ROOT / "data/dmf/completion_5x5_w_1_1_0.pt", "num_samples": 24}
@@ -26,12 +26,12 @@ for kind, settings in [
     ("tc", {"dtype": "float64", **order_4}),
 ]:
     for count in (1, 17) if kind == "dmf" else (3,):
-        train([prepared(kind, random_seed=seed, **common, **settings) for seed in range(count)], native=True)
+        train([make_experiment(kind, random_seed=seed, **common, **settings) for seed in range(count)], native=True)
 print("trained")
 """
 
 
-def test_kernels_stay_within_their_memory_and_are_defined(tmp_path):
+def test_kernels_pass_sanitizers(tmp_path):
     gcc = shutil.which("gcc")
     library = (
         gcc and subprocess.run([gcc, "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
@@ -40,7 +40,7 @@ def test_kernels_stay_within_their_memory_and_are_defined(tmp_path):
         pytest.skip("needs gcc with AddressSanitizer")
     environment = {
         **os.environ,
-        "CC": compiler(tmp_path / "cc", f'exec {gcc} {OPTIONS} "$@"\n'),
+        "CC": write_compiler(tmp_path / "cc", f'exec {gcc} {OPTIONS} "$@"\n'),
         "XDG_CACHE_HOME": str(tmp_path),
         "LD_PRELOAD": library,
         "ASAN_OPTIONS": "detect_leaks=0",

@@ -8,21 +8,21 @@ from common.models.deep_matrix_factorization import DeepMatrixFactorization, fac
 from common.training.objectives import SensingObjective, entry_objective
 from common.training.optimizers import GradientDescent
 from common.training.torch_engine import TorchEngine
-from tests.conftest import prepared, train, trainer_of
+from tests.conftest import make_experiment, make_trainer, train
 
 
-def completion(entries, targets):
-    """The objective of matrix completion: ½ the sum of squared residuals."""
+def completion_objective(entries, targets):
+    """Returns the matrix completion objective: half the sum of squared residuals."""
     return entry_objective(entries, targets, [1.0] * len(entries))
 
 
-def seeded(seed):
+def make_generator(seed):
     return torch.Generator().manual_seed(seed)
 
 
 def random_problem(shape, depth, seed, batch_size=3, alpha=0.5):
-    """Random factors, and for each experiment of a batch a target and some observed entries of its own."""
-    generator = seeded(seed)
+    """Returns random factors, targets and observed entries for each experiment in a batch."""
+    generator = make_generator(seed)
     factors = [
         alpha * torch.randn(batch_size, *each, generator=generator).double() for each in factor_shapes(*shape, depth)
     ]
@@ -33,8 +33,8 @@ def random_problem(shape, depth, seed, batch_size=3, alpha=0.5):
     return factors, targets, entries
 
 
-def textbook_loss(factors, matrices, observations):
-    """½ Σ (⟨A_i, W_1 ⋯ W_L⟩ − y_i)² of one experiment."""
+def reference_loss(factors, matrices, observations):
+    """Returns ½ Σ (⟨A_i, W_1 ⋯ W_L⟩ − y_i)² for one experiment."""
     product = factors[0]
     for factor in factors[1:]:
         product = product @ factor
@@ -42,12 +42,12 @@ def textbook_loss(factors, matrices, observations):
     return 0.5 * ((predictions - observations) ** 2).sum()
 
 
-def textbook_run(factors, matrices, observations, lr, num_steps):
-    """Gradient descent with automatic differentiation: the factors at the end, and the loss before the last step."""
+def reference_run(factors, matrices, observations, lr, num_steps):
+    """Runs gradient descent with autograd and returns the final factors and the loss before the last step."""
     factors = [factor.clone() for factor in factors]
     for _ in range(num_steps):
         leaves = [factor.requires_grad_() for factor in factors]
-        loss = textbook_loss(leaves, matrices, observations)
+        loss = reference_loss(leaves, matrices, observations)
         gradients = torch.autograd.grad(loss, leaves)
         factors = [(leaf - lr * gradient).detach() for leaf, gradient in zip(leaves, gradients, strict=True)]
     return factors, loss.detach()
@@ -59,16 +59,16 @@ def textbook_run(factors, matrices, observations, lr, num_steps):
     seed=st.integers(0, 1000),
     dense=st.booleans(),
 )
-def test_gradients_of_the_loss_agree_with_automatic_differentiation(shape, depth, seed, dense):
+def test_loss_gradients_match_autograd(shape, depth, seed, dense):
     factors, targets, entries = random_problem(shape, depth, seed)
     if dense:
-        matrices = [gaussian_sensing(5, *shape, 1.0, seeded(seed)).double()] * 3
+        matrices = [gaussian_sensing(5, *shape, 1.0, make_generator(seed)).double()] * 3
         observations = [sense(matrices[b], targets[b]).observations for b in range(3)]
         objective = SensingObjective(matrices[0], torch.stack(observations))
     else:
         matrices = [entry_sensing(each, *shape).double() for each in entries]
         observations = [sense(matrices[b], targets[b]).observations for b in range(3)]
-        objective = completion(entries, targets)
+        objective = completion_objective(entries, targets)
     model = DeepMatrixFactorization(factors)
     outputs = model.forward()
     losses = objective.loss(outputs)
@@ -76,7 +76,7 @@ def test_gradients_of_the_loss_agree_with_automatic_differentiation(shape, depth
 
     for b in range(3):
         leaves = [factor[b].clone().requires_grad_() for factor in factors]
-        loss = textbook_loss(leaves, matrices[b], observations[b])
+        loss = reference_loss(leaves, matrices[b], observations[b])
         torch.testing.assert_close(losses[b], loss.detach())
         for gradient, wanted in zip(model.factor_gradients, torch.autograd.grad(loss, leaves), strict=True):
             torch.testing.assert_close(gradient[b], wanted)
@@ -84,20 +84,22 @@ def test_gradients_of_the_loss_agree_with_automatic_differentiation(shape, depth
 
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("shape, depth", [((2, 2), 3), ((3, 4), 2), ((9, 10), 2), ((4, 3), 1)])
-def test_a_run_agrees_with_a_textbook_loop(shape, depth, dense):
+def test_training_matches_reference_loop(shape, depth, dense):
     num_steps, lrs = 2000, [1e-2, 3e-3]
     factors, targets, entries = random_problem(shape, depth, seed=1, batch_size=2, alpha=0.3)
     if dense:
-        matrices = [gaussian_sensing(6, *shape, 0.5, seeded(2)).double()] * 2
+        matrices = [gaussian_sensing(6, *shape, 0.5, make_generator(2)).double()] * 2
     else:
         matrices = [entry_sensing(each, *shape).double() for each in entries]
     observations = [sense(matrices[b], targets[b]).observations for b in range(2)]
-    objective = SensingObjective(matrices[0], torch.stack(observations)) if dense else completion(entries, targets)
+    objective = (
+        SensingObjective(matrices[0], torch.stack(observations)) if dense else completion_objective(entries, targets)
+    )
     model = DeepMatrixFactorization(factors)
     engine = TorchEngine(model, objective, GradientDescent(lrs))
     losses = engine.advance([num_steps - 7, 7]).losses[:, 1]
     for b in range(2):
-        expected, loss = textbook_run([f[b] for f in factors], matrices[b], observations[b], lrs[b], num_steps)
+        expected, loss = reference_run([f[b] for f in factors], matrices[b], observations[b], lrs[b], num_steps)
         assert losses[b] == pytest.approx(loss.item(), rel=1e-9, abs=1e-14)
         for factor, wanted in zip(model.views, expected, strict=True):
             torch.testing.assert_close(factor[b], wanted, rtol=1e-9, atol=1e-12)
@@ -105,7 +107,7 @@ def test_a_run_agrees_with_a_textbook_loop(shape, depth, dense):
 
 @given(shape=st.tuples(st.integers(2, 5), st.integers(2, 5)), depth=st.integers(2, 4), seed=st.integers(0, 1000))
 @settings(max_examples=10)
-def test_balancedness_is_conserved_for_small_learning_rates(shape, depth, seed):
+def test_balancedness_is_conserved(shape, depth, seed):
     """W_{l+1} W_{l+1}ᵀ − W_lᵀ W_l is constant under gradient flow; a step of size lr changes it by O(lr²)."""
 
     def imbalances(model):
@@ -117,46 +119,48 @@ def test_balancedness_is_conserved_for_small_learning_rates(shape, depth, seed):
         model = DeepMatrixFactorization(factors)
         before = imbalances(model)
         start = model.values.clone()
-        TorchEngine(model, completion(entries, targets), GradientDescent([lr] * 3)).advance([num_steps])
+        TorchEngine(model, completion_objective(entries, targets), GradientDescent([lr] * 3)).advance([num_steps])
         assert (model.values - start).abs().max() > 1e-3
         return max((after - b).abs().max() for after, b in zip(imbalances(model), before, strict=True))
 
     assert drift(1e-4, 2000) < 2e-3
-    # The same time in steps a tenth as long: a tenth of the drift.
+    # Same training time, step size divided by 10: the drift is divided by about 10.
     assert drift(1e-5, 20000 // 4) < 0.2 * drift(1e-4, 2000 // 4) + 1e-12
 
 
-def bits(factors):
+def to_bits(factors):
     return [factor.view(torch.int32).tolist() for factor in factors]
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (3, 5), (5, 7), (7, 7), (8, 7), (9, 9), (10, 11), (50, 50)])
 @pytest.mark.parametrize("num_dense", [0, 5, 30])
-def test_an_experiment_has_the_same_bits_alone_and_in_a_batch(shape, num_dense):
-    """Also when others leave the batch, and whatever number of steps is asked for at a time."""
+def test_engine_results_do_not_depend_on_batch(shape, num_dense):
+    """Compares one experiment alone with a batch from which experiments are removed, with other numbers of steps."""
     batch_size, depth, dense = 7, 3, num_dense > 0
     lrs = [(1e-3 if dense else 1e-2) / (1 + b) for b in range(batch_size)]
-    starts = [initial_factors(shape, depth, "normal", 0.3, False, seeded(b), torch.float32) for b in range(batch_size)]
-    targets = torch.randn(batch_size, *shape, generator=seeded(99))
+    starts = [
+        initial_factors(shape, depth, "normal", 0.3, False, make_generator(b), torch.float32) for b in range(batch_size)
+    ]
+    targets = torch.randn(batch_size, *shape, generator=make_generator(99))
     entries = [all_entries_but([(0, b % shape[1])], *shape) for b in range(batch_size)]
-    matrices = gaussian_sensing(max(num_dense, 1), *shape, 0.1, seeded(98))
+    matrices = gaussian_sensing(max(num_dense, 1), *shape, 0.1, make_generator(98))
     observations = torch.stack([sense(matrices, target).observations for target in targets])
 
-    def engine_of(members):
+    def make_engine(members):
         if dense:
             objective = SensingObjective(matrices, observations[members])
         else:
-            objective = completion([entries[b] for b in members], targets[members])
+            objective = completion_objective([entries[b] for b in members], targets[members])
         model = DeepMatrixFactorization([torch.stack(each) for each in zip(*(starts[b] for b in members), strict=True)])
         return TorchEngine(model, objective, GradientDescent([lrs[b] for b in members]))
 
     alone, alone_losses = [], []
     for b in range(batch_size):
-        engine = engine_of([b])
+        engine = make_engine([b])
         alone_losses.append(engine.advance([60]).losses[0, 0])
         alone.append([view[0].clone() for view in engine.model.views])
 
-    engine = engine_of(list(range(batch_size)))
+    engine = make_engine(list(range(batch_size)))
     engine.advance([1, 19])
     engine.advance([30])
     kept = [1, 2, 5]
@@ -164,29 +168,29 @@ def test_an_experiment_has_the_same_bits_alone_and_in_a_batch(shape, num_dense):
     losses = engine.advance([10]).losses[:, 0]
     for position, b in enumerate(kept):
         assert losses[position] == alone_losses[b]
-        assert bits([view[position] for view in engine.model.views]) == bits(alone[b])
+        assert to_bits([view[position] for view in engine.model.views]) == to_bits(alone[b])
 
 
-def test_the_same_seed_gives_the_same_bits_alone_and_among_others():
+def test_training_results_do_not_depend_on_batch():
     def experiments(seeds):
-        return [prepared(random_seed=s, epochs=1000 + 137 * s, lr=1e-2 / (1 + s), init_alpha=0.3) for s in seeds]
+        return [make_experiment(random_seed=s, epochs=1000 + 137 * s, lr=1e-2 / (1 + s), init_alpha=0.3) for s in seeds]
 
     together = train(experiments(range(6)))
     for seed in range(6):
         (alone,) = train(experiments([seed]))
-        assert bits(alone) == bits(together[seed])
+        assert to_bits(alone) == to_bits(together[seed])
 
 
-def test_completion_is_detected_and_trained_without_sensing_matrices():
-    engine = trainer_of([prepared()]).engine
+def test_completion_does_not_use_sensing_matrices():
+    engine = make_trainer([make_experiment()]).engine
     assert not isinstance(engine.objective, SensingObjective)
 
 
-def test_the_loss_of_many_samples_has_the_same_bits_alone_and_in_a_batch():
-    """Torch sums one long row on several threads, and many of them on one each."""
-    matrices = gaussian_sensing(40_000, 1, 1, 1.0, seeded(0))
-    observations = torch.randn(7, 40_000, generator=seeded(1))
-    outputs = torch.randn(7, 1, 1, generator=seeded(2))
+def test_loss_of_many_samples_does_not_depend_on_batch():
+    """PyTorch sums a single long row on several threads, but uses one thread per row for several rows."""
+    matrices = gaussian_sensing(40_000, 1, 1, 1.0, make_generator(0))
+    observations = torch.randn(7, 40_000, generator=make_generator(1))
+    outputs = torch.randn(7, 1, 1, generator=make_generator(2))
     together = SensingObjective(matrices, observations).loss(outputs)
     for b in range(7):
         assert SensingObjective(matrices, observations[b : b + 1]).loss(outputs[b : b + 1])[0] == together[b]
@@ -194,9 +198,9 @@ def test_the_loss_of_many_samples_has_the_same_bits_alone_and_in_a_batch():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dense", [False, True])
-def test_cuda_agrees_with_the_cpu(dense):
+def test_cuda_matches_cpu(dense):
     factors, targets, entries = random_problem((6, 5), 3, seed=3, batch_size=4, alpha=0.3)
-    matrices = gaussian_sensing(20, 6, 5, 0.3, seeded(4)).double()
+    matrices = gaussian_sensing(20, 6, 5, 0.3, make_generator(4)).double()
     observations = torch.stack([sense(matrices, target).observations for target in targets])
 
     def run(device):
@@ -204,7 +208,7 @@ def test_cuda_agrees_with_the_cpu(dense):
         if dense:
             objective = SensingObjective(matrices.to(device), observations.to(device))
         else:
-            objective = completion(entries, targets.to(device))
+            objective = completion_objective(entries, targets.to(device))
         engine = TorchEngine(model, objective, GradientDescent([1e-2] * 4))
         engine.advance([500])
         engine = engine.select(torch.tensor([0, 2], device=device))

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import ROOT, metrics_of, prepared, train, trainer_of
+from tests.conftest import ROOT, make_experiment, make_trainer, recorded_metrics, train
 
 PERTURBED = str(ROOT / "data/dmf/completion_2x2_perturbed_w_-2_05_01.pt")
 FAST = {"init_alpha": 0.3, "lr": 1e-2, "enforce_pos_det": True}
 
 
-def test_validations_fall_on_multiples_and_on_the_last_epoch(native):
-    experiment = prepared(epochs=130, validate_every=50)
+def test_validation_epochs(native):
+    experiment = make_experiment(epochs=130, validate_every=50)
     train([experiment], native=native)
     for series in (*experiment.state.history.train.values(), *experiment.state.history.validation.values()):
         assert series.epochs.tolist() == [49, 99, 129]
@@ -19,13 +19,13 @@ def test_validations_fall_on_multiples_and_on_the_last_epoch(native):
     assert experiment.state.epoch == 129
 
 
-def test_train_metrics_come_before_the_step_and_validation_metrics_after_it(native):
-    experiment = prepared(
+def test_train_metrics_before_step_and_validation_metrics_after(native):
+    experiment = make_experiment(
         epochs=3, validate_every=1, dtype="float64", tracked_e2e_value_of=[[0, 1], [1, 1]], init_alpha=0.5
     )
     products = []
     for _ in range(4):
-        start = prepared(epochs=max(1, len(products)), dtype="float64", init_alpha=0.5)
+        start = make_experiment(epochs=max(1, len(products)), dtype="float64", init_alpha=0.5)
         factors = train([start], native=native)[0] if products else start.factors
         products.append(torch.linalg.multi_dot(factors))
     target, mask = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 1.0]])
@@ -38,8 +38,8 @@ def test_train_metrics_come_before_the_step_and_validation_metrics_after_it(nati
     np.testing.assert_allclose(history.validation["fro_e2e_norm"].values, [p.norm().item() for p in products[1:]])
 
 
-def test_zero_loss_stops_at_the_eleventh_validation_in_a_row(native):
-    experiment = prepared(epochs=10**6, stop_on_zero_loss_tol=1e-2, **FAST)
+def test_zero_loss_stops_after_11_consecutive_validations(native):
+    experiment = make_experiment(epochs=10**6, stop_on_zero_loss_tol=1e-2, **FAST)
     train([experiment], native=native)
     losses = experiment.state.history.train["sse_loss_div_2"].values
     assert experiment.state.stop_reason == "zero_loss"
@@ -47,9 +47,9 @@ def test_zero_loss_stops_at_the_eleventh_validation_in_a_row(native):
     assert losses[-12] >= 1e-2
 
 
-def test_a_run_that_changes_nothing_any_more_is_stalled(native):
-    # The step underflows in float32: lr · gradient is far below half a unit in the last place.
-    experiment = prepared(epochs=10**6, lr=1e-12, init_alpha=0.5, stop_on_zero_loss_tol=0)
+def test_run_with_unchanged_parameters_is_stalled(native):
+    # lr · gradient is far below half a unit in the last place, so float32 parameters do not change.
+    experiment = make_experiment(epochs=10**6, lr=1e-12, init_alpha=0.5, stop_on_zero_loss_tol=0)
     (factors,) = train([experiment], native=native)
     assert experiment.state.stop_reason == "stalled"
     assert experiment.state.epoch == 49
@@ -57,77 +57,79 @@ def test_a_run_that_changes_nothing_any_more_is_stalled(native):
         assert torch.equal(before, after)
 
 
-def test_a_run_stalls_only_after_a_whole_interval(native):
-    """What moved before an interval was cut in two counts as a move of it."""
-    experiment = prepared(epochs=10**6, lr=1e-12, init_alpha=0.5, stop_on_zero_loss_tol=0)
+def test_stall_requires_full_validation_interval(native):
+    """Changes before an interruption count towards the current validation interval."""
+    experiment = make_experiment(epochs=10**6, lr=1e-12, init_alpha=0.5, stop_on_zero_loss_tol=0)
     experiment.state.epoch, experiment.state.moved_since_validation = 24, True
     train([experiment], native=native)
     assert (experiment.state.stop_reason, experiment.state.epoch) == ("stalled", 99)
 
 
-def test_a_run_whose_parameters_move_under_an_unmoved_product_goes_on():
-    """Every step moves the factors, as rounding would have it, but the product stays as it is."""
-    experiment = prepared(epochs=200, depth=2, init_alpha=0.0, stop_on_zero_loss_tol=0)
-    trainer = trainer_of([experiment])
+def test_no_stall_if_only_product_is_unchanged():
+    """Every step changes a factor, but the product stays zero."""
+    experiment = make_experiment(epochs=200, depth=2, init_alpha=0.0, stop_on_zero_loss_tol=0)
+    trainer = make_trainer([experiment])
     trainer.engine.optimizer.step = lambda model: model.views[0].add_(1.0)
     while trainer.running:
         trainer.advance()
     assert (experiment.state.stop_reason, experiment.state.epoch) == ("epochs", 199)
 
 
-def test_a_cycle_is_not_taken_for_a_fixed_point(tmp_path, native):
-    """With learning rate 2, gradient descent on ½ (w − 1)² goes to and fro between w and 2 − w."""
+def test_oscillating_run_is_not_stalled(tmp_path, native):
+    """With learning rate 2, gradient descent on ½ (w − 1)² alternates between w and 2 − w."""
     content = {"A": torch.ones(1, 1, 1), "y": torch.ones(1), "target_matrix": torch.ones(1, 1)}
     torch.save(content, tmp_path / "one.pt")
     cycling = {"dataset_path": str(tmp_path / "one.pt"), "num_samples": 1, "depth": 1, "lr": 2.0, "init_alpha": 0.5}
-    experiment = prepared(epochs=1000, weight_init_type="identity", **cycling)
+    experiment = make_experiment(epochs=1000, weight_init_type="identity", **cycling)
     train([experiment], native=native)
     assert experiment.state.stop_reason == "epochs"
     assert set(experiment.state.history.train["sse_loss_div_2"].values.tolist()) == {0.125}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_a_run_that_diverges_ends_alone_and_keeps_its_history(dtype, native):
-    calm, wild = (prepared(epochs=500, lr=lr, init_alpha=1.0, validate_every=1, dtype=dtype) for lr in (1e-3, 10.0))
-    train([calm, wild], native=native)
-    assert (calm.state.stop_reason, wild.state.stop_reason) == ("epochs", "diverged")
-    assert wild.state.epoch < 100
-    metrics = metrics_of(wild)
+def test_diverged_run_stops_and_keeps_history(dtype, native):
+    converging, diverging = (
+        make_experiment(epochs=500, lr=lr, init_alpha=1.0, validate_every=1, dtype=dtype) for lr in (1e-3, 10.0)
+    )
+    train([converging, diverging], native=native)
+    assert (converging.state.stop_reason, diverging.state.stop_reason) == ("epochs", "diverged")
+    assert diverging.state.epoch < 100
+    metrics = recorded_metrics(diverging)
     values = np.array([series.values for series in metrics.values()])
     assert np.isfinite(values[:, :-1]).all()
     assert not np.isfinite(values[:, -1]).all()
 
 
-def test_runs_leave_the_batch_one_by_one_and_their_histories_are_their_own(native):
-    experiments = [prepared(random_seed=s, epochs=120 + 90 * s, lr=1e-3, init_alpha=0.3) for s in range(4)]
+def test_histories_in_batch_match_single_runs(native):
+    experiments = [make_experiment(random_seed=s, epochs=120 + 90 * s, lr=1e-3, init_alpha=0.3) for s in range(4)]
     together = train(experiments, native=native)
     for seed, (experiment, factors) in enumerate(zip(experiments, together, strict=True)):
-        alone = prepared(random_seed=seed, epochs=120 + 90 * seed, lr=1e-3, init_alpha=0.3)
+        alone = make_experiment(random_seed=seed, epochs=120 + 90 * seed, lr=1e-3, init_alpha=0.3)
         (alone_factors,) = train([alone], native=native)
         assert all(torch.equal(a, b) for a, b in zip(factors, alone_factors, strict=True))
-        for name, series in metrics_of(alone).items():
-            recorded = metrics_of(experiment)[name]
+        for name, series in recorded_metrics(alone).items():
+            recorded = recorded_metrics(experiment)[name]
             assert recorded.epochs.tolist() == series.epochs.tolist()
             assert recorded.values.tobytes() == series.values.tobytes()
 
 
-def test_a_long_history_survives_a_full_buffer(monkeypatch):
+def test_history_longer_than_buffer(monkeypatch):
     monkeypatch.setattr("common.training.trainer._BUFFER_BYTES", 7 * 16)
-    small = prepared(epochs=1000, validate_every=10, lr=1e-3, init_alpha=0.3)
+    small = make_experiment(epochs=1000, validate_every=10, lr=1e-3, init_alpha=0.3)
     train([small])
     monkeypatch.undo()
-    large = prepared(epochs=1000, validate_every=10, lr=1e-3, init_alpha=0.3)
+    large = make_experiment(epochs=1000, validate_every=10, lr=1e-3, init_alpha=0.3)
     train([large])
     assert small.state.history.train["mse_loss"].epochs.tolist() == list(range(9, 1000, 10))
     for name, series in large.state.history.validation.items():
         assert series.values.tobytes() == small.state.history.validation[name].values.tobytes()
 
 
-def test_a_run_that_keeps_no_history_knows_its_last_record(monkeypatch, native):
+def test_last_values_without_history(monkeypatch, native):
     monkeypatch.setattr("common.training.trainer._BUFFER_BYTES", 7 * 16 * 3)
-    experiments = [prepared(epochs=1000 + 20 * s, validate_every=10, lr=1e-3, init_alpha=0.3) for s in range(3)]
+    experiments = [make_experiment(epochs=1000 + 20 * s, validate_every=10, lr=1e-3, init_alpha=0.3) for s in range(3)]
     train(experiments, native=native)
-    short = [prepared(epochs=1000 + 20 * s, validate_every=10, lr=1e-3, init_alpha=0.3) for s in range(3)]
+    short = [make_experiment(epochs=1000 + 20 * s, validate_every=10, lr=1e-3, init_alpha=0.3) for s in range(3)]
     for experiment in short:
         experiment.state.keeps_history = False
     train(short, native=native)
@@ -136,9 +138,9 @@ def test_a_run_that_keeps_no_history_knows_its_last_record(monkeypatch, native):
         assert experiment.state.history.last_values() == full.state.history.last_values()
 
 
-def test_the_latest_metrics_are_those_of_the_last_validation(native):
-    experiment = prepared(epochs=10**8, lr=1e-6, dtype="float64")
-    trainer = trainer_of([experiment], native=native)
+def test_latest_metrics(native):
+    experiment = make_experiment(epochs=10**8, lr=1e-6, dtype="float64")
+    trainer = make_trainer([experiment], native=native)
     assert trainer.latest(0) == {}
     trainer.advance()
     latest = trainer.latest(0)
@@ -146,9 +148,9 @@ def test_the_latest_metrics_are_those_of_the_last_validation(native):
     assert trainer.sync(0).history.last_values() == latest
 
 
-def test_an_interruption_keeps_what_was_reached(native):
-    experiment = prepared(epochs=10**8, lr=1e-6)
-    trainer = trainer_of([experiment], native=native)
+def test_interrupt_records_progress(native):
+    experiment = make_experiment(epochs=10**8, lr=1e-6)
+    trainer = make_trainer([experiment], native=native)
     while trainer.epoch < 49:
         trainer.advance()
     assert [ended.state for ended in trainer.interrupt()] == [experiment.state]
@@ -158,10 +160,10 @@ def test_an_interruption_keeps_what_was_reached(native):
     assert experiment.state.history.train["mse_loss"].epochs.tolist() == list(range(49, experiment.state.epoch + 1, 50))
 
 
-def test_an_interruption_in_a_long_interval_is_recorded(native):
-    experiment = prepared(epochs=10**12, validate_every=10**12, lr=1e-3)
-    trainer = trainer_of([experiment], native=native)
-    trainer.engine.__class__ = type("Impatient", (type(trainer.engine),), {"max_steps_per_call": 70})
+def test_interrupt_within_validation_interval(native):
+    experiment = make_experiment(epochs=10**12, validate_every=10**12, lr=1e-3)
+    trainer = make_trainer([experiment], native=native)
+    trainer.engine.__class__ = type("ShortCallEngine", (type(trainer.engine),), {"max_steps_per_call": 70})
     assert trainer.advance() == []
     trainer.interrupt()
     trainer.sync(0)
@@ -170,36 +172,36 @@ def test_an_interruption_in_a_long_interval_is_recorded(native):
     assert experiment.state.moved_since_validation
 
 
-def determinants(factors):
-    """Sign of the determinant of the product, factor by factor, in float64."""
+def determinant_sign(factors):
+    """Returns the sign of the determinant of the product, from the factors in float64."""
     return math.prod(torch.linalg.slogdet(factor.double()).sign.item() for factor in factors)
 
 
-def bounded(experiments, bound):
-    """Trains side by side, and checks |W_00| > bound(ℓ) where the premises hold. How often they did."""
-    trainer, checked = trainer_of(experiments), 0
+def count_bound_checks(experiments, bound):
+    """Checks |W_00| > bound(loss) during training where the assumptions hold; returns the number of checks."""
+    trainer, checked = make_trainer(experiments), 0
     mask, target = trainer.engine.objective.weights[0].double(), trainer.engine.objective.targets[0].double()
-    sign = determinants(experiments[0].factors)
+    sign = determinant_sign(experiments[0].factors)
     while trainer.running:
         trainer.advance()
         products = trainer.engine.model.forward().double()
         losses = 0.5 * (mask * (products - target).square()).sum((1, 2))
         for position, (product, loss) in enumerate(zip(products, losses.tolist(), strict=True)):
             factors = [view[position] for view in trainer.engine.model.views]
-            if determinants(factors) == sign and bound(loss) is not None:
+            if determinant_sign(factors) == sign and bound(loss) is not None:
                 assert product[0, 0].abs() > bound(loss)
                 checked += 1
     return checked
 
 
-def test_the_bound_for_positive_determinants_holds_on_balanced_runs():
-    """|W_00| > (1 − s)² / s with s = √(2ℓ), where ℓ < ½ and det W > 0: the paper's setting, depth 3, balanced."""
+def test_bound_for_positive_determinant():
+    """Checks |W_00| > (1 − s)² / s, s = √(2ℓ), for ℓ < ½ and det W > 0, at depth 3 with balanced initialization."""
 
     def bound(loss):
         return (1 - math.sqrt(2 * loss)) ** 2 / math.sqrt(2 * loss) if loss < 0.5 else None
 
     experiments = [
-        prepared(
+        make_experiment(
             random_seed=seed,
             use_balanced_init=True,
             enforce_pos_det=True,
@@ -210,21 +212,21 @@ def test_the_bound_for_positive_determinants_holds_on_balanced_runs():
         )
         for seed in range(6)
     ]
-    assert bounded(experiments, bound) > 1000
+    assert count_bound_checks(experiments, bound) > 1000
     for experiment in experiments:
         assert experiment.state.stop_reason == "zero_loss"
         assert abs(experiment.state.history.validation["fro_e2e_norm"].values[-1]) > 20
 
 
-def test_the_bound_for_perturbed_observations_holds_on_balanced_runs():
-    """|W_00| > (2 − s)(½ − s) / (|z| + s) where s < ½ and det W < 0, for the observed (1,1) = z = 0.1."""
+def test_bound_for_perturbed_observations():
+    """Checks |W_00| > (2 − s)(½ − s) / (|z| + s) for s < ½ and det W < 0, where W_11 = z = 0.1 is observed."""
 
     def bound(loss):
         s = math.sqrt(2 * loss)
         return (2 - s) * (0.5 - s) / (0.1 + s) if s < 0.5 else None
 
     experiments = [
-        prepared(
+        make_experiment(
             dataset_path=PERTURBED,
             random_seed=seed,
             use_balanced_init=True,
@@ -236,4 +238,4 @@ def test_the_bound_for_perturbed_observations_holds_on_balanced_runs():
         )
         for seed in range(6)
     ]
-    assert bounded(experiments, bound) > 1000
+    assert count_bound_checks(experiments, bound) > 1000
