@@ -84,18 +84,11 @@ class NativeEngine:
 
     name = "native"
 
-    @property
-    def max_steps_per_call(self) -> int:
-        return max(1, _MAX_MULTIPLICATIONS_PER_CALL // self._multiplications)
-
-    @property
-    def max_steps_per_chunk(self) -> int:
-        return _MAX_MULTIPLICATIONS_PER_CHUNK // self._multiplications
-
-    @property
-    def _multiplications(self) -> int:
+    def __post_init__(self) -> None:
         at_once = self.kernel.experiments_at_once
-        return self.kernel.multiplications * at_once * -(-self.model.batch_size // at_once)
+        multiplications = self.kernel.multiplications * at_once * -(-self.model.batch_size // at_once)
+        self.max_steps_per_call = max(1, _MAX_MULTIPLICATIONS_PER_CALL // multiplications)
+        self.max_steps_per_chunk = _MAX_MULTIPLICATIONS_PER_CHUNK // multiplications
 
     def advance(self, intervals: Sequence[int]) -> Observations:
         """See `TorchEngine.advance`. Raises MemoryError."""

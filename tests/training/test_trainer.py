@@ -161,12 +161,11 @@ def test_an_interruption_keeps_what_was_reached(native):
 def test_an_interruption_in_a_long_interval_is_recorded(native):
     experiment = prepared(epochs=10**12, validate_every=10**12, lr=1e-3)
     trainer = trainer_of([experiment], native=native)
-    trainer.engine.__class__ = type("Impatient", (type(trainer.engine),), {"max_steps_per_call": 70})
     assert trainer.advance() == []
     trainer.interrupt()
     trainer.sync(0)
-    assert experiment.state.epoch == 69
-    assert experiment.state.history.train["mse_loss"].epochs.tolist() == [69]
+    assert experiment.state.epoch == trainer.epoch < 10**10
+    assert experiment.state.history.train["mse_loss"].epochs.tolist() == [trainer.epoch]
     assert experiment.state.moved_since_validation
 
 
