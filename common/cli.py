@@ -193,7 +193,7 @@ class Stop:
 @contextmanager
 def signals_noted() -> Iterator[Stop]:
     """Records the first SIGINT or SIGTERM, so that everything can be saved. A later one ends the process."""
-    stop, previous = Stop(), {}
+    stop = Stop()
 
     def note(number: int, _frame: Any) -> None:
         if stop.seconds() > _REPEATED_SIGNAL_SECONDS:
@@ -204,10 +204,10 @@ def signals_noted() -> Iterator[Stop]:
             if stop._raises:
                 raise Interrupted(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # A process that a script starts in the background may have to ignore SIGINT.
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(number) != signal.SIG_IGN:
-            previous[number] = signal.signal(number, note)
+    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    # A process that a script starts in the background ignores SIGINT.
+    handled = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, note) for number in handled}
     try:
         yield stop
     finally:

@@ -144,7 +144,7 @@ def add_runner_flags(parser: Parser, **defaults: Any) -> None:
     add("-validate_every", type=many, help="epochs between validations")
     text = "floating-point type; see -trainer_checkpoint"
     add("-dtype", choices=["float32", "float64"], default="float32", help=text)
-    text = "takes the gradient steps: native (C, compiled at first use), torch, or auto: the faster of the two"
+    text = "engine for the gradient steps: native (C, compiled at first use), torch, or auto (the faster of the two)"
     add("-engine", choices=["auto", "native", "torch"], default="auto", help=text)
 
     add = parser.inputs.add_argument
@@ -170,7 +170,7 @@ def add_runner_flags(parser: Parser, **defaults: Any) -> None:
 
 def add_resume_flag(parser: Parser) -> None:
     """Adds -resume."""
-    text = "finish what an earlier run of the same command left unfinished; what is finished is not run again"
+    text = "continue an earlier run of the same command; finished experiments are not run again"
     parser.add_argument("-resume", action="store_true", help=text)
 
 

@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -66,8 +66,8 @@ def native_kernel(
     if multiplications > model.native_up_to:
         raise NotNative(f"is not faster than PyTorch for factors of shapes {', '.join(map(str, map(tuple, shapes)))}")
     real, integer = {torch.float32: ("float", "int32_t"), torch.float64: ("double", "int64_t")}[dtype]
-    constants = {"REAL": real, "INTEGER": integer, **model.kernel_constants(shapes), **optimizer.kernel_constants}
-    library = compiled_kernel(model.kernel_source, constants)
+    macros = {"REAL": real, "INTEGER": integer, **model.kernel_constants(shapes), **optimizer.kernel_constants}
+    library = compiled_kernel(model.kernel_source, **macros)
     library.advance.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p]
     library.experiments_at_once.restype = ctypes.c_int64
     return Kernel(library.advance, library.experiments_at_once(), multiplications)
@@ -145,19 +145,16 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(NUM_THREADS)
 
 
-def compiled_kernel(source: str, constants: Mapping[str, int | float | str]) -> ctypes.CDLL:
-    """Returns the library compiled from kernels/simd.h and kernels/`source` with the macros `constants`.
+@cache
+def compiled_kernel(source: str, **macros: int | float | str) -> ctypes.CDLL:
+    """Returns the library compiled from kernels/simd.h and kernels/`source` with these macros.
 
     It is stored in the user's cache by source, options, compiler and processor. Several processes may compile the same
     kernel at the same time. Raises NativeUnavailable.
     """
-    definitions = "".join(f"#define {name} {value}\n" for name, value in constants.items())
-    code = definitions + "".join((_SOURCES / name).read_text(encoding="utf-8") for name in ("simd.h", source))
-    return _library(Path(source).stem, code)
-
-
-@cache
-def _library(name: str, code: str) -> ctypes.CDLL:
+    code = "".join(f"#define {name} {value}\n" for name, value in macros.items())
+    code += "".join((_SOURCES / name).read_text(encoding="utf-8") for name in ("simd.h", source))
+    name = Path(source).stem
     directory = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "implicit_regularization"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
