@@ -99,7 +99,7 @@ def _require_writable(directory: str, value: str) -> None:
 
 
 def output_file(*endings: str) -> Callable[[str], str]:
-    """Returns a check for the path of a file to write that has one of `endings`, in a folder as `writable_dir`."""
+    """Returns a check for the path of a file to write with one of `endings`, in a folder that exists or can be made."""
 
     def output_file(value: str) -> str:
         _require(Path(value).suffix.lower() in endings, value, f"must end in {' or '.join(endings)}")
@@ -111,7 +111,7 @@ def output_file(*endings: str) -> Callable[[str], str]:
 
 
 def optional(check: Callable[[str], str]) -> Callable[[str], str]:
-    """Returns a check that the empty string passes, too."""
+    """Returns a check that also accepts the empty string."""
 
     @wraps(check)
     def optional(value: str) -> str:

@@ -25,18 +25,12 @@ class CPFactorization(BatchedFactorization):
 
     @staticmethod
     def kernel_constants(shapes: Sequence[Sequence[int]]) -> dict[str, int | str]:
-        """The macros with which `kernel_source` is compiled, from the factors' shapes (d_k, R)."""
+        """Returns the macros with which `kernel_source` is compiled, from the factors' shapes (d_k, R)."""
         dims, rank = [dim for dim, _ in shapes], shapes[0][1]
         split = first_group_size(dims)
         constants = {"DIMS": ", ".join(map(str, dims)), "ORDER": len(dims), "SPLIT": split, "RANK": rank}
         constants |= {"ALL_DIMS": sum(dims), "LAST_DIM": dims[-1]}
         return constants | {"ROWS": prod(dims[:split]), "COLS": prod(dims[split:])}
-
-    @property
-    def output_shape(self) -> tuple[int, int]:
-        dims = [dim for dim, _ in self.shapes]
-        split = first_group_size(dims)
-        return prod(dims[:split]), prod(dims[split:])
 
     @cached_property
     def _products(self) -> tuple:
@@ -94,7 +88,7 @@ def first_group_size(dims: Sequence[int]) -> int:
 
 
 def full_rank(dims: Sequence[int]) -> int:
-    """The product of all dimensions but the largest: every tensor of these dimensions has at most this CP rank."""
+    """Returns the product of all dimensions but the largest, which bounds the CP rank of every such tensor."""
     return prod(dims) // max(dims)
 
 

@@ -20,12 +20,8 @@ class DeepMatrixFactorization(BatchedFactorization):
 
     @staticmethod
     def kernel_constants(shapes: Sequence[Sequence[int]]) -> dict[str, int]:
-        """The macros with which `kernel_source` is compiled, from the factors' shapes (d_l, d_{l+1})."""
+        """Returns the macros with which `kernel_source` is compiled, from the factors' shapes (d_l, d_{l+1})."""
         return {"ROWS": shapes[0][0], "COLS": shapes[-1][1], "DEPTH": len(shapes)}
-
-    @property
-    def output_shape(self) -> tuple[int, int]:
-        return self.shapes[0][0], self.shapes[-1][1]
 
     @cached_property
     def _products(self) -> tuple[Tensor, list[tuple], list[tuple]]:
@@ -66,7 +62,7 @@ class DeepMatrixFactorization(BatchedFactorization):
 
 
 def factor_shapes(rows: int, cols: int, depth: int) -> list[tuple[int, int]]:
-    """Shapes of the factors of a rows × cols product, with hidden width min(rows, cols)."""
+    """Returns the shapes of the factors of a rows × cols product, with hidden width min(rows, cols)."""
     widths = [rows] + [min(rows, cols)] * (depth - 1) + [cols]
     return list(pairwise(widths))
 

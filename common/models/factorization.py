@@ -56,10 +56,10 @@ class BatchedFactorization(nn.Module):
     """A batch of factorizations, one for each experiment, from one tensor (B, *shape) for each factor.
 
     `views` are the factors (B, *shape), views of the flat buffer `values`, and `factor_gradients` their gradients,
-    views of `gradients`. A subclass adds `kernel_constants`; `output_shape`, the rows and columns of the end-to-end
-    matrix, or of the end-to-end tensor as a matrix; `forward()`, which returns these (B, *output_shape) in a buffer
-    that the next call overwrites; and `backpropagate(output_gradient)`, which computes `gradients` from the gradient of
-    the loss with respect to the last output.
+    views of `gradients`. `output_shape` are the rows and columns of the end-to-end matrix, or of the end-to-end tensor
+    as a matrix. A subclass adds `kernel_constants`; `forward()`, which returns end-to-end matrices (B, *output_shape)
+    in a buffer that the next call overwrites; and `backpropagate(output_gradient)`, which computes `gradients` from the
+    gradient of the loss with respect to the last output.
     """
 
     factors_name: str  # of the list of parameters
@@ -70,6 +70,8 @@ class BatchedFactorization(nn.Module):
         super().__init__()
         self.shapes = [factor.shape[1:] for factor in factors]
         self.batch_size = factors[0].shape[0]
+        constants = self.kernel_constants(self.shapes)
+        self.output_shape = constants["ROWS"], constants["COLS"]
         self.values, views = batch_of_zeros(self.batch_size, self.shapes, like=factors[0])
         self.gradients, self.factor_gradients = batch_of_zeros(self.batch_size, self.shapes, like=factors[0])
         for view, factor in zip(views, factors, strict=True):

@@ -54,7 +54,7 @@ class History:
                     del metrics[name]
 
     def last_values(self) -> dict[str, float]:
-        """The last value of every metric that was recorded at the last epoch."""
+        """Returns the last value of every metric that was recorded at the last epoch."""
         last = {name: parts[-1] for name, parts in (self._train | self._validation).items()}
         newest = max((series.epochs[-1] for series in last.values()), default=-1)
         return {name: float(values[-1]) for name, (epochs, values) in last.items() if epochs[-1] == newest}

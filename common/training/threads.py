@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import torch
 
 NUM_THREADS = torch.get_num_threads()
-# Processes that a launcher started together on a machine share its cores equally, unless the user sets OMP_NUM_THREADS:
-# launchers set it to 1.
+# Processes that a launcher started together on a machine share its cores equally, unless the user sets OMP_NUM_THREADS.
+# The launcher itself sets it to 1.
 _processes = os.environ.get("LOCAL_WORLD_SIZE", "")
 if _processes.isdecimal() and int(_processes) > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
     _cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
