@@ -213,8 +213,6 @@ def _compile(compiler: str, options: list[str], code: str, target: Path, name: s
 
 
 def _compiler() -> str:
-    if os.name != "posix":
-        raise NativeUnavailable(f"is not supported on {platform.system()}")
     for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
         if path := shutil.which(name or ""):
             return os.path.realpath(path)

@@ -93,8 +93,7 @@ def entry_objective(entries: Sequence[Tensor], targets: Tensor, weights: Sequenc
     """Returns the objective in which experiment b observes the flat entries `entries[b]` of `targets[b]`
     (B, rows, cols), each with weight `weights[b]`.
     """
-    per_entry = torch.zeros_like(targets).flatten(1)
-    for one_experiment, observed, weight in zip(per_entry, entries, weights, strict=True):
+    per_entry = torch.zeros_like(targets)
+    for one_experiment, observed, weight in zip(per_entry.view(len(entries), -1), entries, weights, strict=True):
         one_experiment[observed.to(targets.device)] = weight
-    per_entry = per_entry.view_as(targets)
     return EntryObjective(targets * (per_entry > 0), per_entry)

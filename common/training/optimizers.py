@@ -32,7 +32,7 @@ class GradientDescent:
         if self._steps is None:
             self._steps, views = batch_of_zeros(model.batch_size, model.shapes, like=model.values)
             for view in views:
-                view.copy_(torch.tensor(self.lrs, dtype=torch.float64).view(-1, *[1] * (view.dim() - 1)))
+                view.copy_(view.new_tensor(self.lrs)[:, None, None])
         model.gradients.mul_(self._steps)
         model.values.sub_(model.gradients)
 
