@@ -75,8 +75,8 @@ class RecordedRun:
     @property
     def inputs(self) -> dict[str, Any]:
         """The digest of each input file by the name of its flag; its path if the digest is unknown."""
-        paths = {name: self.parameters.get(name) for name in ("dataset_path", "trainer_checkpoint")}
-        paths = {name: path for name, path in paths.items() if path}
+        names = ("dataset_path", "trainer_checkpoint")
+        paths = {name: path for name in names if (path := self.parameters.get(name))}
         digests = str(self.provenance.get("inputs_sha256") or "").split()
         return self.identity.get("inputs") or dict(zip(paths, digests, strict=False)) or paths
 
