@@ -1,6 +1,6 @@
 """The command line of the scripts: argparse with one-line errors, signals, and exit statuses.
 
-Imports nothing heavy, so that `-h` and mistakes are answered at once.
+It imports no large package, so that `-h` and errors appear at once.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 
 _NEGATIVE_NUMBER = re.compile(r"^-((\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|inf|nan)$")
 _HELP_WIDTH = 110
-# A launcher may pass on a signal that the terminal has sent already: a second one within so many seconds is ignored.
+# A launcher may send a signal that the terminal has sent already: a second one within so many seconds is ignored.
 _REPEATED_SIGNAL_SECONDS = 2.5
 
 
@@ -34,11 +34,11 @@ class RunFailed(Exception):
 
 
 class Interrupted(Exception):
-    """A signal (its number, then a message) ended the run, and everything was saved. Exit status 128 + the number."""
+    """A signal (number, message) ended the run, and everything was saved. Exit status 128 + the number."""
 
 
 def flag_error(name: str, value: Any, remedy: str) -> UserError:
-    """The UserError of flag `name` with `value`; a switch has the value True."""
+    """Returns the UserError of flag `name` with `value`; a switch has the value True."""
     value = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else value
     shown = "" if value is True else f" {value!r}" if value == "" else f" {value}"
     return UserError(f"-{name}{shown}: {remedy}")
@@ -46,7 +46,7 @@ def flag_error(name: str, value: Any, remedy: str) -> UserError:
 
 @contextmanager
 def flag_errors(name: str, value: Any, remedy: str = "", only: Any = (OSError, ValueError)) -> Iterator[None]:
-    """Turns errors that are raised inside, of the types `only`, into the UserError of flag `name` with `value`."""
+    """Turns errors of the types `only` that the block raises into the UserError of flag `name` with `value`."""
     try:
         yield
     except only as error:
@@ -63,10 +63,10 @@ def exclusive(parameters: Any, first: str, second: str) -> None:
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Shows types and defaults."""
+    """Shows the types and defaults of flags."""
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
-        # existing_file is FILE
+        # The check existing_file is shown as FILE.
         return getattr(action.type, "__name__", "text").rpartition("_")[2].upper()
 
     def _get_help_string(self, action: argparse.Action) -> str:
@@ -82,9 +82,9 @@ class Parser(argparse.ArgumentParser):
 
     The group in which a runner's flag is declared says whether runs that differ in it are different runs:
 
-    - the parser itself: yes. -resume does not take one for the other, and plotters draw them apart.
+    - the parser itself: yes. -resume and plotters tell them apart.
     - `inputs`: yes, if the content of the files differs.
-    - `outputs`: what is written about a run. -resume does not take one for the other, but plotters pool them.
+    - `outputs`: only for -resume. Plotters pool them.
     - `places`: no.
     """
 
@@ -103,7 +103,7 @@ class Parser(argparse.ArgumentParser):
         self._negative_number_matcher = _NEGATIVE_NUMBER
 
     def parse(self, words: Sequence[str] | None = None) -> "Parameters":
-        """The values of all flags from `words`, which default to the command line. Raises UserError; answers `-h`."""
+        """Returns the values of all flags in `words`, by default the command line. Raises UserError; answers `-h`."""
         words, known, given = list(sys.argv[1:] if words is None else words), self._option_string_actions, set()
         for index, word in enumerate(words):
             if word[:1] != "-" or word == "-" or _NEGATIVE_NUMBER.match(word):
@@ -121,7 +121,7 @@ class Parser(argparse.ArgumentParser):
         return Parameters(vars(self.parse_args(words)), frozenset(given), self)
 
     def words(self, parameters: Mapping[str, Any]) -> list[str]:
-        """The command line that gives `parameters`, a dictionary of flags and Python values. Raises UserError."""
+        """Returns the command line with these `parameters`, flags and their Python values. Raises UserError."""
         words = []
         for name, value in parameters.items():
             action = self._option_string_actions.get(f"-{name}")
@@ -140,7 +140,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         if stray := re.match(r"unrecognized arguments: (.*)", message):
             raise UserError(f"{stray[1]}: belongs to no flag; -h lists the flags and how many values each takes")
-        # The messages of common/flags.py begin with the value, argparse's own with one of these words.
+        # Messages of common/flags.py begin with the value, those of argparse with one of these words.
         if checked := re.match(r"argument (-\w+): (?!expected|invalid|ignored)(.*)", message, re.DOTALL):
             raise UserError(f"{checked[1]} {checked[2]}")
         raise UserError(message.removeprefix("argument ") + "; -h lists the flags")
@@ -148,26 +148,26 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Parameters:
-    """The values of all flags by name, the names of those that were given, and the parser that declares them."""
+    """The values of all flags."""
 
     values: dict[str, Any]
-    given: frozenset[str]
-    parser: Parser
+    given: frozenset[str]  # the names of the flags that were given
+    parser: Parser  # which declares them
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
 
     def names(self, group: str) -> list[str]:
-        """Sorted names of the parameters that are declared in a group of the parser: "inputs", "outputs", "places", or
-        "run" for the parser itself, without the seed.
+        """Returns the sorted names of the parameters in a group of the parser: "inputs", "outputs", "places", or "run"
+        for the parser itself, without the seed.
         """
-        groups = {each: getattr(self.parser, each)._group_actions for each in ("inputs", "outputs", "places")}
-        group_of = {action.dest: each for each, actions in groups.items() for action in actions}
+        groups = ("inputs", "outputs", "places")
+        group_of = {action.dest: each for each in groups for action in getattr(self.parser, each)._group_actions}
         return sorted(name for name in self.values if name != "random_seed" and group_of.get(name, "run") == group)
 
 
 class Stop:
-    """Whether SIGINT or SIGTERM has come: its `number`, and the `time` on the monotonic clock."""
+    """Whether SIGINT or SIGTERM was received, its `number`, and when: the `time` on the monotonic clock."""
 
     number, time, _raises = None, 0.0, False
 
@@ -175,12 +175,12 @@ class Stop:
         return self.number is not None
 
     def seconds(self) -> float:
-        """How long ago the signal came; 0 if none has."""
+        """Returns the seconds since the signal; 0 if there was none."""
         return time.monotonic() - self.time if self else 0.0
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Lets a signal end the block, which must write nothing, with Interrupted."""
+        """Makes a signal raise Interrupted inside the block, which must write nothing."""
         self._raises = True
         try:
             if self:
@@ -192,8 +192,8 @@ class Stop:
 
 @contextmanager
 def signals_noted() -> Iterator[Stop]:
-    """Notes the first SIGINT or SIGTERM, so that everything can be saved; a later one ends the process."""
-    stop, previous = Stop(), {}
+    """Records the first SIGINT or SIGTERM, so that everything can be saved. A later one ends the process."""
+    stop = Stop()
 
     def note(number: int, _frame: Any) -> None:
         if stop.seconds() > _REPEATED_SIGNAL_SECONDS:
@@ -204,10 +204,10 @@ def signals_noted() -> Iterator[Stop]:
             if stop._raises:
                 raise Interrupted(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # A script that starts this in the background may have it ignore what the terminal sends.
-        if threading.current_thread() is threading.main_thread() and signal.getsignal(number) != signal.SIG_IGN:
-            previous[number] = signal.signal(number, note)
+    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    # A process that a script starts in the background ignores SIGINT.
+    handled = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
+    previous = {number: signal.signal(number, note) for number in handled}
     try:
         yield stop
     finally:
@@ -216,7 +216,7 @@ def signals_noted() -> Iterator[Stop]:
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Runs a script's main function. What goes wrong is one line on standard error, and the exit status."""
+    """Runs a script's main function. An error is reported by one line on standard error and the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -231,7 +231,7 @@ def run_script(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         status, message = 130, "interrupted; what was written so far is kept"
     except BrokenPipeError:
-        # stdout was closed by its reader. Python would complain about it once more when it exits.
+        # stdout was closed by its reader. Without this, Python would report it again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status, message = 1, "failed: standard output was closed"
     except Exception as error:

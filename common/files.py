@@ -1,4 +1,4 @@
-"""Files: written so that a crash leaves the old file or the new one, whole, and read only if they are regular files."""
+"""Files: written so that a crash leaves the old file or the new one, never a part; read only if they are regular."""
 
 import errno
 import hashlib
@@ -13,21 +13,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
-# Larger or more deeply nested JSON files are not ours.
+# JSON files of this project are smaller and less deeply nested.
 _MOST_JSON_BYTES, _MOST_JSON_LEVELS = 10**6, 20
 _TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?")
 
 
 def utc_time() -> str:
-    """Now, in UTC, as it is written in the names of files and folders."""
+    """Returns the time in UTC, in the format of the names of files and folders."""
     return datetime.now(timezone.utc).strftime("%Y_%m_%d-%H_%M_%S")
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], overwrite: bool = True) -> None:
-    """Calls `write` with a temporary path beside `path`, and moves that file to `path` once it is safely on the disk.
+    """Calls `write` with a temporary path beside `path`, and moves that file to `path` once it is on the disk.
 
-    Raises FileExistsError if `path` exists and `overwrite` is False, and whatever `write` raises; nothing is left
-    behind then.
+    Raises FileExistsError if `path` exists and `overwrite` is False, and what `write` raises. Then it leaves no file.
     """
     temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
@@ -43,7 +42,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], overwrite: bool 
 
 
 def sync_directory(path: Path) -> None:
-    """Waits until the changes to a folder's list of files are on the disk, if the file system supports that."""
+    """Waits until changes to the list of files in a folder are on the disk, if the file system supports that."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -55,14 +54,14 @@ def sync_directory(path: Path) -> None:
 
 
 def remove_temporary_files(directory: Path) -> None:
-    """Removes what a crash in `write_atomically` left in a folder that no other process writes to."""
+    """Removes the temporary files of a crashed `write_atomically` from a folder that no other process writes to."""
     for path in directory.glob(".*-*"):
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
 
 def open_regular(path: str | Path) -> BinaryIO:
-    """Opens a regular file for reading. Raises OSError, and ValueError for a device or a pipe, which may never end."""
+    """Opens a regular file for reading. Raises OSError, and ValueError for devices and pipes, which may be endless."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
@@ -72,7 +71,7 @@ def open_regular(path: str | Path) -> BinaryIO:
 
 @cache
 def sha256_of_file(path: str) -> str:
-    """The SHA-256 of a file's content, in hexadecimal. Computed once for each path."""
+    """Returns the SHA-256 of a file's content in hexadecimal. It is computed once for each path."""
     digest = hashlib.sha256()
     with open_regular(path) as file:
         while block := file.read(2**20):
@@ -81,24 +80,23 @@ def sha256_of_file(path: str) -> str:
 
 
 def save_json(content: Mapping[str, Any], path: Path) -> None:
-    """Writes a dictionary as JSON, with null for numbers that are NaN or infinite."""
-
+    """Writes a dictionary as JSON, with null for NaN and infinity."""
     finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
     text = json.dumps(finite, indent=2, allow_nan=False) + "\n"
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """Returns the dictionary in a JSON file. Raises FileNotFoundError if there is no such file, and ValueError if it
-    cannot be read or holds something else.
+    """Returns the dictionary in a JSON file. Raises FileNotFoundError, and ValueError if the file cannot be read or
+    holds something else.
     """
     try:
         with open_regular(path) as file:
             text = file.read(_MOST_JSON_BYTES + 1)
         content = json.loads(text) if len(text) <= _MOST_JSON_BYTES else None
+    except FileNotFoundError:
+        raise
     except OSError as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         raise ValueError(f"{path.name} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
         raise ValueError(f"damaged: {path.name} is not JSON") from None
@@ -111,5 +109,5 @@ def load_json(path: Path) -> dict[str, Any]:
 
 
 def children(value: dict | list | tuple) -> list:
-    """The keys and values of a dictionary, or the values of a list or tuple."""
+    """Returns the keys and values of a dictionary, or the values of a list or tuple."""
     return [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)

@@ -1,4 +1,4 @@
-"""Checks of flags' values (the `type=` of argparse), and the flags that several scripts share."""
+"""Checks of flags' values (`type=` of argparse), and the flags that several scripts share."""
 
 import argparse
 import math
@@ -6,14 +6,14 @@ import os
 import random
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any
 
 from common.cli import Parameters, Parser, UserError, flag_error, flag_errors
 from common.files import utc_time
 
-# torch's generator on the CPU has seeds of 32 bits: larger ones would repeat the draws of others.
+# The seeds of torch's CPU generator have 32 bits: larger ones repeat the draws of others.
 LARGEST_SEED = 2**32 - 1
 
 
@@ -23,7 +23,7 @@ def _require(holds: Any, value: str, problem: str) -> None:
 
 
 def integer(minimum: int, maximum: float = math.inf) -> Callable[[str], int]:
-    """A check for integers from `minimum` to `maximum`; 1e6 and the like are integers too."""
+    """Returns a check for integers from `minimum` to `maximum`, which may be written like 1e6."""
     wanted = f"must be an integer of at least {minimum}" + (f" and at most {maximum}" if maximum < math.inf else "")
 
     def integer(value: str) -> int:
@@ -39,7 +39,7 @@ def integer(minimum: int, maximum: float = math.inf) -> Callable[[str], int]:
 
 
 def real(minimum: float = -math.inf, above: bool = False) -> Callable[[str], float]:
-    """A check for finite numbers of at least (or, with `above`, greater than) `minimum`."""
+    """Returns a check for finite numbers of at least (with `above`: greater than) `minimum`."""
     bound = f" {'greater than' if above else 'of at least'} {minimum:g}" if minimum > -math.inf else ""
 
     def real(value: str) -> float:
@@ -55,7 +55,7 @@ def real(minimum: float = -math.inf, above: bool = False) -> Callable[[str], flo
 
 
 def part_of_name(value: str) -> str:
-    """A check for a string that can be part of the name of a file or folder."""
+    """Checks a string that becomes part of the name of a file or folder."""
     plain = value and not {"/", "\\", "\0"} & set(value) and not value.startswith(".")
     problem = "must be part of a file name: 1 to 150 bytes, no slashes, no leading dot"
     _require(plain and len(os.fsencode(value)) <= 150, value, problem)
@@ -63,26 +63,26 @@ def part_of_name(value: str) -> str:
 
 
 def dataset_file_name(value: str) -> str:
-    """A check for the exact name of a dataset file."""
+    """Checks the name of a dataset file."""
     _require(part_of_name(value).endswith(".pt"), value, "must end in .pt")
     return value
 
 
 def existing_file(value: str) -> str:
-    """A check for the path of a regular file."""
+    """Checks the path of a regular file."""
     _require(os.path.exists(value), value, "no such file; give the path of an existing one")
     _require(os.path.isfile(value), value, "is not a regular file; give the path of one")
     return value
 
 
 def existing_dir(value: str) -> str:
-    """A check for the path of a folder."""
+    """Checks the path of a folder."""
     _require(os.path.isdir(value), value, "no such folder; give the path of an existing one")
     return value
 
 
 def writable_dir(value: str) -> str:
-    """A check for a folder that can be written to, or can be made. Makes nothing."""
+    """Checks the path of a folder that can be written to or made. Makes nothing."""
     _require(value, value, "give the path of a folder")
     _require_writable(value, value)
     return value
@@ -99,7 +99,7 @@ def _require_writable(directory: str, value: str) -> None:
 
 
 def output_file(*endings: str) -> Callable[[str], str]:
-    """A check for the path of a file to write, with one of the endings, in a folder that exists or can be made."""
+    """Returns a check for the path of a file to write with one of `endings`, in a folder that exists or can be made."""
 
     def output_file(value: str) -> str:
         _require(Path(value).suffix.lower() in endings, value, f"must end in {' or '.join(endings)}")
@@ -111,17 +111,17 @@ def output_file(*endings: str) -> Callable[[str], str]:
 
 
 def optional(check: Callable[[str], str]) -> Callable[[str], str]:
-    """`check`, but the empty string passes too."""
+    """Returns a check that also accepts the empty string."""
 
+    @wraps(check)
     def optional(value: str) -> str:
         return value and check(value)
 
-    optional.__name__ = check.__name__
     return optional
 
 
 def drawn_seed(seed: int) -> int:
-    """`seed` itself, or a fresh one if it is -1."""
+    """Returns `seed`, or a random seed if it is -1."""
     return random.SystemRandom().randrange(2**31) if seed == -1 else seed
 
 
@@ -132,7 +132,7 @@ def add_seed_flag(parser: Parser) -> None:
 
 
 def add_runner_flags(parser: Parser, **defaults: Any) -> None:
-    """Adds the flags that the experiment runners for matrices and tensors share, and sets these defaults."""
+    """Adds the flags that both experiment runners share, with these defaults."""
     many = integer(1, 2**62)
     add = parser.add_argument
     add("-num_samples", type=integer(1), help="observe the first N samples of the dataset")
@@ -144,7 +144,7 @@ def add_runner_flags(parser: Parser, **defaults: Any) -> None:
     add("-validate_every", type=many, help="epochs between validations")
     text = "floating-point type; see -trainer_checkpoint"
     add("-dtype", choices=["float32", "float64"], default="float32", help=text)
-    text = "takes the gradient steps: native (C, compiled at first use), torch, or auto: the faster of the two"
+    text = "engine for the gradient steps: native (C, compiled at first use), torch, or auto (the faster of the two)"
     add("-engine", choices=["auto", "native", "torch"], default="auto", help=text)
 
     add = parser.inputs.add_argument
@@ -170,12 +170,12 @@ def add_runner_flags(parser: Parser, **defaults: Any) -> None:
 
 def add_resume_flag(parser: Parser) -> None:
     """Adds -resume."""
-    text = "finish what an earlier run of the same command left unfinished; what is finished is not run again"
+    text = "continue an earlier run of the same command; finished experiments are not run again"
     parser.add_argument("-resume", action="store_true", help=text)
 
 
 def add_generator_flags(parser: Parser, output_dir: str) -> None:
-    """Adds the flags that the data generators share, with this default folder."""
+    """Adds the flags that both data generators share, with this default folder."""
     add = parser.add_argument
     add("-custom_file_name", type=optional(part_of_name), default="", help="name the file {TEXT}_{time}.pt")
     add("-file_name", type=optional(dataset_file_name), default="", help="exact name of the file; must not exist")
@@ -185,7 +185,7 @@ def add_generator_flags(parser: Parser, output_dir: str) -> None:
 
 @lru_cache(maxsize=128)
 def load_samples(load: Callable[[str], Any], path: str, num_samples: int | None = None) -> Any:
-    """The first `num_samples` samples of a dataset file, or all, read with `load`. Raises UserError."""
+    """Returns the first `num_samples` samples, or all, of a dataset file that `load` reads. Raises UserError."""
     if num_samples is None:
         with flag_errors("dataset_path", path):
             return load(path)
@@ -195,9 +195,8 @@ def load_samples(load: Callable[[str], Any], path: str, num_samples: int | None 
 
 
 def save_dataset(content: dict[str, Any], parameters: Parameters, default_name: str) -> Path:
-    """Writes a dataset where the flags of `add_generator_flags` say, and returns its path.
-
-    Raises UserError, and writes nothing, if that file exists.
+    """Writes a dataset to the file that the flags of `add_generator_flags` name, and returns its path. Raises UserError
+    if that file exists.
     """
     from common.tensor_files import save_tensors  # imports torch
 
@@ -214,7 +213,7 @@ def save_dataset(content: dict[str, Any], parameters: Parameters, default_name: 
 
 
 def add_figure_flags(parser: Parser) -> None:
-    """Adds the flags that say where a plotter's figure and its data go."""
+    """Adds the flags of a plotter's figure: its title, and the files to which it and its data are written."""
     picture, table = optional(output_file(".png", ".pdf", ".svg")), optional(output_file(".csv"))
     parser.add_argument("-plot_title", type=str, default="", help="title of the figure")
     parser.add_argument("-save_plot_to", type=picture, default="", help="write the figure to this png, pdf or svg file")
@@ -222,7 +221,7 @@ def add_figure_flags(parser: Parser) -> None:
 
 
 def require_screen_or_file(parameters: Parameters) -> None:
-    """Raises UserError if there is nowhere to put a figure."""
+    """Raises UserError if a figure can neither be shown nor saved."""
     from common.plotting.figures import has_screen  # imports matplotlib
 
     if not parameters["save_plot_to"] and not has_screen():
@@ -231,7 +230,7 @@ def require_screen_or_file(parameters: Parameters) -> None:
 
 
 def save_figure(figure: Any, rows: Sequence[Mapping[str, Any]], parameters: Parameters) -> None:
-    """Saves and shows a figure and its data as the flags of `add_figure_flags` say. Raises UserError."""
+    """Saves and shows a figure, and saves its data, as the flags of `add_figure_flags` say. Raises UserError."""
     from common.plotting.figures import require_drawable, save_and_show, save_data
 
     with flag_errors("plot_title", parameters["plot_title"]):

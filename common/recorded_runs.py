@@ -13,7 +13,7 @@ _LARGEST = 10**9
 
 
 def is_number(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
-    """Whether it is a finite number that can be computed with, from `least` to `most`."""
+    """Returns whether `value` is a finite number from `least` to `most`; integers must fit into 64 bits."""
     kinds = (type(value) is int and abs(value) < 2**63) or (type(value) is float and math.isfinite(value))
     return kinds and least <= value <= most
 
@@ -22,7 +22,7 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and is_number(value, 0, _LARGEST)
 
 
-# What readers compute with in run_params.json, if it is there, and how it must be.
+# Values of run_params.json that are used, and what must hold of them if they are there.
 _CHECKS = {
     "depth num_samples": lambda value: _is_count(value) and value > 0,
     "random_seed": lambda value: type(value) is int and 0 <= value < 2**32,
@@ -38,57 +38,56 @@ _CHECKS = {
         isinstance(value, list) and all(isinstance(name, str) for name in value)
     ),
 }
-# The parameters that make it another run, for folders that do not say so: those written before there was an "identity",
-# and those of the original code. This list does not grow.
+# The parameters in which different runs differ, for folders without an "identity": old ones, and those of the original
+# code. This list does not grow.
 _RUN_WITHOUT_IDENTITY = (
-    *("depth", "num_samples", "dtype", "engine", "lr", "weight_init_type", "init_alpha", "use_balanced_init"),
-    *("enforce_pos_det", "enforce_neg_det", "epochs", "stop_on_zero_loss_tol", "validate_every", "use_adaptive_lr"),
-    *("init_std", "tensor_rank_tol"),
+    "depth num_samples dtype engine lr weight_init_type init_alpha use_balanced_init enforce_pos_det enforce_neg_det "
+    "epochs stop_on_zero_loss_tol validate_every use_adaptive_lr init_std tensor_rank_tol"
 )
 
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """What the run_params.json of a folder says: the parameters, what repeats the run, and how it ended."""
+    """The content of the run_params.json of an experiment's folder."""
 
-    path: Path
+    path: Path  # of the folder
     parameters: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     status: dict[str, Any] = field(default_factory=dict)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Names of the parameters that make it another run ("run") or its outputs other ones ("outputs"), digests of
-        its input files ("inputs"), its seed in the list ("seed"), and its number among equal ones ("occurrence").
+        """Names of the parameters in which different runs differ ("run", and for -resume "outputs"), digests of the
+        input files ("inputs"), the seed in the list ("seed"), and the number among equal experiments ("occurrence").
         """
         return self.provenance.get("identity") or {}
 
     @property
     def sweep(self) -> dict[str, Any]:
-        """The sweep that it belongs to."""
+        """The sweep of the run."""
         return self.provenance.get("sweep") or {}
 
     @property
     def order(self) -> tuple[str, int]:
-        """Its place among the runs of all sweeps: when its sweep began, and its number in it."""
+        """The place among the runs of all sweeps: when the sweep began, and the number in it."""
         return self.sweep.get("start_time") or "", self.sweep.get("experiment") or 0
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """The digest of each input file by the flag's name; the path if that is not known."""
-        paths = {name: self.parameters.get(name) for name in ("dataset_path", "trainer_checkpoint")}
-        paths = {name: path for name, path in paths.items() if path}
+        """The digest of each input file by the name of its flag; its path if the digest is unknown."""
+        names = ("dataset_path", "trainer_checkpoint")
+        paths = {name: path for name in names if (path := self.parameters.get(name))}
         digests = str(self.provenance.get("inputs_sha256") or "").split()
         return self.identity.get("inputs") or dict(zip(paths, digests, strict=False)) or paths
 
     def compared(self, without: Collection[str] = ()) -> dict[str, Any]:
-        """The parameters that make it another run, by name; input files by their digests."""
-        names = set(self.identity.get("run") or _RUN_WITHOUT_IDENTITY) - set(without)
+        """Returns the parameters in which different runs differ, by name; input files by their digests."""
+        names = set(self.identity.get("run") or _RUN_WITHOUT_IDENTITY.split()) - set(without)
         return {name: self.parameters[name] for name in sorted(names & self.parameters.keys())} | self.inputs
 
 
 def read_runs(directory: str | Path) -> tuple[list[RecordedRun], list[str]]:
-    """The runs in the folders of a folder, in the order of their sweeps, and a line for each that is damaged."""
+    """Returns the runs in a folder's folders, in the order of their sweeps, and a line for each damaged one."""
     runs, damaged = [], []
     for folder in Path(directory).glob("[!.]*"):
         try:
@@ -99,7 +98,7 @@ def read_runs(directory: str | Path) -> tuple[list[RecordedRun], list[str]]:
 
 
 def without_repeats(runs: Sequence[RecordedRun]) -> tuple[list[RecordedRun], list[str]]:
-    """The last of the runs that are the same, seed included, and a line for each of the others."""
+    """Returns the last of each set of equal runs, seed included, and a line for each of the others."""
     last: dict[tuple, RecordedRun] = {}
     repeats = []
     for run in runs:
@@ -112,7 +111,7 @@ def without_repeats(runs: Sequence[RecordedRun]) -> tuple[list[RecordedRun], lis
 
 
 def read_run(folder: Path) -> RecordedRun:
-    """Reads the run_params.json of a folder; without one, nothing is known. Raises ValueError if it is damaged."""
+    """Reads the run_params.json of a folder, if there is one. Raises ValueError if it is damaged."""
     try:
         content = load_json(folder / "run_params.json")
     except FileNotFoundError:
@@ -129,31 +128,31 @@ def read_run(folder: Path) -> RecordedRun:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the largest epoch in an experiment's folder; None if there is none."""
+    """Returns the checkpoint with the largest epoch in an experiment's folder; None if there is none."""
     epochs = {path: path.stem.rpartition("_")[2] for path in (folder / "checkpoints").glob("[!.]*_epoch_*.pt")}
     return max((path for path in epochs if epochs[path].isdecimal()), key=lambda path: int(epochs[path]), default=None)
 
 
 def canonical(value: Any) -> str:
-    """JSON that is equal for equal values."""
+    """Returns JSON that is equal for equal values."""
     return json.dumps(value, sort_keys=True)
 
 
 def differing_names(runs: Sequence[RecordedRun]) -> list[str]:
-    """Names of the parameters that make these runs different, in alphabetical order."""
+    """Returns the names of the parameters in which these runs differ, in alphabetical order."""
     compared = [run.compared() for run in runs]
     names = sorted({name for parameters in compared for name in parameters})
     return [name for name in names if len({canonical(each.get(name)) for each in compared}) > 1]
 
 
 def labels(runs: Sequence[RecordedRun], bases: Sequence[str], shown: Collection[str]) -> list[str]:
-    """A label for each run: its base, which may be empty, and the parameters in which the runs differ beside those that
-    the bases show. Runs with equal labels get their folders' names.
+    """Returns a label for each run: its base, which may be empty, and the parameters in which the runs differ, except
+    those that the bases show. The folder's name is added to equal labels.
     """
     names = [name for name in differing_names(runs) if name not in shown]
     if "dataset_path" in names and "num_samples" in names:
         names.remove("num_samples")
-    # The parts of the datasets' names, between underscores, that not all have in front or at the end.
+    # Of the datasets' names, split at underscores, the parts between the common beginning and the common end.
     stems = [Path(run.parameters.get("dataset_path") or "").stem.split("_") for run in runs]
     shortest = min(map(len, stems))
     begin = next((i for i in range(shortest) if len({each[i] for each in stems}) > 1), 0)

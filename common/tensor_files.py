@@ -1,4 +1,4 @@
-"""Files of tensors and dictionaries: written with torch.save, read as data without executing anything."""
+"""Files of tensors and dictionaries: written with torch.save, read without executing anything."""
 
 import io
 import pickletools
@@ -15,7 +15,7 @@ _NOT_PLAIN = (
     "is not a torch.save file, is damaged, or holds more than plain data (tensors, numbers, strings, lists, "
     "dictionaries); give one written by this project"
 )
-# What a pickle of tensors and ordered dictionaries names, beside types of numbers such as torch.float32.
+# The names in a pickle of tensors and ordered dictionaries. The last group has types such as torch.float32, too.
 _PLAIN_NAMES = re.compile(
     r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|torch (\w*Storage|Size|[a-z]+\d+)"
 )
@@ -33,8 +33,8 @@ def save_tensors(content: Any, path: Path, overwrite: bool = True) -> None:
 
 
 def load_tensors(path: str | Path) -> Any:
-    """Returns what torch.save wrote, on the CPU: dense tensors, numbers, strings, booleans, None, lists, tuples and
-    (ordered) dictionaries whose keys are strings or integers.
+    """Returns the content of a file written by torch.save, on the CPU: dense tensors, numbers, strings, booleans, None,
+    lists, tuples and (ordered) dictionaries whose keys are strings or integers.
 
     Nothing in the file is executed, and the memory used is a few times the size of the file. Raises OSError, and
     ValueError if the file holds anything else.
@@ -54,13 +54,13 @@ def load_tensors(path: str | Path) -> Any:
         except (OSError, MemoryError):
             raise
         except Exception:
-            # torch's own message is long, and says how to execute the file.
+            # The message of torch is long, and tells how to execute the file.
             raise ValueError(_NOT_PLAIN) from None
     return content
 
 
 def load_dictionary(path: str | Path) -> dict:
-    """Returns the dictionary in a file; see `load_tensors`. Raises ValueError if it holds something else."""
+    """Returns the dictionary in a file. Raises as `load_tensors` does, and ValueError for any other content."""
     content = load_tensors(path)
     if not isinstance(content, dict):
         raise ValueError(f"holds a {type(content).__name__}; give a file that holds a dictionary")
@@ -68,19 +68,19 @@ def load_dictionary(path: str | Path) -> dict:
 
 
 def is_float_tensor(value: Any) -> bool:
-    """Whether `value` is a tensor of real floating-point numbers that can be computed with."""
+    """Returns whether `value` is a tensor of real floating-point numbers (16 to 64 bits)."""
     floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     return isinstance(value, torch.Tensor) and value.dtype in floats
 
 
 def _checked(file: BinaryIO) -> BinaryIO:
-    """A copy of what was checked in a file. Raises an exception if loading it might execute something, hang, or use
-    much more memory than the file has bytes.
+    """Returns a copy of the checked content of a file. Raises an exception if loading it might execute something, hang,
+    or use much more memory than the file has bytes.
     """
     content = file.read()
     stream = io.BytesIO(content)
     if content[:4] != b"PK\x03\x04":
-        # The format of PyTorch before 1.6: five pickles, and then the tensors' numbers.
+        # The format of PyTorch before 1.6: five pickles, then the tensors' numbers.
         for _ in range(5):
             _check_pickle(content, stream)
         return io.BytesIO(content)
@@ -92,7 +92,7 @@ def _checked(file: BinaryIO) -> BinaryIO:
             raise ValueError("is compressed or damaged")
         for member in members:
             content = archive.read(member)
-            # torch finds its pickle in whatever case the name is written.
+            # torch ignores the case of the name.
             if member.filename.lower().endswith(".pkl"):
                 _check_pickle(content, io.BytesIO(content))
             checked.writestr(member.filename, content)
@@ -101,10 +101,10 @@ def _checked(file: BinaryIO) -> BinaryIO:
 
 
 def _check_pickle(content: bytes, stream: io.BytesIO) -> None:
-    """Follows the next pickle in `stream`, which holds `content`, without executing it. Raises an exception if it names
-    anything but tensors and ordered dictionaries, or if a dictionary has keys that may take long to compare.
+    """Simulates the next pickle in `stream`, made from `content`. Raises an exception if it names anything but
+    tensors and ordered dictionaries, or if dictionaries have too many keys, or keys that may take long to compare.
     """
-    stack: list[str] = []  # the kinds of the values: "str", "int", …
+    stack: list[str] = []  # kinds of values: "str", "int", …
     memo: dict[int, str] = {}
     marks: list[int] = []
     num_keys = 0
@@ -118,7 +118,7 @@ def _check_pickle(content: bytes, stream: io.BytesIO) -> None:
                 stack += ["int"] * len(_ONE_NUMBER.findall(content, *numbers.span()))
                 stream.seek(numbers.end())
             continue
-        # An opcode takes its values from the stack, or everything above the last mark and some values below it.
+        # An opcode takes values from the stack, or all values above the last mark and some below it.
         above_mark = pickletools.markobject in before
         begin = marks.pop() if above_mark else len(stack) - len(before)
         values = stack[begin:]

@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 from math import prod
+from operator import mul
 
 import torch
 from torch import Tensor
@@ -13,8 +15,8 @@ from common.models.factorization import BatchedFactorization, batch_of_zeros, ba
 class CPFactorization(BatchedFactorization):
     """A batch of CP factorizations of order N ≥ 2; factor k has shape (B, d_k, R).
 
-    The modes are split into two groups. The product of the groups' Khatri–Rao products (B, D, R) is a matrix
-    (B, D_first, D_second), whose entries, row by row, are those of the tensor.
+    The modes are split into two groups, whose Khatri–Rao products K_1 (B, rows, R) and K_2 (B, cols, R) are multiplied:
+    K_1 K_2ᵀ (B, rows, cols) has the entries of the tensor in row-major order.
     """
 
     factors_name = "factors"
@@ -23,38 +25,30 @@ class CPFactorization(BatchedFactorization):
 
     @staticmethod
     def kernel_constants(shapes: Sequence[Sequence[int]]) -> dict[str, int | str]:
-        """The macros for which `kernel_source` is compiled, from the factors' shapes (d_k, R)."""
+        """Returns the macros with which `kernel_source` is compiled, from the factors' shapes (d_k, R)."""
         dims, rank = [dim for dim, _ in shapes], shapes[0][1]
         split = first_group_size(dims)
         constants = {"DIMS": ", ".join(map(str, dims)), "ORDER": len(dims), "SPLIT": split, "RANK": rank}
         constants |= {"ALL_DIMS": sum(dims), "LAST_DIM": dims[-1]}
         return constants | {"ROWS": prod(dims[:split]), "COLS": prod(dims[split:])}
 
-    @property
-    def output_shape(self) -> tuple[int, int]:
-        dims = [dim for dim, _ in self.shapes]
-        split = first_group_size(dims)
-        return prod(dims[:split]), prod(dims[split:])
-
     @cached_property
     def _products(self) -> tuple:
-        """The buffer of the tensors, both groups, and the matrix products of the forward and of the backward pass."""
-        like, rank = self.values, self.shapes[0][1]
+        """The output buffer, the two groups, and the functions that multiply in the forward and backward pass."""
+        like, rank, (rows, cols) = self.values, self.shapes[0][1], self.output_shape
         split = first_group_size([dim for dim, _ in self.shapes])
         groups = _KhatriRao(self, 0, split), _KhatriRao(self, split, len(self.shapes))
-        rows, cols = self.output_shape
         _, (output,) = batch_of_zeros(self.batch_size, [(rows, cols)], like)
-        multiply = batched_matmul(rows, rank, cols, like)
-        multiply_gradients = (batched_matmul(rows, cols, rank, like), batched_matmul(cols, rows, rank, like))
-        return output, groups, multiply, multiply_gradients
+        sizes = (rows, rank, cols), (rows, cols, rank), (cols, rows, rank)
+        return output, *groups, *(batched_matmul(*each, like) for each in sizes)
 
     def forward(self) -> Tensor:
-        output, (first, second), multiply, _ = self._products
+        output, first, second, multiply, _, _ = self._products
         return multiply(first.product(), second.product().mT, out=output)
 
     def backpropagate(self, output_gradient: Tensor) -> None:
-        """With K_first K_secondᵀ = T and G = ∂ℓ/∂T: ∂ℓ/∂K_first = G K_second and ∂ℓ/∂K_second = Gᵀ K_first."""
-        _, (first, second), _, (multiply_first, multiply_second) = self._products
+        """Computes ∂ℓ/∂K_1 = G K_2 and ∂ℓ/∂K_2 = Gᵀ K_1, where G = ∂ℓ/∂T, and from them the factors' gradients."""
+        _, first, second, _, multiply_first, multiply_second = self._products
         multiply_first(output_gradient, second.last, out=first.gradient)
         multiply_second(output_gradient.mT, first.last, out=second.gradient)
         first.backpropagate()
@@ -62,15 +56,13 @@ class CPFactorization(BatchedFactorization):
 
 
 class _KhatriRao:
-    """The Khatri–Rao product (B, size, R) of the factors `begin` to `end` of a model, and its backpropagation."""
+    """The Khatri–Rao product (B, size, R) of the factors `begin` to `end` - 1 of a model, and its backpropagation."""
 
     def __init__(self, model: CPFactorization, begin: int, end: int):
-        self._factors = model.views[begin:end]
-        self._factor_gradients = model.factor_gradients[begin:end]
-        rank = self._factors[0].shape[2]
-        sizes = [prod(factor.shape[1] for factor in self._factors[: k + 1]) for k in range(end - begin)]
-        shapes = [(size, rank) for size in sizes]
-        # Products of the first k factors, and the gradients with respect to them; of one factor, these are its own.
+        self._factors, self._factor_gradients = model.views[begin:end], model.factor_gradients[begin:end]
+        dims, ranks = zip(*model.shapes[begin:end], strict=True)
+        shapes = list(zip(accumulate(dims, mul), ranks, strict=True))
+        # The products of the first 1, 2, … factors, and their gradients. The first factor is its own product.
         _, self._products = batch_of_zeros(model.batch_size, shapes, model.values)
         _, self._gradients = batch_of_zeros(model.batch_size, shapes, model.values)
         self._products[0], self._gradients[0] = self._factors[0], self._factor_gradients[0]
@@ -83,7 +75,7 @@ class _KhatriRao:
         return self.last
 
     def backpropagate(self) -> None:
-        """From `gradient`, with respect to the product, to the gradients with respect to the factors."""
+        """Computes the gradients with respect to the factors from `gradient`, that with respect to the product."""
         for k in range(len(self._factors) - 1, 0, -1):
             gradient = self._gradients[k].unflatten(1, (-1, self._factors[k].shape[1]))
             torch.sum(gradient * self._products[k - 1].unsqueeze(2), 1, out=self._factor_gradients[k])
@@ -91,14 +83,12 @@ class _KhatriRao:
 
 
 def first_group_size(dims: Sequence[int]) -> int:
-    """How many modes the first group has, so that the groups' products of dimensions are as equal as possible."""
+    """Returns how many modes the first group has: the number that makes the larger of rows and cols smallest."""
     return min(range(1, len(dims)), key=lambda split: max(prod(dims[:split]), prod(dims[split:])))
 
 
 def full_rank(dims: Sequence[int]) -> int:
-    """The number of components with which every tensor of these dimensions can be written: the product of all
-    dimensions but the largest.
-    """
+    """Returns the product of all dimensions but the largest, which bounds the CP rank of every such tensor."""
     return prod(dims) // max(dims)
 
 
@@ -107,7 +97,6 @@ def initial_factors(
 ) -> list[Tensor]:
     """Returns Gaussian factors, a list of (d_k, rank), of standard deviation `std`.
 
-    They are drawn on the CPU in float64 and rounded, so that runs of different `dtype` with the same seed start from
-    the same point.
+    They are drawn in float64 and rounded, so that runs of different `dtype` start from the same point.
     """
     return [(std * torch.randn(dim, rank, generator=generator, dtype=torch.float64)).to(dtype) for dim in dims]

@@ -1,8 +1,9 @@
 """Deep matrix factorization W = W_1 W_2 ⋯ W_L, and its initializations."""
 
 from collections.abc import Sequence
-from functools import cached_property, reduce
+from functools import cached_property
 from itertools import pairwise
+from math import prod
 
 import torch
 from torch import Tensor
@@ -19,32 +20,26 @@ class DeepMatrixFactorization(BatchedFactorization):
 
     @staticmethod
     def kernel_constants(shapes: Sequence[Sequence[int]]) -> dict[str, int]:
-        """The macros for which `kernel_source` is compiled, from the factors' shapes (d_l, d_{l+1})."""
+        """Returns the macros with which `kernel_source` is compiled, from the factors' shapes (d_l, d_{l+1})."""
         return {"ROWS": shapes[0][0], "COLS": shapes[-1][1], "DEPTH": len(shapes)}
-
-    @property
-    def output_shape(self) -> tuple[int, int]:
-        return self.shapes[0][0], self.shapes[-1][1]
 
     @cached_property
     def _products(self) -> tuple[Tensor, list[tuple], list[tuple]]:
-        """The buffer of the product matrices, and the matrix products of the forward and of the backward pass."""
+        """The output buffer, and the arguments of the matrix products of the forward and backward pass."""
         like, rows = self.values, self.shapes[0][0]
         shapes = [(rows, cols) for _, cols in self.shapes]
-        # W_1 ⋯ W_l for l = 1 … L, the first of them W_1 itself, but for the output.
+        # W_1 ⋯ W_l for l = 1 … L. The first is W_1 itself, except where it is the output, too.
         _, products = batch_of_zeros(self.batch_size, shapes, like)
         output, products[0] = products[-1], self.views[0]
-        # G (W_{l+1} ⋯ W_L)ᵀ for l = 1 … L-1, the first of them the gradient of W_1 itself.
+        # G (W_{l+1} ⋯ W_L)ᵀ for l = 1 … L-1. The first is the gradient of W_1.
         _, back = batch_of_zeros(self.batch_size, shapes, like)
         back[0] = self.factor_gradients[0]
         forward, backward = [], []
-        for layer in range(1, len(self.shapes)):
-            width, cols = self.shapes[layer]
-            left, factor, gradient = products[layer - 1], self.views[layer], self.factor_gradients[layer]
+        for layer, factor in enumerate(self.views[1:], start=1):
+            (width, cols), left = self.shapes[layer], products[layer - 1]
             forward.append((batched_matmul(rows, width, cols, like), left, factor, products[layer]))
-            of_factor = (batched_matmul(width, rows, cols, like), left.mT, gradient)
-            further_back = (batched_matmul(rows, cols, width, like), factor.mT, back[layer - 1])
-            backward.insert(0, (*of_factor, *further_back))
+            gradient = batched_matmul(width, rows, cols, like), left.mT, self.factor_gradients[layer]
+            backward.insert(0, (*gradient, batched_matmul(rows, cols, width, like), factor.mT, back[layer - 1]))
         return output, forward, backward
 
     def forward(self) -> Tensor:
@@ -56,7 +51,7 @@ class DeepMatrixFactorization(BatchedFactorization):
         return output
 
     def backpropagate(self, output_gradient: Tensor) -> None:
-        """∂ℓ/∂W_l = (W_1 ⋯ W_{l-1})ᵀ G (W_{l+1} ⋯ W_L)ᵀ for G = ∂ℓ/∂W."""
+        """Computes ∂ℓ/∂W_l = (W_1 ⋯ W_{l-1})ᵀ G (W_{l+1} ⋯ W_L)ᵀ, where G = ∂ℓ/∂W."""
         back = output_gradient
         _, _, products = self._products
         for matmul, left_t, gradient, matmul_back, factor_t, out in products:
@@ -67,13 +62,13 @@ class DeepMatrixFactorization(BatchedFactorization):
 
 
 def factor_shapes(rows: int, cols: int, depth: int) -> list[tuple[int, int]]:
-    """Shapes of the factors of a rows × cols product, with hidden width min(rows, cols)."""
+    """Returns the shapes of the factors of a rows × cols product, with hidden width min(rows, cols)."""
     widths = [rows] + [min(rows, cols)] * (depth - 1) + [cols]
     return list(pairwise(widths))
 
 
 def balanced_factors(product: Tensor, depth: int) -> list[Tensor]:
-    """Balanced factors of a float64 matrix U S Vᵀ: W_1 = U S^{1/L}, middle ones S^{1/L}, W_L = S^{1/L} Vᵀ, so that
+    """Returns balanced factors of a float64 matrix U S Vᵀ: W_1 = U S^{1/L}, S^{1/L}, …, W_L = S^{1/L} Vᵀ, so that
     W_lᵀ W_l = W_{l+1} W_{l+1}ᵀ (Arora et al. 2019).
     """
     if depth == 1:
@@ -84,10 +79,10 @@ def balanced_factors(product: Tensor, depth: int) -> list[Tensor]:
 
 
 def determinant_sign(factors: Sequence[Tensor]) -> int:
-    """Sign (-1, 0 or 1) of the determinant of a product of square matrices: the product of the factors' signs, each
-    from its LU decomposition in float64. The determinant itself may be too small to be represented.
+    """Returns the sign (-1, 0 or 1) of the determinant of a product of square matrices: the product of the signs of
+    their determinants, each from an LU decomposition in float64. The determinant itself may underflow.
     """
-    return int(reduce(lambda sign, factor: sign * torch.linalg.slogdet(factor.double()).sign.item(), factors, 1.0))
+    return int(prod(torch.linalg.slogdet(factor.double()).sign.item() for factor in factors))
 
 
 def initial_factors(
@@ -102,12 +97,10 @@ def initial_factors(
 ) -> list[Tensor]:
     """Returns the initial factors of one experiment, a list of (d_l, d_{l+1}), whose product is `shape` (rows, cols).
 
-    "normal" is Gaussian with entries of standard deviation `alpha`, "identity" is `alpha` times the identity: each
-    factor, or if `balanced` the product, which is then split by `balanced_factors`. Numbers are drawn on the CPU in
-    float64 and rounded, so that runs of different `dtype` with the same seed start from the same point. A `det_sign` of
-    1 or -1 redraws until the product, which must be square, has a determinant of this sign.
-
-    Raises ValueError if no draw has that sign.
+    Each factor, or with `balanced` the product, which `balanced_factors` then splits, has Gaussian entries of standard
+    deviation `alpha` ("normal"), or is `alpha` times the identity ("identity"). Numbers are drawn in float64 and
+    rounded, so that runs of different `dtype` start from the same point. With a `det_sign` of 1 or -1, they are redrawn
+    until the determinant of the product, which must be square, has this sign. Raises ValueError if no draw has it.
     """
 
     def draw(shape: tuple[int, int]) -> Tensor:
@@ -115,13 +108,11 @@ def initial_factors(
             return alpha * torch.eye(*shape, dtype=torch.float64)
         return alpha * torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    # Each draw of a Gaussian has either sign with probability ½.
+    shapes = factor_shapes(*shape, depth)
+    # A Gaussian draw has either sign with probability ½.
     for _ in range(1 if init_type == "identity" else 1000):
-        if balanced:
-            factors = balanced_factors(draw(shape), depth)
-        else:
-            factors = [draw(each) for each in factor_shapes(*shape, depth)]
+        factors = balanced_factors(draw(shape), depth) if balanced else [draw(each) for each in shapes]
         factors = [factor.to(dtype) for factor in factors]
-        if det_sign in (0, determinant_sign(factors) if det_sign else 0):
+        if not det_sign or determinant_sign(factors) == det_sign:
             return factors
     raise ValueError("no draw has a determinant of this sign")

@@ -1,7 +1,7 @@
 """Batches of factorizations: the parameters of all experiments of a batch in one flat buffer.
 
-An experiment's bits do not depend on what else is in the batch. On the CPU this needs care, because BLAS may sum in
-another order for another batch size, or for a matrix that starts at another byte offset.
+An experiment's bits do not depend on the rest of the batch. On the CPU this needs care: the order in which BLAS sums
+may depend on the batch size, and on the byte offset at which a matrix starts.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,15 +10,15 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-# Below this many multiplications torch.bmm uses its own triple loop on the CPU, which is the same for every matrix of a
-# batch (aten/src/ATen/native/LinearAlgebra.cpp, `contraction_size * res_rows * res_cols < 400`).
+# With fewer multiplications, torch.bmm on the CPU uses its own triple loop, which is the same for every matrix
+# (aten/src/ATen/native/LinearAlgebra.cpp, `contraction_size * res_rows * res_cols < 400`).
 _OWN_LOOP_BELOW = 400
 _ALIGNMENT = 64
 
 
 def batched_matmul(m: int, k: int, n: int, like: Tensor) -> Callable[..., Tensor]:
-    """Returns the function, called as `f(left, right, out=out)`, that multiplies `left` (B, m, k) and `right` (B, k, n)
-    into `out` (B, m, n) on the device of `like`. Choosing it takes as long as a small product, so it is done once.
+    """Returns a function f(left, right, out=out) that multiplies (B, m, k) by (B, k, n) into (B, m, n) on the device of
+    `like`. Choosing it takes as long as a small product, so it is chosen once.
     """
     return torch.bmm if like.is_cuda or m * k * n < _OWN_LOOP_BELOW else _matmul_one_by_one
 
@@ -29,15 +29,15 @@ def _matmul_one_by_one(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
     return out
 
 
-@torch.inference_mode(False)  # buffers may also be made in inference mode, and used after it
+@torch.inference_mode(False)  # a buffer made in inference mode is also used outside it
 def batch_of_zeros(batch_size: int, shapes: Sequence[Sequence[int]], like: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """One flat buffer of zeros, with the dtype and device of `like`, and its `batch_views`."""
-    buffer = torch.zeros(batch_size * sum(_strides(shapes, like)), dtype=like.dtype, device=like.device)
+    """Returns a flat buffer of zeros, with the dtype and device of `like`, and its `batch_views`."""
+    buffer = like.new_zeros(batch_size * sum(_strides(shapes, like)))
     return buffer, batch_views(buffer, batch_size, shapes)
 
 
 def batch_views(buffer: Tensor, batch_size: int, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Views (batch_size, *shape) of a buffer made by `batch_of_zeros`, one for each of `shapes`."""
+    """Returns views (batch_size, *shape) of a buffer made by `batch_of_zeros`, one for each of `shapes`."""
     strides = _strides(shapes, buffer)
     blocks = buffer.split([batch_size * stride for stride in strides])
     return [
@@ -47,7 +47,7 @@ def batch_views(buffer: Tensor, batch_size: int, shapes: Sequence[Sequence[int]]
 
 
 def _strides(shapes: Sequence[Sequence[int]], like: Tensor) -> list[int]:
-    """Numbers from one item to the next. On the CPU every item starts at a multiple of 64 bytes (see above)."""
+    """Returns the distances between items. On the CPU every item starts at a multiple of 64 bytes (see above)."""
     unit = 1 if like.is_cuda else _ALIGNMENT // like.element_size()
     return [-(-prod(shape) // unit) * unit for shape in shapes]
 
@@ -56,20 +56,22 @@ class BatchedFactorization(nn.Module):
     """A batch of factorizations, one for each experiment, from one tensor (B, *shape) for each factor.
 
     `views` are the factors (B, *shape), views of the flat buffer `values`, and `factor_gradients` their gradients,
-    views of `gradients`. A subclass adds `kernel_constants`; `output_shape`, the rows and columns of an end-to-end
-    matrix, or of an end-to-end tensor that is written as a matrix; `forward()`, which returns these (B, *output_shape)
+    views of `gradients`. `output_shape` are the rows and columns of the end-to-end matrix, or of the end-to-end tensor
+    as a matrix. A subclass adds `kernel_constants`; `forward()`, which returns end-to-end matrices (B, *output_shape)
     in a buffer that the next call overwrites; and `backpropagate(output_gradient)`, which computes `gradients` from the
-    loss's gradient with respect to the last output.
+    gradient of the loss with respect to the last output.
     """
 
     factors_name: str  # of the list of parameters
-    kernel_source: str  # file in common/training/kernels/ that takes the gradient steps
-    native_up_to: int  # multiplications in a step of an experiment up to which this is faster, also for one experiment
+    kernel_source: str  # the file in common/training/kernels/
+    native_up_to: int  # the multiplications per step of an experiment up to which the native engine is faster
 
     def __init__(self, factors: Sequence[Tensor]):
         super().__init__()
         self.shapes = [factor.shape[1:] for factor in factors]
         self.batch_size = factors[0].shape[0]
+        constants = self.kernel_constants(self.shapes)
+        self.output_shape = constants["ROWS"], constants["COLS"]
         self.values, views = batch_of_zeros(self.batch_size, self.shapes, like=factors[0])
         self.gradients, self.factor_gradients = batch_of_zeros(self.batch_size, self.shapes, like=factors[0])
         for view, factor in zip(views, factors, strict=True):
@@ -79,9 +81,9 @@ class BatchedFactorization(nn.Module):
         self.views = views
 
     def select(self, kept: Tensor) -> "BatchedFactorization":
-        """A new batch of the experiments at the indices `kept`."""
+        """Returns a new batch of the experiments at the indices `kept`."""
         return type(self)([view[kept] for view in self.views])
 
     def experiment_state(self, index: int) -> dict[str, Tensor]:
-        """Name → parameter of one experiment, detached, on the CPU."""
+        """Returns the parameters of one experiment by name, detached, on the CPU."""
         return {f"{self.factors_name}.{k}": view[index].detach().cpu().clone() for k, view in enumerate(self.views)}

@@ -1,4 +1,4 @@
-"""The state of one experiment in training, and the metrics that were recorded of it."""
+"""The state of one experiment in training, and its recorded metrics."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class History:
     """Train and validation metrics of one experiment, by name. Metrics recorded at the same epochs share that array."""
 
     def __init__(self, train: Mapping[str, Series] | None = None, validation: Mapping[str, Series] | None = None):
-        # The parts of each metric are joined when it is read.
+        # A metric's parts are joined when it is read.
         self._train = {name: [series] for name, series in (train or {}).items()}
         self._validation = {name: [series] for name, series in (validation or {}).items()}
 
@@ -45,7 +45,7 @@ class History:
                 parts.setdefault(name, []).append(Series(epochs, values))
 
     def drop_last(self, epoch: int) -> None:
-        """Removes what was recorded at `epoch`, the last one that has records."""
+        """Removes the records of `epoch`, which no records follow."""
         for metrics in (self._train, self._validation):
             for name, (epochs, values) in _joined(metrics).items():
                 kept = len(epochs) - (epochs[-1] == epoch)
@@ -54,7 +54,7 @@ class History:
                     del metrics[name]
 
     def last_values(self) -> dict[str, float]:
-        """The last value of every metric that was recorded at the last epoch."""
+        """Returns the last value of every metric that was recorded at the last epoch."""
         last = {name: parts[-1] for name, parts in (self._train | self._validation).items()}
         newest = max((series.epochs[-1] for series in last.values()), default=-1)
         return {name: float(values[-1]) for name, (epochs, values) in last.items() if epochs[-1] == newest}
@@ -73,38 +73,38 @@ def _joined(metrics: dict[str, list[Series]]) -> dict[str, Series]:
 
 @dataclass(eq=False)
 class TrainingState:
-    """What ends one experiment, how it is measured, and how far it is."""
+    """When an experiment ends, how it is measured, and its progress."""
 
-    last_epoch: int  # that it may run
+    last_epoch: int  # the last epoch to run
     zero_loss_tol: float  # losses below this count as zero
     # Train and validation metrics (n,) by name, from losses (n,) and end-to-end matrices or tensors (n, rows, cols).
     measure: Callable[[np.ndarray, np.ndarray], tuple[Metrics, Metrics]]
-    keeps_history: bool = True  # or only the last record
-    measures_slowly: bool = False  # then metrics are not postponed: a signal would have to wait for them
+    keeps_history: bool = True  # False: only the last record is kept
+    measures_slowly: bool = False  # True: metrics are not postponed, because a signal would have to wait for them
     history: History = field(default_factory=History)
-    epoch: int = -1  # the last one that is finished
-    zero_loss_validations: int = 0  # in a row, up to the last one
+    epoch: int = -1  # the last finished epoch
+    zero_loss_validations: int = 0  # in a row, up to the last validation
     moved_since_validation: bool = False  # whether a parameter changed since the last validation
-    stop_reason: str | None = None  # one of the constants of this module, when it has ended
+    stop_reason: str | None = None  # one of the constants above once the experiment has ended
 
 
 def evaluator_state(metrics: Mapping[str, Series]) -> dict[str, dict]:
-    """Metrics as a checkpoint stores them. Epochs that several metrics share are one tensor, and so stored once."""
+    """Returns metrics as a checkpoint stores them. Epochs that several metrics share are stored once."""
     shared: dict[int, Tensor] = {}
-    state = {}
-    for name, (epochs, values) in metrics.items():
-        state[name] = {
+    return {
+        name: {
             "name": name,
             "current_value": float(values[-1]),
             "epoch_last_updated": int(epochs[-1]),
             "epoch_values": torch.from_numpy(values),
             "epochs_with_values": shared.setdefault(id(epochs), torch.from_numpy(epochs)),
         }
-    return state
+        for name, (epochs, values) in metrics.items()
+    }
 
 
 def metrics_of_evaluator(state: Mapping[str, Mapping], dtype: np.dtype) -> dict[str, Series]:
-    """Metrics from a checkpoint of this project (tensors) or of the original code (lists of numbers).
+    """Returns the metrics in a checkpoint of this project (tensors) or of the original code (lists of numbers).
 
     Raises ValueError, KeyError or TypeError if `state` is something else.
     """
@@ -123,7 +123,7 @@ def metrics_of_evaluator(state: Mapping[str, Mapping], dtype: np.dtype) -> dict[
 
 
 def _numbers(values: Tensor | list, dtype: np.dtype) -> np.ndarray:
-    """Values (n,) from a tensor or a list. Raises ValueError if they are something else."""
+    """Returns values (n,) from a tensor or a list. Raises ValueError if they are something else."""
     if isinstance(values, Tensor) and values.dim() == 1 and not values.is_complex():
         return values.detach().to(torch.float64 if dtype.kind == "f" else torch.int64).numpy().astype(dtype, copy=False)
     if isinstance(values, list) and set(map(type, values)) <= {int, float}:

@@ -1,5 +1,5 @@
-"""The native engine: gradient steps in C (common/training/kernels/), compiled for the model's shape at first use by the
-system's C compiler, and stored for later runs.
+"""The native engine: gradient steps in C (common/training/kernels/), which the system's C compiler compiles for the
+model's shape at first use. The library is stored for later runs.
 """
 
 import ctypes
@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -26,9 +26,9 @@ from common.training.optimizers import GroupRMSprop, Optimizer
 from common.training.threads import NUM_THREADS
 from common.training.torch_engine import Observations, TorchEngine
 
-# Multiplications in one call: about half a second, before a signal is handled.
+# The most multiplications in a call: about half a second, for which a signal waits.
 _MAX_MULTIPLICATIONS_PER_CALL = 10**10
-# Multiplications that one call may take beyond a validation: some ten milliseconds.
+# The most multiplications in a call beyond the next validation: some ten milliseconds.
 _MAX_MULTIPLICATIONS_PER_CHUNK = 5 * 10**8
 _SOURCES = Path(__file__).with_name("kernels")
 # Not -ffast-math: NaN and infinity must be recognized, and sums must keep their order.
@@ -36,20 +36,20 @@ _OPTIONS = ["-std=gnu11", "-O3", "-fPIC", "-shared"]
 
 
 class NativeUnavailable(Exception):
-    """Kernels cannot be compiled or loaded here; the message says why."""
+    """A kernel cannot be compiled or loaded here; the message says why."""
 
 
 class NotNative(NativeUnavailable):
-    """There is no kernel for a kind of problem, or it would not be faster than PyTorch."""
+    """There is no kernel for this problem, or it is not faster than PyTorch."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A compiled gradient step, for one shape, precision and optimizer."""
+    """A kernel compiled for one shape, precision and optimizer."""
 
-    advance: Callable[..., int]  # of kernels/simd.h
-    experiments_at_once: int  # that are advanced together at the cost of one
-    multiplications: int  # in a step of one experiment, about
+    advance: Callable[..., int]  # see kernels/simd.h
+    experiments_at_once: int  # how many are advanced together at the cost of one
+    multiplications: int  # in a step of one experiment, approximately
 
 
 def native_kernel(
@@ -60,14 +60,14 @@ def native_kernel(
     multiplications: int,
 ) -> Kernel:
     """Returns the kernel of a model with factors of these `shapes`, compiled at first use. Raises NativeUnavailable."""
-    # A subclass of an optimizer takes other steps.
+    # `vars` excludes inherited constants: a subclass of an optimizer takes other steps.
     if "kernel_constants" not in vars(optimizer):
         raise NotNative(f"has no kernel for {optimizer.__name__}")
     if multiplications > model.native_up_to:
         raise NotNative(f"is not faster than PyTorch for factors of shapes {', '.join(map(str, map(tuple, shapes)))}")
     real, integer = {torch.float32: ("float", "int32_t"), torch.float64: ("double", "int64_t")}[dtype]
-    constants = {"REAL": real, "INTEGER": integer, **model.kernel_constants(shapes), **optimizer.kernel_constants}
-    library = compiled_kernel(model.kernel_source, constants)
+    macros = {"REAL": real, "INTEGER": integer, **model.kernel_constants(shapes), **optimizer.kernel_constants}
+    library = compiled_kernel(model.kernel_source, **macros)
     library.advance.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p]
     library.experiments_at_once.restype = ctypes.c_int64
     return Kernel(library.advance, library.experiments_at_once(), multiplications)
@@ -75,7 +75,7 @@ def native_kernel(
 
 @dataclass
 class NativeEngine:
-    """A batch of experiments; see `TorchEngine`. Uses as many threads as make it faster."""
+    """A batch of experiments on the CPU; see `TorchEngine`."""
 
     model: BatchedFactorization
     objective: EntryObjective
@@ -84,27 +84,21 @@ class NativeEngine:
 
     name = "native"
 
-    @property
-    def max_steps_per_call(self) -> int:
-        return max(1, _MAX_MULTIPLICATIONS_PER_CALL // self._multiplications)
-
-    @property
-    def max_steps_per_chunk(self) -> int:
-        return _MAX_MULTIPLICATIONS_PER_CHUNK // self._multiplications
-
-    @property
-    def _multiplications(self) -> int:
+    def __post_init__(self) -> None:
         at_once = self.kernel.experiments_at_once
-        return self.kernel.multiplications * at_once * -(-self.model.batch_size // at_once)
+        multiplications = self.kernel.multiplications * at_once * -(-self.model.batch_size // at_once)
+        self.max_steps_per_call = max(1, _MAX_MULTIPLICATIONS_PER_CALL // multiplications)
+        self.max_steps_per_chunk = _MAX_MULTIPLICATIONS_PER_CHUNK // multiplications
 
     def advance(self, intervals: Sequence[int]) -> Observations:
-        """Takes intervals of so many steps each, all at least 1. Raises MemoryError."""
-        model, objective, optimizer = self.model, self.objective, self.optimizer
-        dtype, size = model.values.numpy().dtype, (model.batch_size, len(intervals))
+        """See `TorchEngine.advance`. Raises MemoryError."""
+        model, optimizer = self.model, self.optimizer
+        # Every array whose address is passed has a name here, so that it lives until the kernel has returned.
+        values, objective = model.values.numpy(), self.objective
+        targets, weights = objective.targets.contiguous().numpy(), objective.weights.contiguous().numpy()
+        dtype, size = values.dtype, (model.batch_size, len(intervals))
         outputs = np.empty((*size, *model.output_shape), dtype)
         observed = Observations(np.empty(size, dtype), outputs, np.empty(size, bool))
-        # Every array whose address is passed has a name here, so that it lives until the kernel is done.
-        values, targets, weights = model.values.numpy(), objective.targets.contiguous(), objective.weights.contiguous()
         offsets = np.array([view.data_ptr() - values.ctypes.data for view in model.views]) // dtype.itemsize
         strides = np.array([view.stride(0) for view in model.views])
         lrs, lengths = np.array(optimizer.lrs, dtype), np.array(intervals)
@@ -112,15 +106,13 @@ class NativeEngine:
         if isinstance(optimizer, GroupRMSprop):
             square_avgs, adjusted_lrs = optimizer.square_avg.numpy(), optimizer.adjusted_lr.numpy()
             num_steps, optimizer.num_steps = optimizer.num_steps, optimizer.num_steps + int(lengths.sum())
-        # `Batch` and `Observations` of kernels/simd.h, whose fields have 64 bits each.
-        batch = [model.batch_size, *(array.ctypes.data for array in (values, offsets, strides))]
-        batch += [targets.data_ptr(), weights.data_ptr(), targets[0].numel()]
-        batch += [*(array.ctypes.data for array in (lrs, square_avgs, adjusted_lrs)), num_steps]
-        observations = np.array([len(lengths), *(array.ctypes.data for array in (lengths, *observed))])
-        batch = np.array(batch)
+        # `Batch` and `Observations` of kernels/simd.h.
+        factors, rates = (values, offsets, strides), (lrs, square_avgs, adjusted_lrs)
+        batch = _struct(model.batch_size, *factors, targets, weights, targets[0].size, *rates, num_steps)
+        observations = _struct(len(lengths), lengths, *observed)
 
-        def advance_part(part: range) -> int:
-            return self.kernel.advance(part.start, part.stop, batch.ctypes.data, observations.ctypes.data)
+        def advance_part(part: tuple[int, int]) -> int:
+            return self.kernel.advance(*part, batch.ctypes.data, observations.ctypes.data)
 
         parts = _parts(model.batch_size, self.kernel.experiments_at_once)
         if any(map(advance_part, parts) if len(parts) == 1 else _threads().map(advance_part, parts)):
@@ -128,7 +120,7 @@ class NativeEngine:
         return observed
 
     def select(self, kept: Tensor) -> "NativeEngine":
-        """An engine for the experiments at the indices `kept` only."""
+        """Returns an engine for the experiments at the indices `kept`."""
         parts = (part.select(kept) for part in (self.model, self.objective, self.optimizer))
         return NativeEngine(*parts, self.kernel)
 
@@ -136,12 +128,16 @@ class NativeEngine:
 Engine = TorchEngine | NativeEngine
 
 
-def _parts(batch_size: int, at_once: int) -> list[range]:
-    """A batch cut into parts for the threads: more parts than threads, so that none waits long for the others."""
+def _struct(*fields: int | np.ndarray) -> np.ndarray:
+    """Returns a C struct of integers and pointers, all of 64 bits, as an array."""
+    return np.array([field.ctypes.data if isinstance(field, np.ndarray) else field for field in fields])
+
+
+def _parts(batch_size: int, at_once: int) -> list[tuple[int, int]]:
+    """Returns where the threads' parts of a batch begin and end: more parts than threads, to balance the load."""
     blocks = -(-batch_size // at_once)
     num_parts = 1 if NUM_THREADS == 1 else min(blocks, 4 * NUM_THREADS)
-    cuts = [min(part * blocks // num_parts * at_once, batch_size) for part in range(num_parts + 1)]
-    return [range(*cut) for cut in pairwise(cuts)]
+    return list(pairwise(min(part * blocks // num_parts * at_once, batch_size) for part in range(num_parts + 1)))
 
 
 @cache
@@ -149,42 +145,38 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(NUM_THREADS)
 
 
-def compiled_kernel(source: str, constants: Mapping[str, int | float | str]) -> ctypes.CDLL:
-    """Returns the library compiled from kernels/simd.h and kernels/`source`, with the macros `constants`.
-
-    It is stored in the user's cache by content, options and processor. Processes that compile the same kernel at the
-    same time do not disturb each other. Raises NativeUnavailable.
-    """
-    definitions = "".join(f"#define {name} {value}\n" for name, value in constants.items())
-    code = definitions + "".join((_SOURCES / name).read_text(encoding="utf-8") for name in ("simd.h", source))
-    return _library(Path(source).stem, code)
-
-
 @cache
-def _library(name: str, code: str) -> ctypes.CDLL:
+def compiled_kernel(source: str, **macros: int | float | str) -> ctypes.CDLL:
+    """Returns the library compiled from kernels/simd.h and kernels/`source` with these macros.
+
+    It is stored in the user's cache by source, options, compiler and processor. Several processes may compile the same
+    kernel at the same time. Raises NativeUnavailable.
+    """
+    code = "".join(f"#define {name} {value}\n" for name, value in macros.items())
+    code += "".join((_SOURCES / name).read_text(encoding="utf-8") for name in ("simd.h", source))
+    name = Path(source).stem
     directory = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "implicit_regularization"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if directory.stat().st_uid != os.getuid() or not os.access(directory, os.W_OK):
             raise PermissionError
     except OSError:
-        # There is no writable cache: compiled for this process alone.
+        # No cache of this user's is writable.
         with tempfile.TemporaryDirectory() as temporary:
             return _find_or_compile(name, code, Path(temporary))
     return _find_or_compile(name, code, directory)
 
 
 def _find_or_compile(name: str, code: str, directory: Path) -> ctypes.CDLL:
-    """Loads the library compiled for this processor, or if the compiler cannot do that, for any of its kind."""
-    compiler, library = _compiler(), None
+    """Loads the library from `directory`, where it is compiled if missing: for this processor, or if the compiler
+    rejects -march=native, for any of its architecture.
+    """
+    compiler = _compiler()
     for options in ([*_OPTIONS, "-march=native"], _OPTIONS):
         identity = [code, *options, compiler, str(os.stat(compiler).st_mtime_ns), _processor()]
         key = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:32]
-        for path in directory.glob(f"{name}_{key}_*.so"):
-            if path.stem.endswith(_digest(path)):
-                library = path
-            else:
-                path.unlink(missing_ok=True)  # damaged
+        found = directory.glob(f"{name}_{key}_*.so")
+        library = next((path for path in found if path.stem.endswith(_digest(path))), None)  # others are damaged
         library = library or _compile(compiler, options, code, directory, f"{name}_{key}")
         if library:
             break
@@ -200,9 +192,9 @@ def _digest(path: Path) -> str:
 
 
 def _compile(compiler: str, options: list[str], code: str, target: Path, name: str) -> Path | None:
-    """Compiles a library in the folder `target`, and returns its path; None if the compiler rejects -march=native.
+    """Compiles a library into the folder `target`. Returns its path, or None if the compiler rejects -march=native.
 
-    A digest of the content completes its name: loading a damaged library would crash.
+    Its name ends in a digest of its content, because loading a damaged library would crash.
     """
     with tempfile.TemporaryDirectory(dir=target) as directory:
         source, library = Path(directory) / "kernel.c", Path(directory) / "kernel.so"
@@ -221,8 +213,6 @@ def _compile(compiler: str, options: list[str], code: str, target: Path, name: s
 
 
 def _compiler() -> str:
-    if os.name != "posix":
-        raise NativeUnavailable(f"is not supported on {platform.system()}")
     for name in (os.environ.get("CC"), "cc", "gcc", "clang"):
         if path := shutil.which(name or ""):
             return os.path.realpath(path)
@@ -231,7 +221,7 @@ def _compiler() -> str:
 
 @cache
 def _processor() -> str:
-    """The processor's name and features: machines with different ones may share a home directory."""
+    """Returns the processor's name and features: machines with different ones may share a cache."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Losses of the end-to-end matrix or tensor, for every experiment of a batch."""
+"""Losses of end-to-end matrices or tensors, for every experiment of a batch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from common.models.factorization import batch_of_zeros
 
 
 def sum_all(values: Tensor) -> Tensor:
-    """Sums (B,) over all but the first of the three dimensions of `values`, in an order that does not depend on B."""
+    """Returns the sums (B,) of `values` (B, m, n), in an order that does not depend on B."""
     return values.sum(-1).sum(-1)
 
 
@@ -19,8 +19,8 @@ def sum_all(values: Tensor) -> Tensor:
 class EntryObjective:
     """ℓ = ½ Σ w ∘ (W − Y)² over the observed entries of each experiment."""
 
-    targets: Tensor  # (B, rows, cols), Y where it is observed
-    weights: Tensor  # (B, rows, cols), w: 0 where an entry is not observed
+    targets: Tensor  # Y (B, rows, cols), 0 where an entry is not observed
+    weights: Tensor  # w (B, rows, cols), 0 where an entry is not observed
 
     @cached_property
     def _gradient(self) -> Tensor:
@@ -28,17 +28,17 @@ class EntryObjective:
         return gradient
 
     def gradient(self, outputs: Tensor) -> Tensor:
-        """∂ℓ/∂W (B, rows, cols), in a buffer that the next call overwrites."""
+        """Returns ∂ℓ/∂W (B, rows, cols) in a buffer that the next call overwrites."""
         torch.sub(outputs, self.targets, out=self._gradient)
         return self._gradient.mul_(self.weights)
 
     def loss(self, outputs: Tensor) -> Tensor:
-        """ℓ (B,)."""
+        """Returns ℓ (B,)."""
         residuals = outputs - self.targets
         return sum_all(residuals * residuals * self.weights) / 2
 
     def select(self, kept: Tensor) -> "EntryObjective":
-        """The objective of the experiments at the indices `kept`."""
+        """Returns the objective of the experiments at the indices `kept`."""
         return EntryObjective(self.targets[kept], self.weights[kept])
 
 
@@ -55,7 +55,7 @@ class SensingObjective:
         return batch_of_zeros(self.observations.shape[0], shapes, like=self.observations)[1]
 
     def gradient(self, outputs: Tensor) -> Tensor:
-        """∂ℓ/∂W = Σ_i (⟨A_i, W⟩ − y_i) A_i (B, rows, cols), in a buffer that the next call overwrites."""
+        """Returns ∂ℓ/∂W = Σ_i (⟨A_i, W⟩ − y_i) A_i (B, rows, cols) in a buffer that the next call overwrites."""
         gradient, residuals = self._buffers
         matrix = self.sensing_matrices.flatten(1)
         _apply(matrix, outputs.flatten(1), residuals)
@@ -64,20 +64,20 @@ class SensingObjective:
         return gradient
 
     def loss(self, outputs: Tensor) -> Tensor:
-        """ℓ (B,)."""
+        """Returns ℓ (B,)."""
         _, residuals = self._buffers
         residuals = _apply(self.sensing_matrices.flatten(1), outputs.flatten(1), residuals) - self.observations
-        # Row by row: torch sums a single long row on several threads, and so in another order than many rows.
+        # torch sums a single long row on several threads, and so in another order than many rows.
         return torch.stack([row.sum() for row in residuals * residuals]) / 2
 
     def select(self, kept: Tensor) -> "SensingObjective":
-        """The objective of the experiments at the indices `kept`."""
+        """Returns the objective of the experiments at the indices `kept`."""
         return SensingObjective(self.sensing_matrices, self.observations[kept])
 
 
 def _apply(matrix: Tensor, vectors: Tensor, out: Tensor) -> Tensor:
-    """Writes `matrix` (m, n) times each of `vectors` (B, n) into `out` (B, m). On the CPU one by one, so that an
-    experiment's bits do not depend on B.
+    """Multiplies `matrix` (m, n) by each of `vectors` (B, n) into `out` (B, m), which it returns. On the CPU this is
+    done one by one, so that an experiment's bits do not depend on B.
     """
     if matrix.is_cuda:
         return out.copy_(vectors @ matrix.T)
@@ -93,8 +93,7 @@ def entry_objective(entries: Sequence[Tensor], targets: Tensor, weights: Sequenc
     """Returns the objective in which experiment b observes the flat entries `entries[b]` of `targets[b]`
     (B, rows, cols), each with weight `weights[b]`.
     """
-    per_entry = torch.zeros_like(targets).flatten(1)
-    for one_experiment, observed, weight in zip(per_entry, entries, weights, strict=True):
+    per_entry = torch.zeros_like(targets)
+    for one_experiment, observed, weight in zip(per_entry.view(len(entries), -1), entries, weights, strict=True):
         one_experiment[observed.to(targets.device)] = weight
-    per_entry = per_entry.view_as(targets)
     return EntryObjective(targets * (per_entry > 0), per_entry)

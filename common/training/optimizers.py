@@ -18,30 +18,30 @@ class GradientDescent:
     lrs: list[float]  # of each experiment
     _steps: Tensor | None = field(default=None, init=False)
 
-    # Whether a step depends on nothing but the parameters: if one step changes nothing, no later one will.
+    # Whether a step depends on the parameters alone: if one step changes nothing, no later one does.
     is_stateless = True
-    # The macros that compile a native kernel for it. A subclass has none until it sets its own.
+    # The macros of the native kernel. A subclass has no kernel unless it sets its own.
     kernel_constants = {"ADAPTIVE": 0}  # noqa: RUF012
 
     def step(self, model: BatchedFactorization) -> None:
-        """Moves `model.values` against `model.gradients`, which it overwrites.
+        """Updates `model.values` from `model.gradients`, which it overwrites.
 
-        Multiplication and subtraction are separate operations, each rounded once, so that the bits do not depend on
-        where in a vector register a parameter is.
+        Multiplication and subtraction are separate operations, each rounded once, so that the bits do not depend on a
+        parameter's place in a vector register.
         """
         if self._steps is None:
             self._steps, views = batch_of_zeros(model.batch_size, model.shapes, like=model.values)
             for view in views:
-                view.copy_(torch.tensor(self.lrs, dtype=torch.float64).view(-1, *[1] * (view.dim() - 1)))
+                view.copy_(view.new_tensor(self.lrs)[:, None, None])
         model.gradients.mul_(self._steps)
         model.values.sub_(model.gradients)
 
     def select(self, kept: Tensor) -> "GradientDescent":
-        """The optimizer of the experiments at the indices `kept`."""
+        """Returns the optimizer of the experiments at the indices `kept`."""
         return type(self)([self.lrs[index] for index in kept.tolist()])
 
     def experiment_state(self, index: int, num_factors: int) -> dict[str, Any]:
-        """The state of one experiment, as torch.optim.SGD writes it."""
+        """Returns the state of one experiment in the format of torch.optim.SGD."""
         return {"state": {}, "param_groups": [{"lr": self.lrs[index], "params": list(range(num_factors))}]}
 
 
@@ -49,13 +49,9 @@ class GroupRMSprop:
     """Gradient descent whose step size adapts to the norm of the gradient (Arora et al. 2019): with one scalar
     v ← β v + (1 − β) ‖∇ℓ‖² over all parameters together, θ ← θ − lr / (√(v / (1 − βᵗ)) + eps) · ∇ℓ in step t = 1, 2, …
 
-    Parameters
-    ----------
-    lrs : the learning rate of each experiment.
-    like : a tensor of the dtype and device of the model.
-    states : the `state` of each experiment in a checkpoint, all after the same number of steps; None at the start.
-
-    Attributes: `num_steps` taken so far; `square_avg` and `adjusted_lr` (B,), v and the step size of the last step.
+    `like` is a tensor with the model's dtype and device. `states` holds the `state` of each experiment in a checkpoint,
+    all after the same number of steps. Attributes: `num_steps`, taken so far; `square_avg` (B,), v; `adjusted_lr` (B,),
+    the step size of the last step.
     """
 
     is_stateless = False
@@ -71,7 +67,7 @@ class GroupRMSprop:
         self.adjusted_lr = self._lr.clone()
 
     def step(self, model: BatchedFactorization) -> None:
-        """Moves `model.values` against `model.gradients`, which it overwrites."""
+        """Updates `model.values` from `model.gradients`, which it overwrites."""
         self.num_steps += 1
         squares = sum(sum_all(gradient * gradient) for gradient in model.factor_gradients)
         self.square_avg.mul_(self.beta).add_(squares.mul_(1 - self.beta))
@@ -82,7 +78,7 @@ class GroupRMSprop:
         model.values.sub_(model.gradients)
 
     def select(self, kept: Tensor) -> "GroupRMSprop":
-        """The optimizer of the experiments at the indices `kept`."""
+        """Returns the optimizer of the experiments at the indices `kept`."""
         indices = kept.tolist()
         states = [self.experiment_state(index, 0)["state"] for index in indices]
         selected = GroupRMSprop([self.lrs[index] for index in indices], self.square_avg, states)
@@ -90,7 +86,7 @@ class GroupRMSprop:
         return selected
 
     def experiment_state(self, index: int, num_factors: int) -> dict[str, Any]:
-        """The state of one experiment, as a checkpoint stores it."""
+        """Returns the state of one experiment, as a checkpoint stores it."""
         group = {"lr": self.lrs[index], "beta": self.beta, "eps": self.eps}
         group |= {"adjusted_lr": self.adjusted_lr[index].item(), "params": list(range(num_factors))}
         state = {"step": self.num_steps, "square_avg": self.square_avg[index].item()}

@@ -1,4 +1,4 @@
-"""How many threads PyTorch computes with on the CPU."""
+"""The number of threads that PyTorch uses on the CPU."""
 
 import os
 from collections.abc import Iterator
@@ -7,8 +7,8 @@ from contextlib import contextmanager
 import torch
 
 NUM_THREADS = torch.get_num_threads()
-# Of processes that were started together on a machine, each has its share of the cores; their launcher sets
-# OMP_NUM_THREADS to 1 unless the user does.
+# Processes that a launcher started together on a machine share its cores equally, unless the user sets OMP_NUM_THREADS.
+# The launcher itself sets it to 1.
 _processes = os.environ.get("LOCAL_WORLD_SIZE", "")
 if _processes.isdecimal() and int(_processes) > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
     _cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -18,7 +18,7 @@ torch.set_num_threads(NUM_THREADS)
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Computes with one thread inside: small products take less time than the threads' waiting for each other."""
+    """Uses one thread inside the block, where synchronizing threads would take longer than the small products."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

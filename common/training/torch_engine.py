@@ -1,7 +1,7 @@
 """The torch engine: closed-form gradients in eager PyTorch, for every size and device.
 
 Engines advance a batch of experiments from one validation to the next. The torch and the native engine take the same
-steps on the same model, objective and optimizer, and agree within round-off.
+steps and agree within round-off.
 """
 
 import time
@@ -22,27 +22,20 @@ _MAX_SECONDS = 0.3
 
 
 class Observations(NamedTuple):
-    """What is observed at the end of each of K intervals of steps.
+    """What is observed at the end of each of K intervals of steps."""
 
-    Attributes
-    ----------
-    losses : (B, K), of the prediction made in the interval's last step, before the parameters moved.
-    outputs : (B, K, rows, cols), end-to-end matrices or tensors after that step.
-    moved : (B, K), whether a parameter changed in the interval: from its beginning to its end, or in its last step.
-    """
-
-    losses: np.ndarray
-    outputs: np.ndarray
-    moved: np.ndarray
+    losses: np.ndarray  # (B, K), of the prediction made in the interval's last step, before the parameters moved
+    outputs: np.ndarray  # (B, K, rows, cols), end-to-end matrices or tensors after that step
+    moved: np.ndarray  # (B, K), whether a parameter changed: from the interval's beginning to its end, or in that step
 
 
 @dataclass
 class TorchEngine:
-    """A batch of experiments. `seconds_per_step` is what a step took in the last call.
+    """A batch of experiments. `seconds_per_step` is the time that a step took in the last call.
 
-    Both engines have a `name`, and say how many steps a call of `advance` may take, so that signals are handled soon
-    (`max_steps_per_call`), and how many beyond the next validation (`max_steps_per_chunk`): those after the end of an
-    experiment are taken in vain.
+    Both engines have a `name`; `max_steps_per_call`, the most steps that a call of `advance` may take, so that signals
+    are handled soon; and `max_steps_per_chunk`, the most steps beyond the next validation: those after the end of an
+    experiment are wasted.
     """
 
     model: BatchedFactorization
@@ -59,7 +52,7 @@ class TorchEngine:
 
     @torch.inference_mode()
     def advance(self, intervals: Sequence[int]) -> Observations:
-        """Takes intervals of so many steps each, all at least 1."""
+        """Takes `intervals[k]` ≥ 1 steps for each k, and returns what is observed after each interval."""
         begin = time.monotonic()
         observed = [self._observe(num_steps) for num_steps in intervals]
         self.seconds_per_step = (time.monotonic() - begin) / sum(intervals)
@@ -81,18 +74,18 @@ class TorchEngine:
         return losses, on_host(model.forward()).copy(), moved
 
     def select(self, kept: Tensor) -> "TorchEngine":
-        """An engine for the experiments at the indices `kept` (on the model's device) only."""
+        """Returns an engine for the experiments at the indices `kept`, a tensor on the model's device."""
         parts = (part.select(kept) for part in (self.model, self.objective, self.optimizer))
         return TorchEngine(*parts, self.seconds_per_step)
 
 
 def _differ(model: BatchedFactorization, values: Tensor) -> np.ndarray:
-    """Whether any parameter of each experiment (B,) differs from `values`, a buffer like the model's."""
+    """Returns whether any parameter of each experiment (B,) differs from that in `values`, a copy of the buffer."""
     then = batch_views(values, model.batch_size, model.shapes)
     changed = [(now != before).flatten(1).any(1) for now, before in zip(model.views, then, strict=True)]
     return on_host(torch.stack(changed).any(0))
 
 
 def on_host(values: Tensor) -> np.ndarray:
-    """The values as an array: a view of them if they are on the CPU."""
+    """Returns the values as an array, a view if they are on the CPU."""
     return values.cpu().numpy()

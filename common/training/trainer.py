@@ -1,4 +1,4 @@
-"""The training loop: a batch of experiments advances from one validation to the next, and each ends by itself."""
+"""The training loop: advances a batch of experiments from validation to validation until each has ended."""
 
 from collections.abc import Callable, Iterable, Sequence
 from math import prod
@@ -11,39 +11,39 @@ from common.training.history import DIVERGED, EPOCHS, INTERRUPTED, STALLED, ZERO
 from common.training.native_engine import Engine
 from common.training.torch_engine import Observations, on_host
 
-# Observations of all experiments together are kept in so many bytes. When these are full, the metrics are computed.
+# Size of the buffer of the observations of all experiments. When it is full, the metrics are computed.
 _BUFFER_BYTES = 64 * 2**20
-# Metrics are computed from so many validations at a time, so that intermediate results stay in the cache.
+# Validations from which metrics are computed at once: few enough for the intermediate results to stay in the cache.
 _ROWS_AT_ONCE = 4096
 
 
 class Ended(NamedTuple):
-    """An experiment that ended, and its last parameters (at an index of an engine's batch) and output (rows, cols)."""
+    """An experiment that ended."""
 
     state: TrainingState
-    engine: Engine
-    index: int
-    output: np.ndarray
+    engine: Engine  # which holds the last parameters
+    index: int  # of the experiment in the engine's batch
+    output: np.ndarray  # (rows, cols), the last end-to-end matrix or tensor
 
 
 class Trainer:
     """Trains a batch of experiments that are at the same epoch and are validated at the same epochs.
 
-    Observations at validations are kept in a buffer with a row for each, and the metrics are computed when they are
-    needed, or when the buffer is full.
+    Observations at validations are rows of a buffer. Metrics are computed from them when they are needed, or when the
+    buffer is full.
 
     Parameters
     ----------
-    engine : with the experiments' parameters.
-    states : of the experiments, in the order of the engine's batch.
+    engine : holds the experiments' parameters.
+    states : the experiments' states, in the order of the engine's batch.
     validate_every : epochs between validations.
-    max_zero_loss_validations : an experiment ends at more than so many validations in a row with zero loss.
-    stopped : whether a signal is waiting, and slow metrics are not to be computed any more.
+    max_zero_loss_validations : an experiment ends at more validations in a row with zero loss than this.
+    stopped : whether a signal has come; then slow metrics are no longer computed.
 
     Attributes
     ----------
     running : the states of the experiments that have not ended, in the order of the engine's batch.
-    epoch : the last epoch that is finished.
+    epoch : the last finished epoch.
     """
 
     def __init__(
@@ -59,9 +59,9 @@ class Trainer:
         self._last_epochs = np.array([state.last_epoch for state in states])
         self._tolerances = np.array([state.zero_loss_tol for state in states])
         self._zero_losses = np.array([state.zero_loss_validations for state in states])
-        # An interval that begins between validations is not a whole one: what moved in its first part counts.
+        # Whether a parameter moved since the last validation: an interval may be trained in several parts.
         self._moved = np.array([state.moved_since_validation for state in states])
-        self._last_losses = self._last_outputs = None
+        self._last_losses = self._last_outputs = None  # at the last finished epoch
 
         shape, dtype = engine.model.output_shape, engine.model.values[:0].cpu().numpy().dtype
         most_rows = int(self._last_epochs.max() - self.epoch) // validate_every + 2
@@ -69,18 +69,18 @@ class Trainer:
         self._epoch_rows = np.zeros(num_rows, dtype=np.int64)
         self._loss_rows = np.zeros((len(states), num_rows), dtype)
         self._output_rows = np.zeros((len(states), num_rows, *shape), dtype)
-        # How many rows there are, and how many of them each history has; where each experiment is in the buffer.
+        # The number of rows, and how many of them each history has; the index of each experiment in the buffer.
         self._num_rows, self._num_measured = 0, np.zeros(len(states), dtype=np.int64)
         self._places = np.arange(len(states))
 
     def advance(self) -> list[Ended]:
-        """Trains to a later validation, or to the last epoch of an experiment, or for as long as one call may take.
+        """Trains to a later validation, to the last epoch of an experiment, or for the time that one call may take.
 
-        Returns the experiments that ended on the way. They are no longer in the batch.
+        Returns the experiments that ended, which are removed from the batch.
         """
         ends = self._interval_ends()
         intervals = np.diff(ends, prepend=self.epoch + 1).tolist()
-        # An experiment that ends before the last validation of several takes its steps again, from here.
+        # An experiment that ends before the last of several validations takes its steps again, from here.
         begin = self.engine.select(torch.arange(len(self.running))) if len(ends) > 1 else None
         observed = self.engine.advance(intervals)
         self.epoch = int(ends[-1]) - 1
@@ -90,18 +90,18 @@ class Trainer:
         self._record(ends, observed, end_columns)
         ended = []
         for column in sorted(set(end_columns.values())):
-            batch = [index for index, its_column in end_columns.items() if its_column == column]
-            engine, indices = self.engine, batch
+            indices = [index for index, its_column in end_columns.items() if its_column == column]
+            engine, positions = self.engine, indices
             if column < len(intervals) - 1:
-                engine, indices = begin.select(torch.tensor(batch)), range(len(batch))
+                engine, positions = begin.select(torch.tensor(indices)), range(len(indices))
                 engine.advance(intervals[: column + 1])
-            for index, engine_index in zip(batch, indices, strict=True):
-                ended.append(Ended(self.running[index], engine, engine_index, observed.outputs[index, column].copy()))
+            for index, position in zip(indices, positions, strict=True):
+                ended.append(Ended(self.running[index], engine, position, observed.outputs[index, column].copy()))
         self.discard([each.state for each in ended])
         return ended
 
     def _interval_ends(self) -> np.ndarray:
-        """Numbers of finished epochs (K,) at which to observe: at validations, and at an experiment's last epoch."""
+        """Returns the numbers of finished epochs (K,) at which to observe: validations, and an experiment's end."""
         done, every = self.epoch + 1, self.validate_every
         last = int(self._last_epochs.min()) + 1
         next_validation = (done // every + 1) * every
@@ -114,9 +114,9 @@ class Trainer:
         return np.append(validations[validations < last], last)[:count]
 
     def _decide_stops(self, ends: np.ndarray, observed: Observations) -> dict[int, int]:
-        """Updates what is known about zero losses and movement, and the states of the experiments that end.
+        """Updates the counts of zero losses, whether parameters moved, and the states of the experiments that end.
 
-        Returns the column of `ends` (K,) where each of these ends, by index.
+        Returns the column of `ends` (K,) at which each of these ends, by index.
         """
         losses, outputs, moved = observed
         moved[:, 0] |= self._moved
@@ -124,7 +124,7 @@ class Trainer:
         at_last_epoch = ends == self._last_epochs[:, None] + 1  # (B, K)
         zero_losses = _in_a_row(losses < self._tolerances[:, None], is_validation, self._zero_losses)
         self._moved, self._zero_losses = moved[:, -1] & ~is_validation[:, -1], zero_losses[:, -1].copy()
-        # If several hold, the last of these is recorded.
+        # If several hold, the last one is recorded.
         reasons = {
             EPOCHS: at_last_epoch,
             STALLED: is_validation & ~moved & self.engine.optimizer.is_stateless,
@@ -142,7 +142,7 @@ class Trainer:
         return columns
 
     def _record(self, ends: np.ndarray, observed: Observations, end_columns: dict[int, int]) -> None:
-        """Puts observations into the buffer, and computes the metrics that are not postponed."""
+        """Appends observations to the buffer, and computes the metrics that are not postponed."""
         is_observed = (ends % self.validate_every == 0) | (ends == self._last_epochs[:, None] + 1)
         if not is_observed.any():
             return
@@ -151,14 +151,14 @@ class Trainer:
             if index in end_columns:
                 self._measure(index, first_row + end_columns[index] + 1)
             elif not is_observed[index, -1]:
-                # The last epoch of another experiment, between validations: this one skips the row.
+                # The last epoch of another experiment, between validations: the row is not of this one.
                 self._measure(index, self._num_rows - 1)
                 self._num_measured[index] = self._num_rows
             elif state.measures_slowly and not self._stopped():
                 self._measure(index, self._num_rows)
 
     def _append(self, epochs: np.ndarray, losses: np.ndarray, outputs: np.ndarray) -> int:
-        """Appends rows to the buffer, which is emptied first if they do not fit. Returns the first one's number."""
+        """Appends rows to the buffer, which is emptied first if they do not fit. Returns the index of the first."""
         if self._num_rows + len(epochs) > len(self._epoch_rows):
             for index, state in enumerate(self.running):
                 if state.keeps_history:
@@ -171,7 +171,7 @@ class Trainer:
         return first
 
     def _measure(self, index: int, num_rows: int) -> None:
-        """Extends an experiment's history to the first `num_rows` rows of the buffer."""
+        """Adds what is missing of the metrics of the first `num_rows` rows to an experiment's history."""
         state, begin = self.running[index], int(self._num_measured[index])
         if begin >= num_rows:
             return
@@ -183,37 +183,32 @@ class Trainer:
         self._num_measured[index] = num_rows
 
     def _metrics(self, index: int, rows: slice) -> tuple[Metrics, Metrics]:
-        """Train and validation metrics of an experiment, from rows of the buffer."""
+        """Returns the train and validation metrics of an experiment, from rows of the buffer."""
         place = self._places[index]
         return self.running[index].measure(self._loss_rows[place, rows], self._output_rows[place, rows])
 
     def discard(self, states: Iterable[TrainingState]) -> None:
-        """Removes experiments from the batch."""
+        """Removes experiments from the batch. Called after `advance`."""
         discarded = set(states)
         kept = [index for index, state in enumerate(self.running) if state not in discarded]
         if len(kept) == len(self.running):
             return
         self.running = [self.running[index] for index in kept]
-        for name in ("_last_epochs", "_tolerances", "_zero_losses", "_moved", "_num_measured", "_places"):
+        arrays = ("_last_epochs", "_tolerances", "_zero_losses", "_moved", "_last_losses", "_last_outputs")
+        for name in (*arrays, "_num_measured", "_places"):
             setattr(self, name, getattr(self, name)[kept])
         if kept:
             self.engine = self.engine.select(torch.tensor(kept))
-            if self._last_losses is not None:
-                self._last_losses, self._last_outputs = self._last_losses[kept], self._last_outputs[kept]
 
     def latest(self, index: int) -> dict[str, float]:
-        """The metrics of an experiment at its last validation, by name; none before the first."""
-        if self.num_unmeasured(index) == 0:
+        """Returns the metrics of an experiment at its last validation, by name; none before the first."""
+        if self._num_measured[index] == self._num_rows:
             return self.running[index].history.last_values()
         train, validation = self._metrics(index, slice(self._num_rows - 1, self._num_rows))
         return {name: float(values[0]) for name, values in (train | validation).items()}
 
-    def num_unmeasured(self, index: int) -> int:
-        """How many validations of an experiment are not yet in its history."""
-        return self._num_rows - int(self._num_measured[index])
-
     def sync(self, index: int) -> TrainingState:
-        """Updates an experiment's state to the last epoch, and returns it."""
+        """Updates an experiment's state, history included, to the last finished epoch, and returns it."""
         state = self.running[index]
         state.epoch = self.epoch
         state.moved_since_validation = bool(self._moved[index])
@@ -222,7 +217,7 @@ class Trainer:
         return state
 
     def interrupt(self) -> list[Ended]:
-        """Ends all experiments where they are. `sync`, which may take a while, is left to the caller."""
+        """Ends all experiments at the last finished epoch. The caller calls `sync`, which may take a while."""
         outputs = self._last_outputs
         if outputs is None:
             outputs = on_host(self.engine.model.forward())
@@ -234,8 +229,8 @@ class Trainer:
 
 
 def _in_a_row(holds: np.ndarray, counted: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """How often in a row, up to each column (B, K), `holds` was true in columns that are `counted` (1, K); `before`
-    times (B,) before the first one. Only the last column may not be counted.
+    """Returns for each column (B, K) how often in a row, up to there, `holds` was true in `counted` (1, K) columns.
+    Before the first column it was true `before` (B,) times in a row. All columns but the last must be counted.
     """
     columns = np.arange(1, holds.shape[1] + 1)
     last_false = np.maximum.accumulate(np.where(holds | ~counted, 0, columns), axis=1)
@@ -243,8 +238,8 @@ def _in_a_row(holds: np.ndarray, counted: np.ndarray, before: np.ndarray) -> np.
 
 
 def _all_finite(losses: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    """Whether all metrics of each experiment are finite (B, K): none is larger than twice the loss (the sum of squares)
-    or the sum of the output's absolute values, which no norm of it exceeds.
+    """Returns whether all metrics of each experiment are finite (B, K): none exceeds twice the loss, which is the sum
+    of squares, or the sum of the output's absolute values, which bounds its norms.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         return np.isfinite(2 * losses + np.abs(outputs).reshape(*losses.shape, -1).sum(axis=-1))

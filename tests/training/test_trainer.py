@@ -163,12 +163,11 @@ def test_interrupt_records_progress(native):
 def test_interrupt_within_validation_interval(native):
     experiment = make_experiment(epochs=10**12, validate_every=10**12, lr=1e-3)
     trainer = make_trainer([experiment], native=native)
-    trainer.engine.__class__ = type("ShortCallEngine", (type(trainer.engine),), {"max_steps_per_call": 70})
     assert trainer.advance() == []
     trainer.interrupt()
     trainer.sync(0)
-    assert experiment.state.epoch == 69
-    assert experiment.state.history.train["mse_loss"].epochs.tolist() == [69]
+    assert experiment.state.epoch == trainer.epoch < 10**10
+    assert experiment.state.history.train["mse_loss"].epochs.tolist() == [trainer.epoch]
     assert experiment.state.moved_since_validation
 
 

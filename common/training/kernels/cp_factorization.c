@@ -1,9 +1,9 @@
-/* Gradient descent (or GroupRMSprop, where ADAPTIVE) on CP factorizations of ORDER modes of dimensions DIMS, with RANK
-   components. The first SPLIT modes are the first group, and the tensor, ROWS x COLS, is the product of the groups'
-   Khatri-Rao products. ALL_DIMS is the sum of the dimensions, LAST_DIM the last one.
+/* Gradient descent (or with ADAPTIVE, GroupRMSprop) on CP factorizations of ORDER modes of dimensions DIMS, with RANK
+   components. The first SPLIT modes are the first group. The tensor as a ROWS x COLS matrix is the product of the
+   groups' Khatri-Rao products. ALL_DIMS is the sum of the dimensions, LAST_DIM the last one.
 
-   Components are processed in panels that fit into the caches, one component in each lane, and all matrix products use
-   one tile of registers. Experiments are advanced one by one. */
+   Components are processed in panels that fit into the caches, one component in each lane. All matrix products use one
+   tile of registers. Experiments are advanced one by one. */
 
 #if VECTOR_BYTES == 64
 #define TILE_VECTORS 4
@@ -17,7 +17,7 @@
 #define PADDED_COLS PADDED(COLS, PANEL)
 
 typedef vec Row[TILE_VECTORS];
-/* The factors, or the gradients, of a panel: the rows of all modes, one after the other. */
+/* The factors, or their gradients, of a panel: the rows of all modes in sequence. */
 typedef Row Factors[ALL_DIMS];
 
 static const int dims[ORDER] = {DIMS};
@@ -25,10 +25,10 @@ static const int group_begin[3] = {0, SPLIT, ORDER};
 
 typedef struct {
     Factors factors[PANELS], gradients[PANELS], begin[PANELS], before[PANELS];
-    /* Of each group, the Khatri-Rao products of its first mode, its first two modes, ..., all its modes. */
+    /* For each group, the Khatri-Rao products of its first mode, its first two modes, ..., all its modes. */
     Row products[2][ORDER][MAX(PADDED_ROWS, PADDED_COLS)];
     Row back[2][MAX(PADDED_ROWS, PADDED_COLS)];
-    /* The second group's product, a row for each component of the panel. */
+    /* The transposed product of the second group: a row for each component of the panel. */
     real transposed[PANEL][PADDED_COLS];
     real output[PADDED_ROWS][PADDED_COLS], gradient[PADDED_ROWS][PADDED_COLS];
 } Work;
@@ -48,14 +48,14 @@ INLINE void tile(int64_t n, const real *a, int64_t a_row, int64_t a_step, const 
         for (int v = 0; v < TILE_VECTORS; v++) ((vec *)(c + i * c_row))[v] = sums[i][v];
 }
 
-/* The row of `factors` where a mode begins. */
+/* Returns the row of `factors` where a mode begins. */
 INLINE int mode_row(int mode) {
     int row = 0;
     for (int k = 0; k < mode; k++) row += dims[k];
     return row;
 }
 
-/* Khatri-Rao products of a group of modes in a panel. Returns the last one, of all its modes. */
+/* Computes the Khatri-Rao products of a group in a panel. Returns the last one, of all its modes. */
 INLINE Row *khatri_rao(Work *work, int64_t panel, int group) {
     int rows = 1;
     Row *last = NULL;
@@ -71,7 +71,7 @@ INLINE Row *khatri_rao(Work *work, int64_t panel, int group) {
     return last;
 }
 
-/* The second group's product, transposed: from the product of all its modes but the last. */
+/* Computes `transposed` from the product of all modes of the second group but the last. */
 INLINE void transpose(Work *work, int64_t panel) {
     const Row *last = work->factors[panel] + ALL_DIMS - LAST_DIM;
     const Row *rest = ORDER - SPLIT > 1 ? work->products[1][ORDER - 2] : NULL;
@@ -97,7 +97,7 @@ static __attribute__((noinline)) void forward(Work *work) {
     }
 }
 
-/* From the gradient of a group's product, in work->back, to those of its factors. */
+/* Computes the gradients of a group's factors from that of its product, in work->back. */
 INLINE void khatri_rao_backward(Work *work, int64_t panel, int group) {
     Row *back = work->back[group];
     int rows = group ? COLS : ROWS;
@@ -122,7 +122,7 @@ INLINE void khatri_rao_backward(Work *work, int64_t panel, int group) {
     memcpy(work->gradients[panel] + mode_row(group_begin[group]), back, rows * sizeof(Row));
 }
 
-/* With K_1 K_2^T = T and G the gradient of T, those of K_1 and K_2 are G K_2 and G^T K_1. */
+/* Computes the gradients of K_1 and K_2, where T = K_1 K_2^T: G K_2 and G^T K_1, where G is the gradient of T. */
 static __attribute__((noinline)) void backward(Work *work) {
     for (int64_t panel = 0; panel < PANELS; panel++) {
         const Row *first = khatri_rao(work, panel, 0), *second = khatri_rao(work, panel, 1);
@@ -135,7 +135,7 @@ static __attribute__((noinline)) void backward(Work *work) {
     }
 }
 
-/* The step size of step `num_steps`. */
+/* Returns the step size of step `num_steps`, counted from 1. */
 static real step_size(const Work *work, real lr, real *square_avg, int64_t num_steps) {
 #if ADAPTIVE
     const vec *gradients = (const vec *)work->gradients;
@@ -169,7 +169,7 @@ INLINE void store(const Work *work, int64_t experiment, const Batch *batch) {
                     ((const real *)work->factors[r / PANEL][mode_row(mode) + d])[r % PANEL];
 }
 
-/* Whether a number of `a` differs from that of `b`. */
+/* Returns whether any number of `a` differs from that of `b`. */
 INLINE uint8_t differ(const Factors *a, const Factors *b) {
     uint8_t different = 0;
     for (int64_t e = 0; e < (int64_t)(sizeof(Factors[PANELS]) / sizeof(real)); e++)

@@ -5,7 +5,7 @@
 #define COLS_OF(layer) ((layer) == DEPTH - 1 ? COLS : HIDDEN)
 #define LARGEST (MAX(ROWS, COLS) * HIDDEN)
 
-/* Small problems fit into the registers: with all loops unrolled, a step is nothing but its arithmetic. */
+/* Small problems fit into the registers: with all loops unrolled, a step consists of its arithmetic only. */
 #if ROWS * COLS * DEPTH <= 36
 #define UNROLL _Pragma("GCC unroll 16")
 #else
@@ -14,12 +14,13 @@
 
 typedef vec Factors[DEPTH][LARGEST];
 
-/* Factors, now and at two earlier steps; and for each l the products W_1 ... W_{l+1} and G (W_{l+2} ... W_L)^T. */
+/* The factors, their values at the beginning of the interval and before its last step, and for each l the products
+   W_1 ... W_{l+1} and G (W_{l+2} ... W_L)^T. */
 typedef struct {
     Factors w, begin, before, prefixes, back;
 } Work;
 
-/* Deep products would not fit on a thread's stack. Where they do, the compiler knows that nothing else refers to them. */
+/* Whether the work arrays fit on a thread's stack. There the compiler knows that nothing else refers to them. */
 #define ON_STACK (DEPTH * LARGEST * VECTOR_BYTES <= 65536)
 
 /* c (m, n) = a (m, k) b (k, n) */
@@ -49,13 +50,13 @@ INLINE void descend(int m, int k, int n, vec lr, const vec *a, const vec *b, vec
     }
 }
 
-/* The last of the prefixes is the product matrix. */
+/* Computes the prefixes W_1 ... W_{l+1}. The last one is the product matrix. */
 INLINE void forward(Factors w, Factors prefixes) {
     UNROLL for (int e = 0; e < ROWS * COLS_OF(0); e++) prefixes[0][e] = w[0][e];
     UNROLL for (int l = 1; l < DEPTH; l++) multiply(ROWS, HIDDEN, COLS_OF(l), prefixes[l - 1], w[l], prefixes[l]);
 }
 
-/* The gradient of W_l is (W_1 ... W_{l-1})^T G (W_{l+1} ... W_L)^T, G that of the product. */
+/* Takes one step. The gradient of W_l is (W_1 ... W_{l-1})^T G (W_{l+1} ... W_L)^T, where G is that of the product. */
 INLINE void step(Factors w, const vec *targets, const vec *weights, vec lr, vec *residuals, Work *restrict work) {
 #if ON_STACK
     Factors prefixes, back;
@@ -75,7 +76,7 @@ INLINE void step(Factors w, const vec *targets, const vec *weights, vec lr, vec 
     UNROLL for (int e = 0; e < ROWS * COLS_OF(0); e++) w[0][e] -= lr * back[0][e];
 }
 
-/* Copies `count` numbers of each experiment to its lane, or back; an experiment begins `stride` after the one before. */
+/* Copies `count` numbers of each experiment to its lane, or back. Consecutive experiments are `stride` apart. */
 INLINE void gather(int64_t count, const real *source, int64_t stride, int64_t lanes, vec *target) {
     for (int64_t e = 0; e < count; e++)
         /* Unused lanes repeat the last experiment. */

@@ -1,9 +1,9 @@
-/* Vectors of the width that the processor has, and the interface that every kernel implements.
+/* Vectors of the processor's width, and the interface of every kernel.
 
    A kernel is compiled for one shape and one precision: REAL is float or double, and INTEGER the signed integer of the
-   same size. The compiler contracts multiplications and additions to fused ones in the same way for every lane and
-   every step. An experiment's bits therefore do not depend on the rest of the batch, nor on the number of steps in a
-   call. */
+   same size. The compiler contracts multiplications and additions into fused operations in the same way for every lane
+   and every step. An experiment's bits therefore do not depend on the rest of the batch, nor on the number of steps in
+   a call. */
 
 #include <math.h>
 #include <stdint.h>
@@ -30,8 +30,12 @@ typedef INTEGER mask __attribute__((vector_size(VECTOR_BYTES)));
 #define PADDED(size, unit) (((size) + (unit) - 1) / (unit) * (unit))
 #define INLINE static inline __attribute__((always_inline))
 
-/* A batch of experiments. Factor k of experiment b begins at values[offsets[k] + b * strides[k]], its targets and
-   weights at targets[b * entry_stride] and weights[b * entry_stride]. The last three are GroupRMSprop's. */
+/* A batch of experiments. Factor k of experiment b begins at values[offsets[k] + b * strides[k]], the targets and
+   weights of experiment b begin at targets[b * entry_stride] and weights[b * entry_stride]. The last three fields are
+   used by GroupRMSprop.
+
+   The caller passes this struct and the next one as arrays of 64-bit integers, one for each field: all fields must have
+   64 bits. */
 typedef struct {
     int64_t batch_size;
     real *values;
@@ -44,8 +48,8 @@ typedef struct {
 } Batch;
 
 /* What is observed at the end of each of `count` intervals of steps: losses and moved (batch_size, count), outputs
-   (batch_size, count, rows * cols). `moved`: whether a parameter changed in the interval, from its beginning to its end
-   or in its last step. */
+   (batch_size, count, rows * cols). `moved` says whether a parameter changed from the beginning of the interval to its
+   end, or in its last step. */
 typedef struct {
     int64_t count;
     const int64_t *intervals;
@@ -56,5 +60,5 @@ typedef struct {
 /* Takes all steps of the experiments `first` to `last` - 1. Returns 0, or 1 if there is not enough memory. */
 int advance(int64_t first, int64_t last, const Batch *batch, const Observations *observed);
 
-/* Experiments that are advanced together at the cost of one. */
+/* Returns the number of experiments that are advanced together at the cost of one. */
 int64_t experiments_at_once(void);
