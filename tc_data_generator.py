@@ -20,11 +20,10 @@ def main() -> None:
     if cp_rank == 0:
         raise flag_error("target_tensor_cp_rank", 0, "must be at least 1, or -1 for no constraint")
     if dim**order > 10**8:
-        raise flag_error(
-            "mode_dim_size", dim, f"of order {order} makes {dim**order:.1e} entries; at most 1e8 are possible"
-        )
+        remedy = f"of order {order} makes {dim**order:.1e} entries; at most 1e8 are possible"
+        raise flag_error("mode_dim_size", dim, remedy)
 
-    # Imported once the flags are known to be right: torch takes a while.
+    # Imported after the flags are checked, because importing torch is slow.
     import torch
 
     from common.datasets.tensor_completion import random_tensor
