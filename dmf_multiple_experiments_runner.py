@@ -75,6 +75,7 @@ DEPTH_4 = [
 
 # The runs of Figure 1 that are repeated with other observations and shapes.
 UNBALANCED, BALANCED = DEPTH_3[0], DEPTH_3[2]
+DATA = "data/dmf/completion"
 
 
 def figure_1(runs: list[dict], seeds: list[int], plot: str = "-show_bound") -> Plan:
@@ -91,7 +92,7 @@ PLANS = {
     "perturbed": Plan(
         "appendix: observations -2, 0.5 and z, which keep |unobserved entry| near 1/|z|",
         [
-            {**NEGATIVE, **BALANCED, "dataset_path": f"data/dmf/completion_2x2_perturbed_w_-2_05_{z}.pt"}
+            {**NEGATIVE, **BALANCED, "dataset_path": f"{DATA}_2x2_perturbed_w_-2_05_{z}.pt"}
             for z in ("0", "001", "005", "01", "05")
         ],
         "-plot_title 'perturbed observations' -show_bound "
@@ -99,16 +100,13 @@ PLANS = {
     ),
     "repositioned": Plan(
         "appendix: another entry, (0, 1), is the unobserved one",
-        [
-            {**NEGATIVE, **run, "dataset_path": "data/dmf/completion_2x2_repositioned_w_1_0_1.pt"}
-            for run in (BALANCED, UNBALANCED)
-        ],
+        [{**NEGATIVE, **run, "dataset_path": f"{DATA}_2x2_repositioned_w_1_0_1.pt"} for run in (BALANCED, UNBALANCED)],
         "-plot_title 'repositioned observations' -show_bound",
     ),
     "larger_matrices": Plan(
         "appendix: 3x3, 5x5 and 10x10 matrices",
         [
-            {**FIGURE, **BALANCED, "dataset_path": f"data/dmf/completion_{d}x{d}_w_1_1_0.pt", "num_samples": d**2 - 1}
+            {**FIGURE, **BALANCED, "dataset_path": f"{DATA}_{d}x{d}_w_1_1_0.pt", "num_samples": d**2 - 1}
             for d in (3, 5, 10)
         ],
         "-plot_title 'larger matrices' -experiments_names 3x3 5x5 10x10",

@@ -11,13 +11,11 @@ from common.tensor_files import is_float_tensor, load_dictionary
 
 @dataclass(frozen=True)
 class TensorCompletion:
-    """Target tensor (d_1, …, d_N), flat (row-major) indices (n,) of the observed entries, and the CP rank that the target
-    was made with (-1: unconstrained).
-    """
+    """A target tensor (d_1, …, d_N), and the flat (row-major) indices (n,) of the observed entries."""
 
     target_tensor: Tensor
     observed_entries: Tensor
-    target_cp_rank: int
+    target_cp_rank: int  # with which the target was made; -1: unconstrained
 
     def first(self, num_samples: int) -> "TensorCompletion":
         """Returns the problem with the first `num_samples` entries observed. Raises ValueError if there are fewer."""

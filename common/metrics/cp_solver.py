@@ -154,10 +154,10 @@ def dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def levenberg_marquardt(tensor: Tensor, factors: Tensor, threshold: float) -> tuple[Tensor, Tensor, int]:
-    """Minimizes the squared residuals of `factors` (starts, modes, largest dimension, rank) for a tensor of norm 1 until
-    one is below `threshold` or all starts are given up.
+    """Minimizes the squared residuals of all starts until one is below `threshold` or all are given up.
 
-    Returns the factors of the starts that are left, best first, their squared residuals and the number of steps.
+    `tensor` has norm 1; `factors` (starts, modes, largest dimension, rank) are the starts. Returns the factors of the
+    starts that are left, best first, their squared residuals (starts,), and the number of steps.
     """
     factors = balance(factors)
     residual = cp_residual(tensor, factors)

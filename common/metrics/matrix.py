@@ -67,8 +67,8 @@ def distance_from_rank_1(singular_values: Tensor) -> Tensor:
 
 
 def rank(singular_values: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """Returns the number (...) of descending `singular_values` (..., k) above σ_max · max(rows, cols) · eps, for a shape
-    (rows, cols) and the `dtype` in which the matrix was computed; NaN for NaN.
+    """Returns the number (...) of descending `singular_values` (..., k) above σ_max · max(rows, cols) · eps, or NaN for
+    NaN. `shape` is (rows, cols), and `dtype` is that in which the matrix was computed.
     """
     threshold = singular_values[..., :1] * (max(shape) * torch.finfo(dtype).eps)
     return (singular_values > threshold).sum(-1) + singular_values[..., 0] * 0

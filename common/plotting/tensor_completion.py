@@ -40,11 +40,6 @@ class Result:
     ranks: dict[str, int | None]  # of "model", "memorizer" and "targets"; None if not known
     target: torch.Tensor | None
 
-    @property
-    def line(self) -> str:
-        """Key that is equal for the runs of one line, which differ in number of samples and seed."""
-        return canonical([self.init_std, self.run.compared(without=("num_samples", "init_std"))])
-
 
 def read_results(directory: str) -> tuple[list[Result], list[str]]:
     """Returns the results of the finished experiments in a directory, of this project or of the original code, and a
@@ -103,7 +98,8 @@ def summarize(results: Sequence[Result]) -> list[Row]:
     """
     lines: dict[str, list[Result]] = {}
     for result in sorted(results, key=lambda each: (each.init_std is None, -(each.init_std or 0))):
-        lines.setdefault(result.line, []).append(result)
+        key = canonical([result.init_std, result.run.compared(without=("num_samples", "init_std"))])
+        lines.setdefault(key, []).append(result)
     first = [members[0] for members in lines.values()]
     bases = ["model" if each.init_std is None else f"tf, init {scientific(each.init_std)}" for each in first]
     names = labels([each.run for each in first], bases, shown=("num_samples", "init_std"))
@@ -115,9 +111,9 @@ def summarize(results: Sequence[Result]) -> list[Row]:
             repeated = [result for result in members if result.num_samples == num_samples]
             row: Row = {"method": method, "num_samples": num_samples}
             for quantity in ("error", "rank"):
-                values = [getattr(result, f"{quantity}s")[source] for result in repeated]
-                values = [value for value in values if value is not None]
-                quartiles = np.percentile(values, (25, 50, 75)).tolist() if values else [None] * 3
+                known = [getattr(result, f"{quantity}s")[source] for result in repeated]
+                known = [value for value in known if value is not None]
+                quartiles = np.percentile(known, (25, 50, 75)).tolist() if known else [None] * 3
                 row |= {f"{quantity}_{name}": value for name, value in zip(_QUARTILES, quartiles, strict=True)}
             rows.append({**row, "repetitions": len(repeated)})
     return rows
