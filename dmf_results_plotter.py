@@ -1,5 +1,5 @@
-"""Draws |unobserved entry|, or another metric, against the loss, from deep matrix factorization experiments: a folder
-of them, or checkpoints. Of experiments that differ only in their seed, median and quartiles are drawn.
+"""Plots |unobserved entry|, or another metric, against the loss of deep matrix factorization experiments, from a folder
+of experiments or from checkpoints. For experiments that differ only in their seed, plots median and quartiles.
 """
 
 from dataclasses import replace
@@ -18,11 +18,11 @@ from common.flags import (
 
 parser = Parser(__doc__)
 add = parser.add_argument
-text = "checkpoints, of this project or of the original code"
+text = "checkpoints of this project or of the original code"
 add("-experiments_checkpoint_paths", type=existing_file, nargs="+", default=[], help=text)
 text = "names in the legend, one for each path; with -experiments_dir one for each line, by default its parameters"
 add("-experiments_names", type=str, nargs="+", default=[], metavar="NAME", help=text)
-text = "folder with the folders of experiments, instead of their checkpoints"
+text = "folder that contains the experiments' folders, instead of checkpoints"
 add("-experiments_dir", type=optional(existing_dir), default="", help=text)
 text = "the entry (I, J) to plot (default: the one that run_params.json records, else (0, 0))"
 add("-unobserved_entry", type=integer(0), nargs=2, metavar=("I", "J"), help=text)

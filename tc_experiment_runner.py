@@ -1,5 +1,5 @@
-"""Runs one tensor completion experiment: a CP factorization of full rank, fitted from small initialization to some of a
-tensor's entries.
+"""Runs one tensor completion experiment: fits a CP factorization of full rank to some entries of a tensor, by gradient
+descent from small initialization.
 """
 
 from common.cli import Parser, run_script

@@ -1,12 +1,12 @@
 """Plots reconstruction error and rank against the number of observations, from a folder of tensor completion
-experiments, and prints the numbers as a table.
+experiments, and prints them as a table.
 """
 
 from common.cli import Parser, flag_errors, run_script
 from common.flags import add_figure_flags, existing_dir, require_screen_or_file, save_figure
 
 parser = Parser(__doc__)
-text = "folder with the folders of experiments, of this project or of the original code"
+text = "folder that contains the experiments' folders, of this project or of the original code"
 parser.add_argument("-experiments_dir", type=existing_dir, required=True, help=text)
 add_figure_flags(parser)
 
