@@ -146,8 +146,8 @@ def _read_curve(run: RecordedRun, wanted: Wanted) -> Curve:
 
 
 def _names(runs: Sequence[RecordedRun]) -> list[str]:
-    """Returns the names of lines: learning rate and initialization, unless all runs have the same ones and differ in
-    other parameters, and the other parameters in which they differ.
+    """Returns the names of lines: learning rate and initialization, unless the runs differ only in other parameters, and
+    the other parameters in which they differ.
     """
     differing = differing_names(runs)
     alone = differing and not set(differing).intersection(_INITIALIZATION)
@@ -162,7 +162,7 @@ def _initialization(run: RecordedRun) -> str:
         return f"identity {scientific(alpha)}"
     if run.parameters.get("use_balanced_init"):
         return f"{scientific(alpha)} (b)"
-    # A product of depth factors of std α and inner dimension d has entries of variance d^(depth − 1) α^(2 depth).
+    # A product of factors with std α and inner dimension d has entries of variance d^(depth − 1) α^(2 depth).
     try:
         inner = min(load_matrix_sensing(run.parameters.get("dataset_path") or "").shape)
         return scientific(float(f"{inner ** ((depth - 1) / 2) * alpha**depth:.1e}"))

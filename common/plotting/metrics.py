@@ -73,8 +73,8 @@ def draw_metrics(lines: Lines, directory: Path) -> float:
         for line in list(axes.lines):
             line.remove()
         many = len(of_figure) > _MOST_LINES
-        shades = len(of_figure) if many else _MOST_LINES
-        axes.set_prop_cycle(color=colormaps["viridis" if many else "tab10"](np.linspace(0, 0.9, shades)))
+        shades = np.linspace(0, 0.9, max(len(of_figure), _MOST_LINES))
+        axes.set_prop_cycle(color=colormaps["viridis" if many else "tab10"](shades))
         for label, (epochs, values) in of_figure.items():
             axes.plot(epochs, values, label=label, marker="." if len(epochs) == 1 else None)
         axes.relim()
