@@ -146,8 +146,8 @@ def _read_curve(run: RecordedRun, wanted: Wanted) -> Curve:
 
 
 def _names(runs: Sequence[RecordedRun]) -> list[str]:
-    """Returns the names of lines: learning rate and initialization, unless the runs differ only in other parameters, and
-    the other parameters in which they differ.
+    """Returns the names of lines: learning rate and initialization, unless only other parameters differ, and the other
+    parameters in which the runs differ.
     """
     differing = differing_names(runs)
     alone = differing and not set(differing).intersection(_INITIALIZATION)
