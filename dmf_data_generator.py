@@ -27,9 +27,9 @@ add("-sensing_std", type=real(0, above=True), default=1.0, help=text)
 
 
 def check(parameters: Parameters) -> None:
-    """Raises UserError where flags contradict each other."""
+    """Raises UserError if flags contradict each other."""
     rows, cols, rank = (parameters[name] for name in ("num_rows", "num_cols", "rank"))
-    entries, num_samples = parameters["target_entries"], parameters["num_samples"]
+    entries, unobserved = parameters["target_entries"], parameters["unobserved_entry"]
     size = f"{rows}x{cols}"
     exclusive(parameters, "custom_file_name", "file_name")
     exclusive(parameters, "use_custom_target", "target_entries")
@@ -45,30 +45,32 @@ def check(parameters: Parameters) -> None:
     if not (parameters["use_custom_target"] or entries) and rank > min(rows, cols):
         raise flag_error("rank", rank, f"a {size} target has rank {min(rows, cols)} at most")
     if parameters["use_custom_sensing_matrices"]:
-        for row, col in parameters["unobserved_entry"]:
+        for row, col in unobserved:
             if row >= rows or col >= cols:
                 raise flag_error("unobserved_entry", [row, col], f"the target is {size}; give one of its entries")
-        if len({tuple(entry) for entry in parameters["unobserved_entry"]} or {(0, 0)}) == rows * cols:
+        if len(set(map(tuple, unobserved)) or {(0, 0)}) == rows * cols:
             remedy = f"no entry of the {size} target is left to observe"
             raise flag_error("use_custom_sensing_matrices", True, remedy)
-    elif parameters["unobserved_entry"]:
-        raise flag_error("unobserved_entry", parameters["unobserved_entry"][0], "needs -use_custom_sensing_matrices")
-    elif parameters["task_type"] == "completion" and num_samples > rows * cols:
+    elif unobserved:
+        raise flag_error("unobserved_entry", unobserved[0], "needs -use_custom_sensing_matrices")
+    elif parameters["task_type"] == "completion" and parameters["num_samples"] > rows * cols:
         remedy = f"a {size} target has {rows * cols} entries; give at most as many"
-        raise flag_error("num_samples", num_samples, remedy)
+        raise flag_error("num_samples", parameters["num_samples"], remedy)
 
 
 def main() -> None:
     parameters = parser.parse()
     check(parameters)
 
-    # Imported once the flags are known to be right: torch takes a while.
+    # Imported after the flags are checked, because importing torch is slow.
     import torch
 
     from common.datasets import matrix_sensing
     from common.metrics.matrix import rank, singular_values
 
-    rows, cols = parameters["num_rows"], parameters["num_cols"]
+    rows, cols, target_rank = (parameters[name] for name in ("num_rows", "num_cols", "rank"))
+    task_type, num_samples = parameters["task_type"], parameters["num_samples"]
+    symmetric = parameters["use_symmetric_target"]
     seed = drawn_seed(parameters["random_seed"])
     generator = torch.Generator().manual_seed(seed)
 
@@ -77,29 +79,25 @@ def main() -> None:
     elif parameters["use_custom_target"]:
         target = matrix_sensing.infinite_norm_target(rows, cols)
     else:
-        symmetric = parameters["use_symmetric_target"]
-        target = matrix_sensing.random_target(rows, cols, parameters["rank"], symmetric, generator)
+        target = matrix_sensing.random_target(rows, cols, target_rank, symmetric, generator)
 
     if parameters["use_custom_sensing_matrices"]:
-        unobserved = parameters["unobserved_entry"] or [(0, 0)]
-        entries = matrix_sensing.all_entries_but(unobserved, rows, cols)
+        task_type = "completion"
+        entries = matrix_sensing.all_entries_but(parameters["unobserved_entry"] or [(0, 0)], rows, cols)
         sensing = matrix_sensing.entry_sensing(entries, rows, cols)
-    elif parameters["task_type"] == "completion":
-        entries = matrix_sensing.random_entries(parameters["num_samples"], rows, cols, generator)
+    elif task_type == "completion":
+        entries = matrix_sensing.random_entries(num_samples, rows, cols, generator)
         sensing = matrix_sensing.entry_sensing(entries, rows, cols)
     else:
-        std = parameters["sensing_std"]
-        sensing = matrix_sensing.gaussian_sensing(parameters["num_samples"], rows, cols, std, generator)
+        sensing = matrix_sensing.gaussian_sensing(num_samples, rows, cols, parameters["sensing_std"], generator)
 
     problem = matrix_sensing.sense(sensing, target)
     if not all(tensor.isfinite().all() for tensor in problem.state_dict().values()):
         flag = "target_entries" if parameters["target_entries"] else "sensing_std"
         raise flag_error(flag, parameters[flag], "makes numbers that float32 cannot hold; give smaller ones")
-    task_type = "completion" if parameters["use_custom_sensing_matrices"] else parameters["task_type"]
-    target_rank = parameters["rank"]
     if parameters["target_entries"] or parameters["use_custom_target"]:
         target_rank = int(rank(singular_values(target.double()), (rows, cols), target.dtype))
-    name = f"{task_type}_rank_{target_rank}_{rows}x{cols}{'_sym' if parameters['use_symmetric_target'] else ''}"
+    name = f"{task_type}_rank_{target_rank}_{rows}x{cols}{'_sym' if symmetric else ''}"
     path = save_dataset({**problem.state_dict(), "random_seed": seed}, parameters, name)
     print(f"{path}: {len(sensing)} observations of a {rows}x{cols} target of rank {target_rank}, random_seed {seed}")
 

@@ -5,7 +5,7 @@ from common.flags import add_resume_flag, add_runner_flags, integer, real
 
 
 def add_flags(parser: Parser) -> None:
-    """Declares the flags. A new one belongs here; see `Parser` for what its group means."""
+    """Adds the flags of an experiment. Add new ones here; `Parser` describes the groups."""
     add_runner_flags(
         parser,
         experiment_name="matrix_comp",
@@ -41,7 +41,7 @@ def main() -> None:
     parameters = parser.parse()
     resume = parameters.values.pop("resume")
 
-    # Imported once the flags are known to be right: torch takes a while.
+    # Imported after the flags are checked, because importing torch is slow.
     from common.problems.matrix_factorization import MatrixFactorization
     from common.sweeps.sweep import run_sweep
 

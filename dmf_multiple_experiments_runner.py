@@ -1,8 +1,8 @@
 """Runs the deep matrix factorization experiments listed in this script; edit the list to run others.
 
-Without flags it runs those of EXPERIMENTS, with -plan one of the paper's figures, or what the paper leaves open.
-Experiments of the same depth and shape are trained side by side, at hardly more cost than one. A flag given on the
-command line holds for all of them.
+Without flags it runs EXPERIMENTS; with -plan it runs the experiments of one of the paper's figures, or further ones.
+Experiments of the same depth and shape are trained in one batch. A flag given on the command line applies to all
+experiments.
 """
 
 from pathlib import Path
@@ -12,15 +12,15 @@ from common.naming import scientific
 from common.sweeps.plans import Plan, planned_jobs, plans_parser
 from dmf_experiment_runner import add_flags
 
-# Each dictionary is one experiment. Its keys are the flags of dmf_experiment_runner.py (see its -h); what is left out
-# keeps that script's default.
+# Each dictionary is one experiment. Its keys are the flags of dmf_experiment_runner.py (see its -h); flags that are
+# left out have their defaults.
 EXPERIMENTS = [
     {
         "experiment_name": "completion_2x2_c_1_1_0_exp",
         "dataset_path": "data/dmf/completion_2x2_w_1_1_0.pt",
         "num_samples": 3,
-        # The smallest seed from 0 whose run stays on the theory's curve down to loss 1e-4: a representative run. How
-        # runs with other seeds end is in the README.
+        # A representative run: the smallest seed whose run stays on the theory's curve down to loss 1e-4. The README
+        # shows the distribution over seeds.
         "random_seed": 0,
         "output_dir": "outputs/dmf",
         "file_log": True,
@@ -42,24 +42,18 @@ EXPERIMENTS = [
     },
 ]
 
-# How often each experiment is run. Repetition k of an experiment with seed N has the seed N + k.
+# Runs of each experiment. Repetition k of an experiment with seed N has the seed N + k.
 REPETITIONS = 1
 
 DEFAULT = Plan("Figure 1, middle: one run", EXPERIMENTS, "-plot_title 'depth 3'", REPETITIONS)
 
-# What the runs of the plans have in common.
-COMMON = {
-    "random_seed": 0,
-    "file_log": True,
-    "store_checkpoints": True,
-    "save_results": True,
-    "enforce_pos_det": True,
-}
+# Parameters that the plans share.
+COMMON = {"random_seed": 0, "file_log": True, "store_checkpoints": True, "save_results": True, "enforce_pos_det": True}
 FIGURE = {**COMMON, "plot_metrics": True, "save_every_num_val": 100, "track_singular_values": True}
 NEGATIVE = {**FIGURE, "enforce_pos_det": False, "enforce_neg_det": True}
 
-# The runs of each panel of Figure 1. init_alpha is the std of each factor; where the initialization is balanced, of the
-# product's entries, which is the init of the legend.
+# The runs of each panel of Figure 1. init_alpha is the std of each factor or, for balanced initialization, of the
+# product's entries, which the legend shows as init.
 DEPTH_2 = [
     {"depth": 2, "lr": 6e-3, "init_alpha": 2.66e-3},
     {"depth": 2, "lr": 3e-3, "init_alpha": 8.41e-4},
@@ -79,13 +73,13 @@ DEPTH_4 = [
     {"depth": 4, "lr": 1.5e-3, "init_alpha": 1e-4, "use_balanced_init": True},
 ]
 
-# Depth, learning rate and initialization that show what lies beyond Figure 1; balanced, and unbalanced beside it.
-BALANCED = {"depth": 3, "lr": 6e-3, "init_alpha": 1e-5, "use_balanced_init": True}
-UNBALANCED = {"depth": 3, "lr": 6e-3, "init_alpha": 1.71e-2}
+# The runs of Figure 1 that are repeated with other observations and shapes.
+UNBALANCED, BALANCED = DEPTH_3[0], DEPTH_3[2]
+DATA = "data/dmf/completion"
 
 
 def figure_1(runs: list[dict], seeds: list[int], plot: str = "-show_bound") -> Plan:
-    """A panel of Figure 1. The seeds are those of representative runs, as in the paper: see the README."""
+    """Returns the plan of a panel of Figure 1. `seeds` are those of representative runs; see the README."""
     title = f"depth {runs[0]['depth']}"
     experiments = [{**FIGURE, **run, "random_seed": seed} for run, seed in zip(runs, seeds, strict=True)]
     return Plan(f"Figure 1, {title}", experiments, f"-plot_title '{title}' {plot}")
@@ -98,7 +92,7 @@ PLANS = {
     "perturbed": Plan(
         "appendix: observations -2, 0.5 and z, which keep |unobserved entry| near 1/|z|",
         [
-            {**NEGATIVE, **BALANCED, "dataset_path": f"data/dmf/completion_2x2_perturbed_w_-2_05_{z}.pt"}
+            {**NEGATIVE, **BALANCED, "dataset_path": f"{DATA}_2x2_perturbed_w_-2_05_{z}.pt"}
             for z in ("0", "001", "005", "01", "05")
         ],
         "-plot_title 'perturbed observations' -show_bound "
@@ -106,16 +100,13 @@ PLANS = {
     ),
     "repositioned": Plan(
         "appendix: another entry, (0, 1), is the unobserved one",
-        [
-            {**NEGATIVE, **run, "dataset_path": "data/dmf/completion_2x2_repositioned_w_1_0_1.pt"}
-            for run in (BALANCED, UNBALANCED)
-        ],
+        [{**NEGATIVE, **run, "dataset_path": f"{DATA}_2x2_repositioned_w_1_0_1.pt"} for run in (BALANCED, UNBALANCED)],
         "-plot_title 'repositioned observations' -show_bound",
     ),
     "larger_matrices": Plan(
         "appendix: 3x3, 5x5 and 10x10 matrices",
         [
-            {**FIGURE, **BALANCED, "dataset_path": f"data/dmf/completion_{d}x{d}_w_1_1_0.pt", "num_samples": d**2 - 1}
+            {**FIGURE, **BALANCED, "dataset_path": f"{DATA}_{d}x{d}_w_1_1_0.pt", "num_samples": d**2 - 1}
             for d in (3, 5, 10)
         ],
         "-plot_title 'larger matrices' -experiments_names 3x3 5x5 10x10",
@@ -147,7 +138,7 @@ add_flags(experiment_parser)
 
 
 def name(parameters: Parameters) -> str:
-    """The experiment's name, where none is given."""
+    """Returns the name of an experiment that has none."""
     balanced = "_b" if parameters["use_balanced_init"] else ""
     lr, alpha = scientific(parameters["lr"]), scientific(parameters["init_alpha"])
     return f"{Path(parameters['dataset_path']).stem}_depth_{parameters['depth']}_lr_{lr}_init_{alpha}{balanced}"
@@ -157,7 +148,7 @@ def main() -> None:
     command, plans = parser.parse(), {"": DEFAULT, **PLANS}
     jobs = planned_jobs(command, experiment_parser, plans, "outputs/dmf", "dmf_results_plotter.py", name)
 
-    # Imported once the parameters are known to be right: torch takes a while.
+    # Imported after the parameters are checked, because importing torch is slow.
     from common.problems.matrix_factorization import MatrixFactorization
     from common.sweeps.sweep import run_jobs
 

@@ -1,10 +1,8 @@
-"""Draws |unobserved entry|, or another metric, against the loss, from deep matrix factorization experiments: a folder
-of them, or checkpoints. Of experiments that differ only in their seed, median and quartiles are drawn.
+"""Plots |unobserved entry|, or another metric, against the loss of deep matrix factorization experiments, from a folder
+of experiments or from checkpoints. For experiments that differ only in their seed, plots median and quartiles.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from common.cli import Parser, UserError, flag_error, flag_errors, run_script
 from common.flags import (
@@ -20,20 +18,17 @@ from common.flags import (
 
 parser = Parser(__doc__)
 add = parser.add_argument
-text = "checkpoints, of this project or of the original code"
+text = "checkpoints of this project or of the original code"
 add("-experiments_checkpoint_paths", type=existing_file, nargs="+", default=[], help=text)
-text = (
-    "name of each experiment in the legend, as many as paths; with -experiments_dir name of each line, made from the "
-)
-text += "parameters if left out"
+text = "names in the legend, one for each path; with -experiments_dir one for each line, by default its parameters"
 add("-experiments_names", type=str, nargs="+", default=[], metavar="NAME", help=text)
-text = "folder with the folders of experiments, instead of their checkpoints"
+text = "folder that contains the experiments' folders, instead of checkpoints"
 add("-experiments_dir", type=optional(existing_dir), default="", help=text)
 text = "the entry (I, J) to plot (default: the one that run_params.json records, else (0, 0))"
 add("-unobserved_entry", type=integer(0), nargs=2, metavar=("I", "J"), help=text)
 text = "plot this recorded metric instead of |unobserved entry|: e2e_effective_rank, fro_e2e_norm, …"
 add("-y", default="", metavar="METRIC", help=text)
-text = "plot the theory's bound, which holds while the determinant keeps its sign"
+text = "plot the theoretical bound, which holds while the determinant keeps its sign"
 add("-show_bound", action="store_true", help=text)
 add("-min_loss", type=real(0, above=True), default=1e-4, help="where the curves and the loss axis end")
 add_figure_flags(parser)
@@ -51,30 +46,31 @@ def main() -> None:
         raise UserError("required: -experiments_names, as many as paths")
     if paths and len(paths) != len(names):
         raise flag_error("experiments_names", names, f"there are {len(paths)} paths; give as many names")
-    entry = parameters["unobserved_entry"]
 
-    # Imported once the flags are known to be right: matplotlib and torch take a while.
+    # Imported after the flags are checked, because importing matplotlib and torch is slow.
     from common.plotting.against_loss import draw_against_loss, require_bound
     from common.plotting.curves import Line, NoBound, NotRecorded, Wanted, load_curve, read_lines
 
     require_screen_or_file(parameters)
-    wanted = Wanted(metric, tuple(entry) if entry else None, show_bound)
-    asked = next((name for name in ("y", "unobserved_entry") if parameters[name]), None)
-
-    def read(flag: str, path: str, function: Callable[[str, Wanted], Any]) -> Any:
-        """Returns function(path, wanted). What was not recorded is an error of the flag that asks for it."""
+    entry = parameters["unobserved_entry"]
+    wanted = Wanted(metric, entry and tuple(entry), show_bound)
+    source = "experiments_dir" if directory else "experiments_checkpoint_paths"
+    # The flag to blame, if it is given, for a metric or an entry that was not recorded.
+    asked = "y" if metric else "unobserved_entry"
+    lines, skipped = [], []
+    for path in [directory] if directory else paths:
         with (
-            flag_errors(flag, path),
+            flag_errors(source, path),
             flag_errors("show_bound", True, only=NoBound),
-            flag_errors(asked or flag, parameters[asked] if asked else path, only=NotRecorded),
+            flag_errors(asked, parameters[asked], only=NotRecorded if parameters[asked] else ()),
         ):
-            return function(path, wanted)
-
-    with flag_errors("show_bound", True):
-        if show_bound:
-            require_bound(metric)
+            if show_bound:
+                require_bound(metric)
+            if directory:
+                lines, skipped = read_lines(directory, wanted)
+            else:
+                lines.append(Line(names[len(lines)], 0, [load_curve(path, wanted)]))
     if directory:
-        lines, skipped = read("experiments_dir", directory, read_lines)
         experiments = sum(len(line.curves) for line in lines)
         print(f"{experiments} experiment{'s' if experiments != 1 else ''}, {len(skipped)} skipped")
         for text in skipped:
@@ -82,9 +78,6 @@ def main() -> None:
         if names and len(names) != len(lines):
             raise flag_error("experiments_names", names, f"there are {len(lines)} lines; give as many names")
         lines = [replace(line, name=name) for line, name in zip(lines, names, strict=True)] if names else lines
-    else:
-        curves = [read("experiments_checkpoint_paths", path, load_curve) for path in paths]
-        lines = [Line(name, 0, [curve]) for name, curve in zip(names, curves, strict=True)]
     with flag_errors("min_loss", f"{parameters['min_loss']:g}"):
         figure, rows = draw_against_loss(lines, parameters["plot_title"], parameters["min_loss"], metric, show_bound)
     save_figure(figure, rows, parameters)

@@ -6,7 +6,7 @@ from common.flags import add_generator_flags, drawn_seed, integer, real, save_da
 parser = Parser(__doc__)
 add_generator_flags(parser, "data/tc")
 add = parser.add_argument
-text = "CP rank of the random target; -1: Gaussian entries, of no particular rank"
+text = "CP rank of the random target; -1: no constraint, Gaussian entries"
 add("-target_tensor_cp_rank", type=integer(-1), default=1, help=text)
 add("-target_fro_norm", type=real(0, above=True), default=1.0, help="Frobenius norm of the target")
 add("-mode_dim_size", type=integer(1), default=10, help="dimension of each mode")
@@ -20,11 +20,10 @@ def main() -> None:
     if cp_rank == 0:
         raise flag_error("target_tensor_cp_rank", 0, "must be at least 1, or -1 for no constraint")
     if dim**order > 10**8:
-        raise flag_error(
-            "mode_dim_size", dim, f"of order {order} makes {dim**order:.1e} entries; at most 1e8 are possible"
-        )
+        remedy = f"of order {order} makes {dim**order:.1e} entries; at most 1e8 are possible"
+        raise flag_error("mode_dim_size", dim, remedy)
 
-    # Imported once the flags are known to be right: torch takes a while.
+    # Imported after the flags are checked, because importing torch is slow.
     import torch
 
     from common.datasets.tensor_completion import random_tensor

@@ -1,5 +1,5 @@
-"""Runs one tensor completion experiment: a CP factorization of full rank, fitted from small initialization to some of a
-tensor's entries.
+"""Runs one tensor completion experiment: fits a CP factorization of full rank to some entries of a tensor, by gradient
+descent from small initialization.
 """
 
 from common.cli import Parser, run_script
@@ -7,7 +7,7 @@ from common.flags import add_resume_flag, add_runner_flags, real
 
 
 def add_flags(parser: Parser) -> None:
-    """Declares the flags. A new one belongs here; see `Parser` for what its group means."""
+    """Adds the flags of an experiment. Add new ones here; `Parser` describes the groups."""
     add_runner_flags(
         parser,
         experiment_name="tensor_comp",
@@ -38,7 +38,7 @@ def main() -> None:
     parameters = parser.parse()
     resume = parameters.values.pop("resume")
 
-    # Imported once the flags are known to be right: torch takes a while.
+    # Imported after the flags are checked, because importing torch is slow.
     from common.problems.tensor_completion import TensorFactorization
     from common.sweeps.sweep import run_sweep
 

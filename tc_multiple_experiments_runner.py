@@ -1,10 +1,9 @@
 """Runs the tensor completion experiments described in this script; edit it to run others.
 
-Without flags it runs those of BASE and OPTIONS, with -plan one of the paper's figures. Experiments on tensors of one
-shape are trained side by side. A flag given on the command line holds for all of them.
+Without flags it runs every combination of BASE and OPTIONS; with -plan it runs one of the paper's figures. Experiments
+on tensors of the same shape are trained in one batch. A flag given on the command line applies to all experiments.
 """
 
-from dataclasses import replace
 from pathlib import Path
 
 from common.cli import Parameters, Parser, run_script
@@ -12,8 +11,8 @@ from common.naming import scientific
 from common.sweeps.plans import Plan, combinations, planned_jobs, plans_parser
 from tc_experiment_runner import add_flags
 
-# What all experiments have in common. The keys are the flags of tc_experiment_runner.py (see its -h); what is left out
-# keeps that script's default.
+# Parameters that all experiments share. The keys are the flags of tc_experiment_runner.py (see its -h); flags that are
+# left out have their defaults.
 BASE = {
     "dataset_path": "data/tc/tensor_rank_1_fro_1_order_3_dim_8.pt",
     "random_seed": 0,
@@ -37,7 +36,7 @@ OPTIONS = {
     "init_std": [1e-2, 1e-3],
 }
 
-# How often each experiment is run. Repetition k of an experiment with seed N has the seed N + k.
+# Runs of each experiment. Repetition k of an experiment with seed N has the seed N + k.
 REPETITIONS = 5
 
 DEFAULT = Plan(
@@ -47,29 +46,22 @@ DEFAULT = Plan(
     REPETITIONS,
 )
 
-# The numbers of observations of the paper's figures of order 4.
+# The numbers of observations in the paper's figures of order 4.
 ORDER_4 = {**OPTIONS, "num_samples": [100, 500, 1000, 1500, 2000, 2500, 3000, 3500, 4095]}
 
+
+def figure(about: str, rank: int, order: int, options: dict) -> Plan:
+    """Returns the plan of a panel of the paper's figures: completion of a tensor of dimension 8 in each mode."""
+    base = {**BASE, "dataset_path": f"data/tc/tensor_rank_{rank}_fro_1_order_{order}_dim_8.pt"}
+    title = f"{'x'.join('8' * order)} (order {order}) rank {rank} tensor completion"
+    return Plan(about, combinations(base, options), f"-plot_title '{title}'", repetitions=5)
+
+
 PLANS = {
-    "rank_1_order_3": replace(DEFAULT, about="Figure 2, left: an 8x8x8 tensor of rank 1; the default"),
-    "rank_1_order_4": Plan(
-        "Figure 2, right: an 8x8x8x8 tensor of rank 1",
-        combinations({**BASE, "dataset_path": "data/tc/tensor_rank_1_fro_1_order_4_dim_8.pt"}, ORDER_4),
-        "-plot_title '8x8x8x8 (order 4) rank 1 tensor completion'",
-        repetitions=5,
-    ),
-    "rank_3_order_3": Plan(
-        "appendix: an 8x8x8 tensor of rank 3",
-        combinations({**BASE, "dataset_path": "data/tc/tensor_rank_3_fro_1_order_3_dim_8.pt"}, OPTIONS),
-        "-plot_title '8x8x8 (order 3) rank 3 tensor completion'",
-        repetitions=5,
-    ),
-    "rank_3_order_4": Plan(
-        "appendix: an 8x8x8x8 tensor of rank 3",
-        combinations({**BASE, "dataset_path": "data/tc/tensor_rank_3_fro_1_order_4_dim_8.pt"}, ORDER_4),
-        "-plot_title '8x8x8x8 (order 4) rank 3 tensor completion'",
-        repetitions=5,
-    ),
+    "rank_1_order_3": figure("Figure 2, left: an 8x8x8 tensor of rank 1; the default", 1, 3, OPTIONS),
+    "rank_1_order_4": figure("Figure 2, right: an 8x8x8x8 tensor of rank 1", 1, 4, ORDER_4),
+    "rank_3_order_3": figure("appendix: an 8x8x8 tensor of rank 3", 3, 3, OPTIONS),
+    "rank_3_order_4": figure("appendix: an 8x8x8x8 tensor of rank 3", 3, 4, ORDER_4),
 }
 
 parser = plans_parser(__doc__, PLANS, add_flags)
@@ -78,7 +70,7 @@ add_flags(experiment_parser)
 
 
 def name(parameters: Parameters) -> str:
-    """The experiment's name, where none is given."""
+    """Returns the name of an experiment that has none."""
     dataset = Path(parameters["dataset_path"]).stem
     return f"c_{dataset}_samples_{parameters['num_samples']}_init_{scientific(parameters['init_std'])}"
 
@@ -87,7 +79,7 @@ def main() -> None:
     command, plans = parser.parse(), {"": DEFAULT, **PLANS}
     jobs = planned_jobs(command, experiment_parser, plans, "outputs/tc", "tc_results_plotter.py", name)
 
-    # Imported once the parameters are known to be right: torch takes a while.
+    # Imported after the parameters are checked, because importing torch is slow.
     from common.problems.tensor_completion import TensorFactorization
     from common.sweeps.sweep import run_jobs
 

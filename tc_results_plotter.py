@@ -1,14 +1,12 @@
 """Plots reconstruction error and rank against the number of observations, from a folder of tensor completion
-experiments, and prints the numbers as a table.
+experiments, and prints them as a table.
 """
-
-import sys
 
 from common.cli import Parser, flag_errors, run_script
 from common.flags import add_figure_flags, existing_dir, require_screen_or_file, save_figure
 
 parser = Parser(__doc__)
-text = "folder with the folders of experiments, of this project or of the original code"
+text = "folder that contains the experiments' folders, of this project or of the original code"
 parser.add_argument("-experiments_dir", type=existing_dir, required=True, help=text)
 add_figure_flags(parser)
 
@@ -16,7 +14,7 @@ add_figure_flags(parser)
 def main() -> None:
     parameters = parser.parse()
 
-    # Imported once the flags are known to be right: matplotlib and torch take a while.
+    # Imported after the flags are checked, because importing matplotlib and torch is slow.
     from common.plotting import tensor_completion
 
     require_screen_or_file(parameters)
@@ -27,8 +25,7 @@ def main() -> None:
     for line in skipped:
         print(f"  {line}")
     rows = tensor_completion.summarize(results)
-    print(tensor_completion.table(rows))
-    sys.stdout.flush()
+    print(tensor_completion.table(rows), flush=True)
     target_rank = tensor_completion.common_target_rank(results)
     figure = tensor_completion.draw_tensor_completion(rows, target_rank, parameters["plot_title"])
     save_figure(figure, rows, parameters)

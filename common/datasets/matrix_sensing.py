@@ -23,22 +23,20 @@ class MatrixSensing:
         return tuple(self.target_matrix.shape)
 
     def first(self, num_samples: int) -> "MatrixSensing":
-        """The problem of the first `num_samples` observations. Raises ValueError if there are fewer."""
+        """Returns the problem with the first `num_samples` observations. Raises ValueError if there are fewer."""
         if num_samples > len(self.observations):
             raise ValueError(f"the dataset has only {len(self.observations)} samples; give at most as many")
         return MatrixSensing(self.sensing_matrices[:num_samples], self.observations[:num_samples], self.target_matrix)
 
     @cached_property
     def observed_entries(self) -> Tensor | None:
-        """Flat (row-major) indices (n,) of the observed entries if this is matrix completion, that is, if the sensing
-        matrices are distinct standard-basis matrices; otherwise None.
+        """Flat (row-major) indices (n,) of the observed entries for matrix completion, that is, if the sensing matrices
+        are distinct standard-basis matrices; otherwise None.
         """
         flat = self.sensing_matrices.flatten(1)
         entries = flat.argmax(dim=1)
         is_basis = (flat.count_nonzero(dim=1) == 1).all() and (flat.amax(dim=1) == 1).all()
-        if not is_basis or entries.unique().numel() < entries.numel():
-            return None
-        return entries
+        return entries if is_basis and len(entries.unique()) == len(entries) else None
 
     def state_dict(self) -> dict[str, Tensor]:
         """The content of a dataset file."""
@@ -46,7 +44,7 @@ class MatrixSensing:
 
 
 def load_matrix_sensing(path: str) -> MatrixSensing:
-    """The problem in a dataset file. Raises OSError, and ValueError where the file holds no such problem."""
+    """Returns the problem in a dataset file. Raises OSError, and ValueError if the file holds something else."""
     content = load_dictionary(path)
 
     def invalid(problem: str) -> ValueError:
@@ -58,24 +56,23 @@ def load_matrix_sensing(path: str) -> MatrixSensing:
         if not content[key].isfinite().all():
             raise invalid(f"{key!r} holds NaN or infinity")
     matrices, observations, target = (content[key].detach() for key in ("A", "y", "target_matrix"))
-    if target.dim() != 2 or 0 in target.shape:
-        raise invalid(f"'target_matrix' has shape {tuple(target.shape)}, expected (rows, cols)")
-    if observations.dim() != 1 or matrices.shape != (len(observations), *target.shape):
-        raise invalid(
-            f"'A' has shape {tuple(matrices.shape)}, 'y' {tuple(observations.shape)} and 'target_matrix' "
-            f"{tuple(target.shape)}, expected (n, rows, cols), (n,) and (rows, cols)"
-        )
+    sensing_shape, shape = tuple(matrices.shape), tuple(target.shape)
+    if target.dim() != 2 or 0 in shape:
+        raise invalid(f"'target_matrix' has shape {shape}, expected (rows, cols)")
+    if observations.dim() != 1 or sensing_shape != (len(observations), *shape):
+        shapes = f"'A' has shape {sensing_shape}, 'y' {tuple(observations.shape)} and 'target_matrix' {shape}"
+        raise invalid(f"{shapes}, expected (n, rows, cols), (n,) and (rows, cols)")
     return MatrixSensing(matrices, observations, target)
 
 
 def sense(sensing_matrices: Tensor, target_matrix: Tensor) -> MatrixSensing:
-    """The problem of observing `target_matrix` (rows, cols) through `sensing_matrices` (n, rows, cols)."""
+    """Returns the problem of observing `target_matrix` (rows, cols) with `sensing_matrices` (n, rows, cols)."""
     observations = sensing_matrices.flatten(1).double() @ target_matrix.flatten().double()
     return MatrixSensing(sensing_matrices, observations.to(target_matrix.dtype), target_matrix)
 
 
 def random_target(rows: int, cols: int, rank: int, symmetric: bool, generator: torch.Generator) -> Tensor:
-    """U Vᵀ (V = U where `symmetric`) of the given rank with Gaussian factors, scaled to Frobenius norm `rows`."""
+    """Returns U Vᵀ (V = U if `symmetric`) with Gaussian factors of `rank` columns, scaled to Frobenius norm `rows`."""
     left = torch.randn(rows, rank, generator=generator, dtype=torch.float64)
     right = left if symmetric else torch.randn(cols, rank, generator=generator, dtype=torch.float64)
     target = left @ right.T
@@ -83,8 +80,8 @@ def random_target(rows: int, cols: int, rank: int, symmetric: bool, generator: t
 
 
 def infinite_norm_target(rows: int, cols: int) -> Tensor:
-    """The paper's target (Razin & Cohen 2020): ones at (0,1), (1,0) and (i,i) for i ≥ 2, zeros elsewhere. From all
-    entries but (0,0), its norms can be driven to infinity.
+    """Returns the target of Razin & Cohen (2020): ones at (0,1), (1,0) and (i,i) for i ≥ 2, zeros elsewhere. Its norms
+    can become arbitrarily large if only (0,0) is unobserved.
     """
     target = torch.eye(rows, cols)
     target[:2, :2] = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
@@ -92,23 +89,21 @@ def infinite_norm_target(rows: int, cols: int) -> Tensor:
 
 
 def gaussian_sensing(num_samples: int, rows: int, cols: int, std: float, generator: torch.Generator) -> Tensor:
-    """`num_samples` matrices (n, rows, cols) of independent Gaussian entries with standard deviation `std`."""
+    """Returns matrices (num_samples, rows, cols) of independent Gaussian entries of standard deviation `std`."""
     return torch.randn(num_samples, rows, cols, generator=generator) * std
 
 
 def entry_sensing(entries: Tensor, rows: int, cols: int) -> Tensor:
-    """Standard-basis matrices (n, rows, cols) of the flat (row-major) `entries` (n,)."""
-    matrices = torch.zeros(len(entries), rows * cols)
-    matrices[torch.arange(len(entries)), entries] = 1
-    return matrices.view(-1, rows, cols)
+    """Returns the standard-basis matrices (n, rows, cols) of flat (row-major) `entries` (n,)."""
+    return torch.zeros(len(entries), rows * cols).scatter_(1, entries[:, None], 1).view(-1, rows, cols)
 
 
 def random_entries(num_samples: int, rows: int, cols: int, generator: torch.Generator) -> Tensor:
-    """`num_samples` distinct flat entries, drawn uniformly."""
+    """Returns `num_samples` distinct flat entries, drawn uniformly."""
     return torch.randperm(rows * cols, generator=generator)[:num_samples]
 
 
 def all_entries_but(unobserved: Sequence[tuple[int, int]], rows: int, cols: int) -> Tensor:
-    """The flat (row-major) entries, in order, without the `unobserved` (row, column) pairs."""
+    """Returns the flat (row-major) entries, in order, without the `unobserved` (row, column) pairs."""
     left_out = {row * cols + col for row, col in unobserved}
     return torch.tensor([entry for entry in range(rows * cols) if entry not in left_out], dtype=torch.int64)

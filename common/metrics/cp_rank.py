@@ -1,6 +1,5 @@
-"""CP rank of a tensor, bounded from below by its unfoldings and from above by approximations that were found.
-
-Approximations are found by the Levenberg-Marquardt method of cp_solver.py, from many starts at once.
+"""Bounds on the CP rank of a tensor: from below by the ranks of its unfoldings, from above by CP approximations, which
+the Levenberg-Marquardt method of cp_solver.py finds.
 
 Source: Kolda & Bader 2009, Tensor decompositions and applications (notation, unfoldings).
 """
@@ -12,46 +11,30 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from common.metrics.cp_solver import (
-    append_rank_one,
-    cp_residual,
-    gaussian_starts,
-    levenberg_marquardt,
-    squared_norms,
-    unfold,
-)
+from common.metrics import cp_solver
+from common.metrics.cp_solver import cp_residual, squared_norms, unfold
 
-# A tensor none of whose entries exceeds this has rank zero.
+# A tensor none of whose entries exceeds this in size has rank 0.
 ZERO_ENTRY = 1e-8
-# Many starts while they are cheap; with more unknowns the errors of different starts concentrate, and fewer will do.
+# The number of starts falls with the number of unknowns, because then their errors differ less and each costs more.
 MAX_STARTS, MIN_STARTS, START_UNKNOWNS = 32, 6, 7200
-# The best failed starts of one rank, with a component more, are tried first at the next.
+# So many of the best starts that failed are tried again with one more component.
 KEPT_MISSES = 3
-# The best start gains another factor of about exp(8 / t) after step t; this compares ranks that were given up early.
+# After step t, the error of the best start falls by another factor of about exp(8 / t). This makes ranks
+# comparable if their searches stopped at different steps.
 EXPECTED_GAIN = 8.0
-# Keeps secants off the ends of their bracket when a margin is close to zero.
+# Keeps secants away from the ends of their bracket if a margin is close to zero.
 LEAST_MARGIN = 0.02
-# Squared residuals of a unit tensor this small need double precision; single is half again as fast.
+# Squared residuals of a unit tensor below this need float64; float32 is 1.5 times as fast.
 FLOAT32_THRESHOLD = 1e-8
 
 
 def unfolding_rank_bound(tensor: Tensor, tol: float) -> int:
-    """Certified lower bound on the rank of every approximation with mean squared error below ``tol``.
+    """Returns a lower bound on the rank of every CP approximation of `tensor` with mean squared error below `tol`.
 
-    A CP approximation of rank b is, in every unfolding, a matrix of rank at most b, and so (Eckart & Young) leaves at
-    least the energy beyond the first b singular values.
-
-    Parameters
-    ----------
-    tensor : Tensor, any order
-    tol : float
-        Mean squared error over all entries that the approximation stays strictly below.
-
-    Returns
-    -------
-    int
-        Smallest b for which that energy is below ``tol * tensor.numel()`` in all groupings of the modes into two
-        nonempty groups; 0 if no entry exceeds 1e-8 in size, and at least 1 otherwise.
+    In every unfolding, a CP approximation of rank b is a matrix of rank at most b, so its squared error is at least the
+    sum of the squared singular values beyond the first b (Eckart & Young). The bound is the smallest b, at least 1, for
+    which this sum is below `tol * tensor.numel()` in all unfoldings; 0 if no entry exceeds 1e-8 in size.
     """
     tensor = tensor.detach().double().cpu()
     if not tensor.abs().max() > ZERO_ENTRY:
@@ -59,7 +42,7 @@ def unfolding_rank_bound(tensor: Tensor, tol: float) -> int:
     tensor = tensor.squeeze()
     bound = 1
     for size in range(tensor.ndim - 1):
-        # Mode 0 stays in the rows: transposes have the same singular values.
+        # With mode 0 in the rows, because a transpose has the same singular values.
         for others in combinations(range(1, tensor.ndim), size):
             energies = torch.linalg.svdvals(unfold(tensor, (0, *others))).square()
             tails = energies.flip(0).cumsum(0)
@@ -69,27 +52,11 @@ def unfolding_rank_bound(tensor: Tensor, tol: float) -> int:
 
 @torch.inference_mode()
 def estimate_cp_rank(tensors: Sequence[Tensor], tol: float = 1e-6, seed: int = 0) -> list[int]:
-    """Smallest ranks for which CP approximations with mean squared error below ``tol`` are found.
+    """Returns for each tensor the smallest rank for which a CP approximation with mean squared error below `tol` is
+    found: 0 if no entry exceeds 1e-8 in size, and at most the product of all dimensions but the largest.
 
-    Parameters
-    ----------
-    tensors : sequence of Tensor
-        Real tensors of order 2 or more; an answer does not depend on the tensors beside it.
-    tol : float
-        Mean squared error over all entries that counts as exact.
-    seed : int
-        Seeds the random starts of every tensor.
-
-    Returns
-    -------
-    list of int
-        0 for tensors none of whose entries exceeds 1e-8 in size; never more than the product of all dimensions but
-        the largest, which suffices for every tensor.
-
-    Raises
-    ------
-    ValueError
-        If a tensor has an order below 2 or entries that are not finite.
+    `seed` seeds the random starts of every tensor, so that its rank does not depend on the other tensors. Raises
+    ValueError if a tensor has an order below 2 or entries that are not finite.
     """
     return [_estimate(tensor.detach().double().cpu(), tol, seed) for tensor in tensors]
 
@@ -108,22 +75,21 @@ def _estimate(tensor: Tensor, tol: float, seed: int) -> int:
 
 
 def _search(tensor: Tensor, threshold: float, bound: int, generator: torch.Generator) -> int:
-    """Smallest rank, ``bound`` or more, found to bring the squared residual of a unit tensor below ``threshold``.
-
-    Tries the bound, which is all that a tensor of exactly low rank needs, and then brackets the answer.
+    """Returns the smallest rank, at least `bound`, at which a squared residual below `threshold` is found for a tensor
+    of norm 1. Tries `bound` first, which is the rank of most tensors of low rank.
     """
     working = tensor.to(torch.float32 if threshold > FLOAT32_THRESHOLD else torch.float64)
-    # Unit vectors in all modes but the largest write any tensor exactly: that many components need no search.
+    # Every tensor has a rank of at most the product of all dimensions but the largest, which needs no search.
     failed, found, rank = bound - 1, tensor.numel() // max(tensor.shape), bound
-    # Log of squared residual over threshold, as far as more steps would take it.
+    # Rank → log of the expected squared residual after more steps, relative to the threshold.
     margins = {0: -math.log(threshold)}
     misses = working.new_zeros(1, tensor.ndim, max(tensor.shape), 0)
     while found - failed > 1:
         count = START_UNKNOWNS // (rank * sum(tensor.shape))
-        starts = gaussian_starts(working, min(max(count, MIN_STARTS), MAX_STARTS), rank, generator)
+        starts = cp_solver.gaussian_starts(working, min(max(count, MIN_STARTS), MAX_STARTS), rank, generator)
         if misses.shape[-1] == rank - 1:
-            starts = torch.cat([append_rank_one(working, misses), starts])
-        factors, errors, steps = levenberg_marquardt(working, starts, threshold)
+            starts = torch.cat([cp_solver.append_rank_one(working, misses), starts])
+        factors, errors, steps = cp_solver.levenberg_marquardt(working, starts, threshold)
         margins[rank] = math.log(max(errors[0].item() / threshold, 1e-30)) - EXPECTED_GAIN / (steps + 1)
         if squared_norms(cp_residual(tensor, factors[:1].double())).item() < threshold:
             found = rank
@@ -134,7 +100,7 @@ def _search(tensor: Tensor, threshold: float, bound: int, generator: torch.Gener
 
 
 def next_rank(margins: dict[int, float], failed: int, found: int) -> int:
-    """Rank strictly between ``failed`` and ``found`` where a secant through two margins crosses zero."""
+    """Returns the rank strictly between `failed` and `found` at which a secant through two margins is zero."""
     below = max(rank for rank in margins if rank <= failed)
     height = max(margins[below], LEAST_MARGIN)
     if found in margins:
@@ -142,6 +108,6 @@ def next_rank(margins: dict[int, float], failed: int, found: int) -> int:
     else:
         before = max(rank for rank in margins if rank < below)
         slope = (margins[before] - height) / (below - before)
-        # At most doubled: far below the answer the error falls slowly, and the secant overshoots.
+        # At most doubled, because the secant overshoots far below the answer, where the error falls slowly.
         guess = below + min(height / max(slope, 1e-3), below)
     return min(max(round(guess), failed + 1), found - 1)

@@ -1,9 +1,8 @@
 """CP approximations of a tensor by the Levenberg-Marquardt method, from many starts at once.
 
-A CP approximation of rank r writes T[a, b, c, ...] as the sum over r of F_1[a, r] F_2[b, r] F_3[c, r] ... Finding the
-best one is hard in theory, and alternating least squares often makes almost no progress for thousands of sweeps
-("swamps"); the Levenberg-Marquardt method does not (Tomasi & Bro 2006). The factors of all starts are one array of
-shape (starts, modes, largest dimension, rank); rows beyond a mode's dimension are zero, and stay zero.
+A CP approximation of rank R writes T[a, b, c, ...] as the sum over r < R of F_1[a, r] F_2[b, r] F_3[c, r] ... Unlike
+alternating least squares, the method makes progress in "swamps" (Tomasi & Bro 2006). The factors of all starts are one
+tensor (starts, modes, largest dimension, rank), whose rows beyond a mode's dimension are zero and stay zero.
 
 Sources: Kolda & Bader 2009, Tensor decompositions and applications (notation, Gram matrices); Tomasi & Bro 2006, A
 comparison of algorithms for fitting the PARAFAC model; Nielsen 1999, Damping parameter in Marquardt's method.
@@ -16,30 +15,29 @@ from itertools import combinations_with_replacement, product
 import torch
 from torch import Tensor
 
-# Half as many steps again add 7% to the starts that succeed.
+# With 1.5 times as many steps, 7% more starts succeed.
 MAX_STEPS = 100
-# Tensors are scaled to norm 1 and columns are balanced, so the curvature is of order 1.
+# The curvature is of order 1, because tensors have norm 1 and columns are balanced.
 INITIAL_DAMPING = 0.1
-# Below this, float32 cannot tell the damped normal matrix from a singular one.
+# With less damping, the normal matrix may be singular in float32.
 MIN_DAMPING = 1e-7
-# Directions more accurate than this save fewer steps than they cost.
+# More accurate directions cost more than the steps that they save.
 CG_ITERATIONS, CG_TOLERANCE = 30, 0.1
-# Most starts that succeed on hard tensors of order 3 are below exp(13 / t) thresholds at step t, from t = 10 to 80.
-# Waiting for the last ones (16 instead of 13) takes half as long again, and the answers of different seeds, now and
-# then one smaller, agree less.
+# Starts with an error above exp(13 / t) thresholds at step t are given up. On hard tensors of order 3, most starts that
+# succeed stay below that. A patience of 16 takes 1.5 times as long and rarely finds a smaller rank.
 PATIENCE, CHECK_EVERY = 13.0, 10
-# On tensors of exactly low rank, the errors of starts that will succeed spread over decades at step 10: up to this
-# rank, the first check is skipped.
+# The first check is skipped up to this rank, because on tensors of low rank the errors of starts that will succeed
+# differ by orders of magnitude at step 10.
 SMALL_RANK = 8
 
 
 def unfold(tensor: Tensor, rows: Sequence[int]) -> Tensor:
-    """Matrix whose rows are indexed by the modes ``rows`` and whose columns by the other modes."""
+    """Returns the matrix whose rows are indexed by the modes `rows`, and whose columns by the other modes."""
     return tensor.movedim(tuple(rows), tuple(range(len(rows)))).flatten(len(rows)).flatten(0, len(rows) - 1)
 
 
 def khatri_rao(matrices: Sequence[Tensor]) -> Tensor:
-    """Columnwise Kronecker product of matrices (starts, d_k, rank), the first index slowest."""
+    """Returns the columnwise Kronecker product of matrices (starts, d_k, rank), the first index varying slowest."""
     result = matrices[0]
     for matrix in matrices[1:]:
         result = (result[:, :, None] * matrix[:, None]).flatten(1, 2)
@@ -47,9 +45,9 @@ def khatri_rao(matrices: Sequence[Tensor]) -> Tensor:
 
 
 def gaussian_starts(tensor: Tensor, count: int, rank: int, generator: torch.Generator) -> Tensor:
-    """Gaussian factors (count, modes, largest dimension, rank) of CP tensors with norm 1/2.
+    """Returns Gaussian factors (count, modes, largest dimension, rank) of CP tensors of norm 1/2.
 
-    The columns' covariances are the Gram matrices of the unfoldings: no start in directions that hold no energy.
+    The covariance of a mode's columns is the Gram matrix of the unfolding, so that they lie in its column space.
     """
     starts = tensor.new_zeros(count, tensor.ndim, max(tensor.shape), rank)
     for mode, dim in enumerate(tensor.shape):
@@ -62,7 +60,7 @@ def gaussian_starts(tensor: Tensor, count: int, rank: int, generator: torch.Gene
 
 
 def append_rank_one(tensor: Tensor, factors: Tensor) -> Tensor:
-    """Factors with one more column: the leading singular vectors of the unfoldings of what the others leave."""
+    """Returns the factors with one more column: the leading singular vectors of the residual's unfoldings."""
     residual = -cp_residual(tensor, factors)
     column = factors.new_zeros(*factors.shape[:3], 1)
     for mode, dim in enumerate(tensor.shape):
@@ -74,18 +72,20 @@ def append_rank_one(tensor: Tensor, factors: Tensor) -> Tensor:
 
 
 def balance(factors: Tensor) -> Tensor:
-    """Same CP tensors, the columns that belong to one component all of the same norm."""
+    """Returns factors of the same CP tensors in which all columns of a component have the same norm."""
     norms = factors.norm(dim=2, keepdim=True).clamp_min(1e-30)
     return factors * (norms.log().mean(1, keepdim=True).exp() / norms)
 
 
 def unstack(factors: Tensor, tensor: Tensor) -> list[Tensor]:
-    """Factors (starts, d_k, rank) of each mode, without the rows of zeros."""
+    """Returns the factors (starts, d_k, rank) of each mode, without the rows of zeros."""
     return [factors[:, mode, :dim] for mode, dim in enumerate(tensor.shape)]
 
 
 def cp_residual(tensor: Tensor, factors: Tensor) -> Tensor:
-    """CP tensors minus ``tensor``, (starts, d_1, ..., d_N), as one product of matrices: half the modes in the rows."""
+    """Returns the CP tensors minus `tensor` (starts, d_1, ..., d_N), by one product of matrices with half the modes as
+    rows.
+    """
     modes, half = unstack(factors, tensor), tensor.ndim // 2
     left, right = khatri_rao(modes[:half]), khatri_rao(modes[half:])
     matrix = tensor.reshape(1, left.shape[1], right.shape[1])
@@ -93,7 +93,7 @@ def cp_residual(tensor: Tensor, factors: Tensor) -> Tensor:
 
 
 def gradient(residual: Tensor, tensor: Tensor, factors: Tensor) -> Tensor:
-    """Gradient of half the squared residual: each unfolding times the Khatri-Rao product of the other factors."""
+    """Returns the gradient of half the squared residual: unfoldings times Khatri-Rao products of the other factors."""
     modes, result = unstack(factors, tensor), torch.zeros_like(factors)
     for mode, dim in enumerate(tensor.shape):
         unfolding = residual.movedim(mode + 1, 1).flatten(2)
@@ -102,7 +102,7 @@ def gradient(residual: Tensor, tensor: Tensor, factors: Tensor) -> Tensor:
 
 
 def gram_products(factors: Tensor) -> Tensor:
-    """Entrywise products of the Gram matrices of all modes but k and l, (starts, modes k, modes l, rank, rank)."""
+    """Returns the entrywise products of the Gram matrices of all modes but k and l (starts, k, l, rank, rank)."""
     grams = (factors.mT @ factors).unbind(1)
     products = {}
     for pair in combinations_with_replacement(range(len(grams)), 2):
@@ -113,18 +113,17 @@ def gram_products(factors: Tensor) -> Tensor:
 
 
 def newton_step(factors: Tensor, slope: Tensor, damping: Tensor) -> Tensor:
-    """Solve (J^T J + damping) step = -slope by conjugate gradients, preconditioned by the diagonal blocks of the modes.
+    """Solves (J^T J + damping) step = -slope by conjugate gradients, preconditioned by the modes' diagonal blocks.
 
-    J, the derivative of the CP tensor, is never formed. Block (k, k) of J^T J multiplies a direction D_k from the right
-    by the product of the other modes' Gram matrices; block (k, l) sends D_l to F_k (G_kl * F_l^T D_l)^T, G_kl being
-    the entrywise product of the Gram matrices of the modes besides k and l (Tomasi & Bro 2006).
+    J, the derivative of the CP tensor, is not formed. With G_kl from `gram_products`, block (k, k) of J^T J maps a
+    direction D_k to D_k G_kk, and block (k, l) maps D_l to F_k (G_kl * F_l^T D_l)^T (Tomasi & Bro 2006).
     """
     products = gram_products(factors)
     blocks = products.diagonal(dim1=1, dim2=2).movedim(-1, 1).clone()
     blocks.diagonal(dim1=2, dim2=3).add_(damping.view(-1, 1, 1))
     products.diagonal(dim1=1, dim2=2).zero_()
     inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(blocks).L).flatten(0, 1)
-    # Plain batches of matrices and fused updates: at this size, calls and views cost as much as the arithmetic.
+    # Few calls and views, which cost as much as the arithmetic at this size.
     matrices = factors.flatten(0, 1)
     transposed = matrices.mT.contiguous()
     residual = -slope.flatten(1)
@@ -143,31 +142,22 @@ def newton_step(factors: Tensor, slope: Tensor, damping: Tensor) -> Tensor:
         previous, power = power, dot(residual, scaled)
         if (power < target).all():
             break
-        # The diagonal blocks take the scaled residual back to the residual: their image of the direction is free.
+        # The diagonal blocks map the scaled residual to the residual, so their product with the direction is known.
         ratio = power / previous
         direction, image = torch.addcmul(scaled, ratio, direction), torch.addcmul(residual, ratio, image)
     return step.view_as(factors)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products of the rows of two matrices, as a column."""
+    """Returns the inner products (n, 1) of the rows of two matrices (n, m)."""
     return (a * b).sum(1, keepdim=True)
 
 
 def levenberg_marquardt(tensor: Tensor, factors: Tensor, threshold: float) -> tuple[Tensor, Tensor, int]:
-    """Minimize the squared residuals of all starts, until one is below ``threshold`` or none has a hope left.
+    """Minimizes the squared residuals of all starts until one is below `threshold` or all are given up.
 
-    Parameters
-    ----------
-    tensor : Tensor, norm 1
-    factors : Tensor, (starts, modes, largest dimension, rank)
-    threshold : float
-        Squared residual, summed over all entries, to get below.
-
-    Returns
-    -------
-    factors, errors, steps
-        The starts not given up, best first, their squared residuals, and the number of steps taken.
+    `tensor` has norm 1; `factors` (starts, modes, largest dimension, rank) are the starts. Returns the factors of the
+    starts that are left, best first, their squared residuals (starts,), and the number of steps.
     """
     factors = balance(factors)
     residual = cp_residual(tensor, factors)
@@ -187,7 +177,8 @@ def levenberg_marquardt(tensor: Tensor, factors: Tensor, threshold: float) -> tu
         factors = torch.where(better.view(-1, 1, 1, 1), trial, factors)
         residual = torch.where(better.view(-1, *[1] * tensor.ndim), trial_residual, residual)
         errors = torch.where(better, trial_errors, errors)
-        # Nielsen's rule: shrink as far as the model was right, at most threefold; grow ever faster while it is wrong.
+        # Nielsen's rule: divided by up to 3 after a step that the model predicts well; after failed steps multiplied by
+        # 2, 4, 8, …
         shrunk = damping * (1 - (2 * ratio - 1).pow(3)).clamp_min(1 / 3)
         damping = torch.where(better, shrunk, damping * growth).clamp_min(MIN_DAMPING)
         growth = torch.where(better, 2.0, 2 * growth)
@@ -203,5 +194,5 @@ def levenberg_marquardt(tensor: Tensor, factors: Tensor, threshold: float) -> tu
 
 
 def squared_norms(tensors: Tensor) -> Tensor:
-    """Squared norms of a batch of tensors."""
+    """Returns the squared norms (n,) of tensors (n, ...)."""
     return tensors.flatten(1).square().sum(1)

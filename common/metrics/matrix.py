@@ -1,4 +1,4 @@
-"""Metrics of matrices and tensors: pure functions of batches."""
+"""Metrics of batches of matrices and tensors."""
 
 from functools import reduce
 
@@ -7,21 +7,21 @@ from torch import Tensor
 
 
 def singular_values(matrices: Tensor) -> Tensor:
-    """Singular values (..., min(rows, cols)) of `matrices` (..., rows, cols), descending; NaN for a matrix with an
-    entry that is not finite. They do not depend on the rest of the batch, nor on a matrix's place in it.
+    """Returns the singular values (..., min(rows, cols)) of `matrices` (..., rows, cols), descending; NaN for a matrix
+    with an entry that is not finite. The bits of the result do not depend on the rest of the batch.
     """
     # x·0 is NaN if and only if x is not finite.
     finite = (matrices * 0).sum((-2, -1)) == 0
     svdvals = _svdvals_2x2 if matrices.shape[-2:] == (2, 2) else _svdvals
     if finite.all():
         return svdvals(matrices)
-    values = svdvals(matrices.where(finite[..., None, None], torch.zeros_like(matrices)))
-    return values.where(finite[..., None], torch.full_like(values, torch.nan))
+    values = svdvals(matrices.where(finite[..., None, None], 0))
+    return values.where(finite[..., None], torch.nan)
 
 
 def _svdvals(matrices: Tensor) -> Tensor:
-    """torch.linalg.svdvals, with a column of zeros more if there is an odd number of entries: LAPACK sums in another
-    order where a matrix does not start at a multiple of 16 bytes.
+    """torch.linalg.svdvals with an added column of zeros if the number of entries is odd, because the order of LAPACK's
+    sums depends on whether a matrix starts at a multiple of 16 bytes.
     """
     rows, cols = matrices.shape[-2:]
     padded = torch.nn.functional.pad(matrices, (0, rows * cols % 2))
@@ -29,29 +29,28 @@ def _svdvals(matrices: Tensor) -> Tensor:
 
 
 def _svdvals_2x2(matrices: Tensor) -> Tensor:
-    """Singular values of 2×2 matrices, many times faster than LAPACK. [[a, b], [c, d]] is a rotation scaled by
-    ½‖(a + d, c − b)‖ plus a reflection scaled by ½‖(a − d, c + b)‖; the values are sum and difference of the scales.
+    """Returns the singular values of 2×2 matrices, many times faster than LAPACK. [[a, b], [c, d]] is a rotation scaled
+    by ½‖(a + d, c − b)‖ plus a reflection scaled by ½‖(a − d, c + b)‖; the values are sum and difference of the scales.
     """
     (a, b), (c, d) = (row.unbind(-1) for row in matrices.unbind(-2))
     rotation, reflection = torch.hypot(a + d, c - b), torch.hypot(a - d, c + b)
-    # Each singular value contiguous in memory: sums over them add long vectors.
+    # Each singular value is contiguous in memory, so that sums over them add long vectors.
     return torch.stack([rotation + reflection, (rotation - reflection).abs_()]).mul_(0.5).movedim(0, -1)
 
 
 def frobenius_norm(singular_values: Tensor) -> Tensor:
-    """‖W‖_F = (Σ σ_i²)^½ (...) from `singular_values` (..., k); no square of theirs overflows."""
+    """Returns ‖W‖_F = (Σ σ_i²)^½ (...) from `singular_values` (..., k), without overflow of their squares."""
     return reduce(torch.hypot, singular_values.unbind(-1))
 
 
 def nuclear_norm(singular_values: Tensor) -> Tensor:
-    """‖W‖_* = Σ σ_i (...) from `singular_values` (..., k)."""
+    """Returns ‖W‖_* = Σ σ_i (...) from `singular_values` (..., k)."""
     return singular_values.sum(-1)
 
 
 def effective_rank(singular_values: Tensor) -> Tensor:
-    """exp of the entropy, natural logarithm, of the singular values normalized to sum 1 (Roy & Vetterli 2007).
-
-    From `singular_values` (..., k). 1 for the zero matrix, whose entropy is an empty sum.
+    """Returns exp of the entropy (natural logarithm) of `singular_values` (..., k) normalized to sum 1; 1 for the zero
+    matrix (Roy & Vetterli 2007).
     """
     total = singular_values.sum(-1, keepdim=True)
     shares = singular_values / total.clamp_min(torch.finfo(total.dtype).tiny)
@@ -59,8 +58,8 @@ def effective_rank(singular_values: Tensor) -> Tensor:
 
 
 def distance_from_rank_1(singular_values: Tensor) -> Tensor:
-    """Frobenius distance (...) from the nearest matrix of rank 1 (Eckart & Young 1936): (Σ_{i≥2} σ_i²)^½ from
-    `singular_values` (..., k), descending.
+    """Returns the Frobenius distance (...) to the nearest matrix of rank 1, (Σ_{i≥2} σ_i²)^½ (Eckart & Young 1936), of
+    descending `singular_values` (..., k).
     """
     if singular_values.shape[-1] == 1:
         return singular_values[..., 0] * 0
@@ -68,14 +67,13 @@ def distance_from_rank_1(singular_values: Tensor) -> Tensor:
 
 
 def rank(singular_values: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """The number of singular values above σ_max · max(rows, cols) · eps, for `shape` (rows, cols) and the precision
-    `dtype` in which the matrix was computed. From `singular_values` (..., k), descending; NaN where these are.
+    """Returns the number (...) of descending `singular_values` (..., k) above σ_max · max(rows, cols) · eps, or NaN for
+    NaN. `shape` is (rows, cols), and `dtype` is that in which the matrix was computed.
     """
     threshold = singular_values[..., :1] * (max(shape) * torch.finfo(dtype).eps)
-    counts = (singular_values > threshold).sum(-1)
-    return counts + singular_values[..., 0] * 0
+    return (singular_values > threshold).sum(-1) + singular_values[..., 0] * 0
 
 
 def reconstruction_error(tensors: Tensor, target: Tensor) -> Tensor:
-    """‖T − target‖_F / ‖target‖_F (n,) of `tensors` (n, numel) and `target` (numel,)."""
+    """Returns ‖T − target‖_F / ‖target‖_F (n,) of `tensors` (n, numel) and `target` (numel,)."""
     return torch.linalg.vector_norm(tensors - target, dim=1) / torch.linalg.vector_norm(target)

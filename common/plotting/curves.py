@@ -3,22 +3,15 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from common.datasets.matrix_sensing import load_matrix_sensing
 from common.naming import scientific
-from common.recorded_runs import (
-    RecordedRun,
-    canonical,
-    differing_names,
-    labels,
-    newest_checkpoint,
-    read_run,
-    read_runs,
-    without_repeats,
-)
+from common.plotting.folders import read_each
+from common.recorded_runs import RecordedRun, canonical, differing_names, labels, newest_checkpoint, read_run
 from common.tensor_files import load_dictionary
 from common.training.history import metrics_of_evaluator
 
@@ -30,21 +23,21 @@ class NotRecorded(ValueError):
 
 
 class NoBound(ValueError):
-    """There is no bound for an experiment, or for a metric."""
+    """There is no bound for an experiment or a metric."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One experiment: loss and metric (n,) after `iterations` (n,) gradient steps."""
+    """Loss (n,) and metric (n,) of one experiment after `iterations` (n,) gradient steps."""
 
     iterations: np.ndarray
     losses: np.ndarray
     values: np.ndarray
-    # The observations a, b and z of a 2×2 problem with one unobserved entry (see metrics/theory.py), if asked for.
+    # The observations a, b and z of a 2×2 problem with one unobserved entry (see metrics/theory.py), if wanted.
     corner: tuple[float, float, float] | None = None
 
     def down_to(self, min_loss: float) -> "Curve":
-        """The curve, cut after its first loss below `min_loss`."""
+        """Returns the curve up to its first loss below `min_loss`."""
         below = np.flatnonzero(self.losses < min_loss)
         end = below[0] + 1 if len(below) else len(self.losses)
         return replace(self, iterations=self.iterations[:end], losses=self.losses[:end], values=self.values[:end])
@@ -52,26 +45,24 @@ class Curve:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a figure: curves of runs that differ only in their seed. Lines of different depth have panels of their
-    own; 0 if the depth is not known.
-    """
+    """A line of a figure: the curves of runs that differ only in their seed."""
 
     name: str
-    depth: int
+    depth: int  # 0 if it is not known; each depth has a panel
     curves: list[Curve]
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is read of an experiment: a metric, or |entry| if it is empty."""
+    """What to read of an experiment."""
 
-    metric: str = ""
+    metric: str = ""  # empty: |entry|
     entry: tuple[int, int] | None = None  # None: the unobserved one
-    corner: bool = False  # whether the observations are read, too
+    corner: bool = False  # whether to read the observations as well
 
 
 def load_curve(path: str, wanted: Wanted = Wanted()) -> Curve:
-    """The curve of a checkpoint file, of this project or of the original code. Loss and metric are paired by epoch.
+    """Returns the curve of a checkpoint of this project or of the original code. Pairs loss and metric by epoch.
 
     Raises NotRecorded and NoBound; OSError, and ValueError if the file is something else.
     """
@@ -82,33 +73,33 @@ def load_curve(path: str, wanted: Wanted = Wanted()) -> Curve:
     try:
         evaluators = {**content["train_evaluator"], **content["val_evaluator"]}
         recorded = [str(name) for name in evaluators]
-        chosen = {"loss": evaluators["sse_loss_div_2"], "metric": evaluators.get(metric, evaluators["sse_loss_div_2"])}
-        loss, values = metrics_of_evaluator(chosen, np.dtype(np.float64)).values()
+        chosen = {name: evaluators[name] for name in ("sse_loss_div_2", metric) if name in evaluators}
+        metrics = metrics_of_evaluator(chosen, np.dtype(np.float64))
+        loss = metrics["sse_loss_div_2"]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         raise ValueError(f"is not a checkpoint of a matrix factorization ({error!r}); give one") from None
-    if metric not in evaluators and wanted.metric:
+    if metric not in metrics and wanted.metric:
         raise NotRecorded(f"was not recorded; give one of {', '.join(recorded)}")
-    if metric not in evaluators:
+    if metric not in metrics:
         known = ", ".join(name for name in recorded if re.fullmatch(r"e2e_\d+_\d+_value", name)) or "no entry"
         raise NotRecorded(f"only {known} was recorded; give a run with -tracked_e2e_value_of {row} {col}")
-    epochs, at_loss, at_value = np.intersect1d(loss.epochs, values.epochs, return_indices=True)
-    losses, values = loss.values[at_loss], values.values[at_value]
+    epochs, at_loss, at_value = np.intersect1d(loss.epochs, metrics[metric].epochs, return_indices=True)
+    losses, values = loss.values[at_loss], metrics[metric].values[at_value]
     usable = np.isfinite(losses) & np.isfinite(values) & (losses > 0)
     if not usable.any():
         raise ValueError("has no epoch with both loss and metric; give one that has")
-    values = values[usable] if wanted.metric else np.abs(values[usable])
-    return Curve(epochs[usable] + 1, losses[usable], values, _corner(run, *entry) if wanted.corner else None)
+    values = values if wanted.metric else np.abs(values)
+    return Curve(epochs[usable] + 1, losses[usable], values[usable], _corner(run, *entry) if wanted.corner else None)
 
 
 def _corner(run: RecordedRun, row: int, col: int) -> tuple[float, float, float]:
-    """The observations a, b and z around an entry. Raises NoBound if the experiment is of another kind."""
-    path, num_samples = run.parameters.get("dataset_path"), run.parameters.get("num_samples")
+    """Returns the observations a, b and z of metrics/theory.py. Raises NoBound if the experiment has none."""
+    path, num_samples = run.parameters.get("dataset_path") or "", run.parameters.get("num_samples") or 1
     try:
-        dataset = load_matrix_sensing(path or "").first(num_samples or 1)
+        dataset = load_matrix_sensing(path).first(num_samples)
     except (OSError, ValueError) as error:
-        problem = (
-            f"its dataset {path:.200} cannot be read ({error!s:.200})" if path else "no run_params.json names them"
-        )
+        unread = f"its dataset {path:.200} cannot be read ({error!s:.200})"
+        problem = unread if path else "no run_params.json names them"
         raise NoBound(f"needs the observations of {run.path}, but {problem}; leave it out") from None
     observed = dataset.observed_entries
     if dataset.shape != (2, 2) or observed is None or len(observed) != 3 or 2 * row + col in observed:
@@ -121,50 +112,43 @@ def _corner(run: RecordedRun, row: int, col: int) -> tuple[float, float, float]:
 
 
 def read_lines(directory: str, wanted: Wanted) -> tuple[list[Line], list[str]]:
-    """The lines of every finished experiment in a directory, of this project or of the original code, by depth, and a
-    line of text for each folder that is skipped.
+    """Returns the lines of the finished experiments in a directory, of this project or of the original code, by depth,
+    and a line of text for each folder that is skipped.
 
-    Raises ValueError if there is no curve; if all fail, as the first does.
+    Raises ValueError if there is no curve; NotRecorded or NoBound if that is the reason.
     """
-    runs, skipped = read_runs(directory)
-    problems = {run.path.name: _problem(run) for run in runs}
-    skipped += [f"{name}: {problem}" for name, problem in problems.items() if problem]
-    runs, repeats = without_repeats([run for run in runs if not problems[run.path.name]])
-    skipped += repeats
+    found, skipped = read_each(directory, partial(_read_curve, wanted=wanted))
     grouped: dict[str, tuple[RecordedRun, list[Curve]]] = {}
-    first_error: ValueError | None = None
-    for run in runs:
-        checkpoint = newest_checkpoint(run.path)
-        try:
-            curve = load_curve(str(checkpoint), wanted)
-        except (OSError, ValueError) as error:
-            kind = ValueError if isinstance(error, OSError) else type(error)
-            first_error = first_error or kind(f"{checkpoint.name}: {error}")
-            skipped.append(f"{run.path.name}: {checkpoint.name}: {error}")
-            continue
+    for run, curve in found:
         grouped.setdefault(canonical(run.compared()), (run, []))[1].append(curve)
-    if not grouped:
-        reason = f"; skipped: {skipped[0]}" if skipped else ""
-        raise first_error or ValueError(f"holds no finished experiment{reason}; give a folder of such folders")
     lines = []
     for depth in sorted({run.parameters["depth"] for run, _ in grouped.values()}):
-        panel = [(run, curves) for run, curves in grouped.values() if run.parameters["depth"] == depth]
-        names = _names([run for run, _ in panel])
-        lines += [Line(name, depth, curves) for (_, curves), name in zip(panel, names, strict=True)]
+        panel = [group for group in grouped.values() if group[0].parameters["depth"] == depth]
+        runs, curves = zip(*panel, strict=True)
+        lines += [Line(name, depth, of_line) for name, of_line in zip(_names(runs), curves, strict=True)]
     return lines, sorted(skipped)
 
 
-def _problem(run: RecordedRun) -> str:
-    """Why a run is skipped; empty if it is not."""
+def _read_curve(run: RecordedRun, wanted: Wanted) -> Curve:
+    """Returns the curve of a finished run. Raises ValueError if the run is to be skipped."""
     if any(run.parameters.get(name) is None for name in ("depth", "lr", "init_alpha")):
-        return "no matrix factorization experiment"
+        raise ValueError("no matrix factorization experiment")
     if run.status and not run.status.get("finished"):
-        return "not finished"
-    return "" if newest_checkpoint(run.path) else "has no checkpoint; give -store_checkpoints"
+        raise ValueError("not finished")
+    checkpoint = newest_checkpoint(run.path)
+    if not checkpoint:
+        raise ValueError("has no checkpoint; give -store_checkpoints")
+    try:
+        return load_curve(str(checkpoint), wanted)
+    except (OSError, ValueError) as error:
+        kind = ValueError if isinstance(error, OSError) else type(error)
+        raise kind(f"{checkpoint.name}: {error}") from None
 
 
 def _names(runs: Sequence[RecordedRun]) -> list[str]:
-    """Names of lines: learning rate and initialization, unless other parameters alone tell them apart, and these."""
+    """Returns the names of lines: learning rate and initialization, unless only other parameters differ, and the other
+    parameters in which the runs differ.
+    """
     differing = differing_names(runs)
     alone = differing and not set(differing).intersection(_INITIALIZATION)
     bases = ["" if alone else f"lr {scientific(run.parameters['lr'])} init {_initialization(run)}" for run in runs]
@@ -172,13 +156,13 @@ def _names(runs: Sequence[RecordedRun]) -> list[str]:
 
 
 def _initialization(run: RecordedRun) -> str:
-    """The standard deviation of the product's entries, with (b) if it is balanced."""
+    """Returns the standard deviation of the product's entries as text, with (b) if the initialization is balanced."""
     alpha, depth = run.parameters["init_alpha"], run.parameters["depth"]
     if run.parameters.get("weight_init_type") == "identity":
         return f"identity {scientific(alpha)}"
     if run.parameters.get("use_balanced_init"):
         return f"{scientific(alpha)} (b)"
-    # A product of depth factors of std α and inner dimension d has entries of variance d^(depth − 1) α^(2 depth).
+    # A product of factors with std α and inner dimension d has entries of variance d^(depth − 1) α^(2 depth).
     try:
         inner = min(load_matrix_sensing(run.parameters.get("dataset_path") or "").shape)
         return scientific(float(f"{inner ** ((depth - 1) / 2) * alpha**depth:.1e}"))

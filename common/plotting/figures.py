@@ -1,7 +1,7 @@
-"""Showing and saving the figures that the plotters draw, and their data."""
+"""Showing and saving figures and their data."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -15,14 +15,14 @@ MARKERS = "ov^Ds1^h"
 
 
 def has_screen() -> bool:
-    """Whether pyplot can open windows here."""
-    # matplotlib chooses its backend when it is asked for it: the first that works, which without a screen is Agg.
+    """Returns whether pyplot can open windows."""
+    # Asked for its backend, matplotlib chooses the first that works, which is Agg without a screen.
     backend = matplotlib.get_backend().lower()
     return backend in {name.lower() for name in backend_registry.list_builtin(BackendFilter.INTERACTIVE)}
 
 
 def require_drawable(figure: Figure) -> None:
-    """Raises ValueError if the text of a figure is not valid."""
+    """Raises ValueError if a text of the figure is not valid."""
     try:
         figure.draw_without_rendering()
     except ValueError as error:
@@ -30,10 +30,15 @@ def require_drawable(figure: Figure) -> None:
         raise ValueError(f"it or a name is not valid mathematical text ({reason}); write \\$ for a dollar") from None
 
 
+def _save(path: str, write: Callable[[Path], None]) -> None:
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(path), write)
+        print(f"saved {Path(path)}")
+
+
 def save_data(rows: Sequence[Mapping[str, object]], path: str) -> None:
     """Saves the data of a figure as CSV, with a column for each key; does nothing if `path` is empty."""
-    if not path:
-        return
 
     def write(temporary: Path) -> None:
         with open(temporary, "w", newline="", encoding="utf-8") as file:
@@ -41,18 +46,12 @@ def save_data(rows: Sequence[Mapping[str, object]], path: str) -> None:
             writer.writeheader()
             writer.writerows(rows)
 
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(Path(path), write)
-    print(f"saved {path}")
+    _save(path, write)
 
 
 def save_and_show(figure: Figure, save_plot_to: str) -> None:
-    """Saves the figure, 250 dpi and tight, if a path is given, and opens a window if there is a screen."""
-    if save_plot_to:
-        path = Path(save_plot_to)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=250, bbox_inches="tight"))
-        print(f"saved {path}")
+    """Saves the figure (250 dpi, tight) if a path is given, and opens a window if there is a screen."""
+    _save(save_plot_to, lambda temporary: figure.savefig(temporary, dpi=250, bbox_inches="tight"))
     if has_screen():
         plt.show()
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""Plots of an experiment's metrics against the epoch. Does not import torch, nor matplotlib before it draws."""
+"""Plots of an experiment's metrics against the epoch. Does not import torch; imports matplotlib to draw."""
 
 import multiprocessing
 import os
@@ -25,10 +25,10 @@ Lines = dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
 
 
 def metric_lines(metrics: Mapping[str, Mapping[str, Any]], figures: Mapping[str, str]) -> Lines:
-    """The lines of each figure, reduced to the points that can be seen.
+    """Returns the lines of each figure, reduced to the visible points.
 
-    `metrics` are pairs of epochs and values by kind ("train" or "validation") and name. Those that match a pattern of
-    `figures` are drawn together; each of the others has a figure of its own.
+    `metrics` holds epochs (n,) and values (n,) by kind ("train" or "validation") and name. `figures` maps names of
+    figures to patterns of the metrics in them; each of the other metrics has its own figure.
     """
     lines: Lines = {}
     for kind, of_kind in metrics.items():
@@ -43,7 +43,7 @@ def metric_lines(metrics: Mapping[str, Mapping[str, Any]], figures: Mapping[str,
 
 @cache
 def _figure() -> "Figure":
-    """One figure for all plots: making a new one takes longer than drawing it."""
+    """Returns the figure of all plots: a new figure takes longer to make than to draw."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -53,39 +53,38 @@ def _figure() -> "Figure":
     figure.subplots_adjust(left=0.13, right=0.96, bottom=0.12, top=0.93)
     axes = figure.add_subplot()
     axes.set_xlabel("Epoch")
-    # Most of the time goes into the layout of tick labels: a few are enough, and the axes' labels have fixed places.
-    for axis in (axes.xaxis, axes.yaxis):
+    # The layout of tick labels takes most of the time, so there are few of them, and the axis labels do not move.
+    for axis, place in ((axes.xaxis, (0.5, -0.09)), (axes.yaxis, (-0.12, 0.5))):
         axis.set_major_locator(MaxNLocator(5))
-    axes.xaxis.set_label_coords(0.5, -0.09)
-    axes.yaxis.set_label_coords(-0.12, 0.5)
+        axis.set_label_coords(*place)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     return figure
 
 
 def draw_metrics(lines: Lines, directory: Path) -> float:
-    """Draws each figure of `lines` into `directory`, on linear axes. Returns the seconds that it took."""
+    """Saves each figure of `lines` in `directory`, with linear axes. Returns the seconds that it took."""
     begin = time.monotonic()
     from matplotlib import colormaps
 
     figure = _figure()
     (axes,) = figure.axes
     for name, of_figure in lines.items():
-        # Clearing the axes would make all their ticks anew, too.
+        # Clearing the axes would make all ticks again.
         for line in list(axes.lines):
             line.remove()
         many = len(of_figure) > _MOST_LINES
-        shades = len(of_figure) if many else _MOST_LINES
-        axes.set_prop_cycle(color=colormaps["viridis" if many else "tab10"](np.linspace(0, 0.9, shades)))
+        shades = np.linspace(0, 0.9, max(len(of_figure), _MOST_LINES))
+        axes.set_prop_cycle(color=colormaps["viridis" if many else "tab10"](shades))
         for label, (epochs, values) in of_figure.items():
             axes.plot(epochs, values, label=label, marker="." if len(epochs) == 1 else None)
         axes.relim()
         axes.autoscale_view()
         if not any(len(epochs) for epochs, _ in of_figure.values()):
-            # Without points, the limits would be those of the figure before.
+            # Without points, the limits of the previous figure would remain.
             axes.set(xlim=(0, 1), ylim=(0, 1))
             axes.autoscale()
         axes.set_ylabel(name)
-        # The legend has room for the first and the last of many lines.
+        # Of many lines, the legend shows the first and the last.
         named = [axes.lines[0], axes.lines[-1]] if many else axes.lines
         axes.legend(named, [line.get_label() for line in named], loc="best", fontsize="small")
         save = partial(figure.savefig, format="png", pil_kwargs={"compress_level": 1})
@@ -94,6 +93,6 @@ def draw_metrics(lines: Lines, directory: Path) -> float:
 
 
 def end_with_parent() -> None:
-    """Makes a process that plots end with the process that started it, however that ends."""
+    """Ends this process when the process that started it ends, for whatever reason."""
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

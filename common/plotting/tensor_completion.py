@@ -1,12 +1,8 @@
-"""The paper's figure of tensor completion: reconstruction error and rank against the number of observations (Razin &
-Cohen 2020, Figure 2), from the folders of the experiments.
-"""
+"""Reconstruction error and CP rank against the number of observations: Figure 2 of Razin & Cohen (2020)."""
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,60 +15,44 @@ from matplotlib.ticker import MaxNLocator
 from common.files import load_json
 from common.naming import scientific
 from common.plotting.figures import MARKERS
-from common.recorded_runs import RecordedRun, canonical, is_number, labels, read_runs, without_repeats
+from common.plotting.folders import read_each
+from common.recorded_runs import RecordedRun, canonical, is_number, labels
 from common.tensor_files import is_float_tensor, load_tensors
 
-# tab10 without red, which is the ground truth's, and purple, which is too close to blue.
+# tab10 without red, the colour of the ground truth, and purple, which is close to blue.
 _COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
 _LINES = ("--", "-", "-.")
-_LINEAR, _GROUND_TRUTH = "linear", "ground truth"
+_GROUND_TRUTH = "ground truth"
 _QUARTILES = ("lower_quartile", "median", "upper_quartile")
 
-
-# A method at one number of observations: quartiles over its repetitions of error and, if it is known, rank.
+# A method at one number of observations: quartiles of error and rank (None if not known) over the repetitions.
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Result:
-    """One finished experiment."""
+    """Results of one finished experiment."""
 
     run: RecordedRun
     num_samples: int
     init_std: float | None
     errors: dict[str, float]  # of "model" and "memorizer"
-    ranks: dict[str, int | None]  # of "model", "memorizer" and "targets", if they are known
+    ranks: dict[str, int | None]  # of "model", "memorizer" and "targets"; None if not known
     target: torch.Tensor | None
-
-    @property
-    def line(self) -> str:
-        """What runs with different numbers of samples have in common if they are on one line."""
-        return canonical([self.init_std, self.run.compared(without=("num_samples", "init_std"))])
 
 
 def read_results(directory: str) -> tuple[list[Result], list[str]]:
-    """The results of every finished experiment in a directory, of this project or of the original code, and a line for
-    everything that is left out.
+    """Returns the results of the finished experiments in a directory, of this project or of the original code, and a
+    line of text for everything that is left out.
 
-    Raises ValueError if there is none, or if their targets differ.
+    Raises ValueError if there are no results, or if the experiments' targets differ.
     """
-    runs, left_out = read_runs(directory)
-    found: dict[Path, Result] = {}
-    for run in runs:
-        try:
-            found[run.path] = _read_result(run)
-        except ValueError as error:
-            left_out.append(f"{run.path.name}: {error}")
-    runs, repeats = without_repeats([result.run for result in found.values()])
-    left_out += repeats
-    results = [found[run.path] for run in runs]
+    found, left_out = read_each(directory, _read_result)
+    results = [result for _, result in found]
     for result in results:
         for name in ("model", "memorizer"):
             if result.ranks[name] is None and result.ranks["targets"] is not None:
                 left_out.append(f"{result.run.path.name}: the rank of the {name} was not found; left out of the ranks")
-    if not results:
-        reason = f"; skipped: {left_out[0]}" if left_out else ""
-        raise ValueError(f"holds no finished experiment{reason}; give a folder of such folders")
     first, *others = [result for result in results if result.target is not None] or [None]
     for other in others:
         if other.target.shape != first.target.shape or not torch.allclose(other.target, first.target):
@@ -82,7 +62,7 @@ def read_results(directory: str) -> tuple[list[Result], list[str]]:
 
 
 def _read_result(run: RecordedRun) -> Result:
-    """Raises ValueError if the run is to be skipped."""
+    """Returns the results of a finished run. Raises ValueError if the run is to be skipped."""
     folder = run.path
     try:
         metrics = load_json(folder / "tensor_rank_and_reconstruction_metrics.json")
@@ -112,68 +92,67 @@ def _read_result(run: RecordedRun) -> Result:
 
 
 def summarize(results: Sequence[Result]) -> list[Row]:
-    """A row for each method and number of samples: linear, then initialization stds from large to small.
+    """Returns a row for each method and number of samples: linear, then initialization stds from large to small.
 
-    Runs that differ in more than number of samples and seed are different methods.
+    Runs that differ in anything but number of samples and seed are different methods.
     """
     lines: dict[str, list[Result]] = {}
     for result in sorted(results, key=lambda each: (each.init_std is None, -(each.init_std or 0))):
-        lines.setdefault(result.line, []).append(result)
+        key = canonical([result.init_std, result.run.compared(without=("num_samples", "init_std"))])
+        lines.setdefault(key, []).append(result)
     first = [members[0] for members in lines.values()]
     bases = ["model" if each.init_std is None else f"tf, init {scientific(each.init_std)}" for each in first]
     names = labels([each.run for each in first], bases, shown=("num_samples", "init_std"))
-    methods = [(_LINEAR, results, "memorizer"), *zip(names, lines.values(), repeat("model"), strict=False)]
+    methods = [("linear", "memorizer", results)]
+    methods += [(name, "model", members) for name, members in zip(names, lines.values(), strict=True)]
     rows = []
-    for method, members, source in methods:
+    for method, source, members in methods:
         for num_samples in sorted({result.num_samples for result in members}):
             repeated = [result for result in members if result.num_samples == num_samples]
             row: Row = {"method": method, "num_samples": num_samples}
             for quantity in ("error", "rank"):
-                values = [getattr(result, f"{quantity}s")[source] for result in repeated]
-                values = [value for value in values if value is not None]
-                quartiles = np.percentile(values, (25, 50, 75)).tolist() if values else [None] * 3
+                known = [getattr(result, f"{quantity}s")[source] for result in repeated]
+                known = [value for value in known if value is not None]
+                quartiles = np.percentile(known, (25, 50, 75)).tolist() if known else [None] * 3
                 row |= {f"{quantity}_{name}": value for name, value in zip(_QUARTILES, quartiles, strict=True)}
             rows.append({**row, "repetitions": len(repeated)})
     return rows
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows as lines of text: median and, in brackets, the 25th and 75th percentile."""
+    """Returns rows as lines of text: median and, in brackets, the 25th and 75th percentile."""
+
+    def cell(row: Row, quantity: str, form: str) -> str:
+        low, median, high = (row[f"{quantity}_{name}"] for name in _QUARTILES)
+        return "-" if median is None else f"{median:{form}} [{low:{form}}, {high:{form}}]"
+
     lines = [f"{'# of observations':>17}  {'method':<16}  {'error':<31}  {'rank':<18}  repetitions"]
     for row in sorted(rows, key=lambda row: row["num_samples"]):
-        error = "{error_median:.3e} [{error_lower_quartile:.3e}, {error_upper_quartile:.3e}]".format(**row)
-        rank = "-"
-        if row["rank_median"] is not None:
-            rank = "{rank_median:g} [{rank_lower_quartile:g}, {rank_upper_quartile:g}]".format(**row)
-        lines.append(
-            "{num_samples:>17}  {method:<16}".format(**row) + f"  {error:<31}  {rank:<18}  {row['repetitions']:>11}"
-        )
+        start = f"{row['num_samples']:>17}  {row['method']:<16}  {cell(row, 'error', '.3e'):<31}"
+        lines.append(f"{start}  {cell(row, 'rank', 'g'):<18}  {row['repetitions']:>11}")
     return "\n".join(lines)
 
 
 def draw_tensor_completion(rows: Sequence[Row], target_rank: int | None, title: str) -> Figure:
-    """Draws two panels against the number of observations: reconstruction error and rank, or the first alone if no
-    rank is known.
-    """
+    """Draws reconstruction error and rank against the number of observations; no panel of ranks if none is known."""
     with_ranks = any(row["rank_median"] is not None for row in rows)
     width = 5.63 if with_ranks else 2.95
     figure, panels = plt.subplots(1, 1 + with_ranks, figsize=(width, 2.95), layout="constrained", squeeze=False)
-    for axes, quantity in zip(panels.flat, ("error", "rank"), strict=False):
+    whole_numbers = {"nbins": 6, "steps": [1, 2, 5, 10], "integer": True}
+    for axes, quantity in zip(panels[0], ("error", "rank"), strict=False):
         _draw_lines(axes, [row for row in rows if row[f"{quantity}_median"] is not None], quantity)
         axes.set_xlabel("# of observations")
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(**whole_numbers))
     panels[0, 0].set(yscale="log", ylabel="reconstruction error")
+    last = panels[0, -1]
     if with_ranks:
-        ranks = panels[0, 1]
         if target_rank is not None:
-            ranks.axhline(target_rank, color="red", linewidth=3, label=_GROUND_TRUTH, zorder=1)
-        ranks.set_ylim(bottom=0)
-        ranks.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
-        ranks.set_ylabel("rank")
-    # Matplotlib would list the ground truth, which has no error bars, first.
-    handles = dict(zip(*reversed(panels[0, -1].get_legend_handles_labels()), strict=True))
-    names = sorted(handles, key=lambda name: name == _GROUND_TRUTH)
-    panels[0, -1].legend([handles[name] for name in names], names, fontsize="small", borderaxespad=1.2)
+            last.axhline(target_rank, color="red", linewidth=3, label=_GROUND_TRUTH, zorder=1)
+        last.yaxis.set_major_locator(MaxNLocator(**whole_numbers))
+        last.set(ylim=(0, None), ylabel="rank")
+    # Matplotlib lists handles without error bars first: here the ground truth, which belongs at the end.
+    handles = sorted(zip(*last.get_legend_handles_labels(), strict=True), key=lambda pair: pair[1] == _GROUND_TRUTH)
+    last.legend(*zip(*handles, strict=True), fontsize="small", borderaxespad=1.2)
     figure.suptitle(title)
     return figure
 
@@ -183,15 +162,14 @@ def _draw_lines(axes: Axes, rows: Sequence[Row], quantity: str) -> None:
     for index, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
         own = [row for row in rows if row["method"] == method]
         low, median, high = (np.array([row[f"{quantity}_{name}"] for row in own]) for name in _QUARTILES)
-        style = {"color": _COLOURS[index % len(_COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
-        style |= {"linestyle": _LINES[index % len(_LINES)], "markersize": 4.5, "linewidth": 1.4, "capsize": 2}
-        bars = [median - low, high - median]
+        style = {"color": _COLOURS[index % len(_COLOURS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 4.5}
+        style |= {"linestyle": _LINES[index % len(_LINES)], "linewidth": 1.4, "capsize": 2, "zorder": 2}
         samples = [row["num_samples"] for row in own]
-        for bar in axes.errorbar(samples, median, bars, label=method, zorder=2, **style)[2]:
-            bar.set_alpha(0.6)
+        drawn = axes.errorbar(samples, median, [median - low, high - median], label=method, **style)
+        plt.setp(drawn.lines[2], alpha=0.6)
 
 
 def common_target_rank(results: Sequence[Result]) -> int | None:
-    """The rank of the target that most of the results report."""
+    """Returns the rank of the target in most of the results, None if it is in none."""
     ranks = [result.ranks["targets"] for result in results if result.ranks["targets"] is not None]
     return max(set(ranks), key=ranks.count) if ranks else None

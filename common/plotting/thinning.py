@@ -1,11 +1,11 @@
-"""Long lines, thinned to what can be seen."""
+"""Thinning of long lines to their visible points."""
 
 import numpy as np
 
 
 def visible_points(x: np.ndarray, y: np.ndarray, columns: int = 1000) -> np.ndarray:
-    """Indices, ascending, of the points that a line through all points (n,) needs to look the same when it is drawn
-    `columns` pixels wide: of each run of points in one pixel column the first, last, lowest and highest.
+    """Returns ascending indices of points (n,) that suffice to draw the same line, `columns` pixels wide: the first,
+    last, lowest and highest of each run of points in one pixel column.
     """
     if len(x) <= 4 * columns:
         return np.arange(len(x))
