@@ -56,7 +56,7 @@ def test_invalid_json_is_refused(tmp_path, content):
 
 
 def test_deep_or_large_json_is_refused(tmp_path):
-    """16 MB of empty dictionaries use 1 GiB of memory, and deep nesting exceeds the recursion limit of Python."""
+    """Many empty dictionaries use much memory, and deep nesting exceeds the recursion limit of Python."""
     deep = {}
     for _ in range(100):
         deep = {"before": deep}

@@ -35,7 +35,11 @@ def test_figures_do_not_share_lines(tmp_path):
 
 
 def test_non_finite_values_are_ignored(tmp_path):
-    draw_figures({}, {"a": make_series([1.0, np.nan, np.inf]), "b": make_series([np.nan])}, {"m": "a|b"}, tmp_path)
+    series = {"a": make_series([1.0, np.nan, 3.0, np.inf]), "b": make_series([np.nan])}
+    lines = metric_lines({"train": series}, {"m": "a|b"})
+    points = {name: list(zip(*map(np.ndarray.tolist, line), strict=True)) for name, line in lines["m"].items()}
+    assert points == {"train_a": [(0, 1.0), (100, 3.0)], "train_b": []}
+    draw_metrics(lines, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["m.png"]
 
 

@@ -210,9 +210,8 @@ class FuzzTarget:
             outcome = "read"
         except UserError as error:
             line = str(error)
-            assert any(name in line for name in (self.path.name, self.path.parent.name, self.path.parents[1].name)), (
-                line
-            )
+            folders = [folder.name for folder in self.path.parents if (folder / "run_params.json").exists()]
+            assert any(name in line for name in (self.path.name, *folders)), line
             assert len(line) < 1000, line[:2000]
             outcome = "refused"
         finally:

@@ -7,7 +7,7 @@ from common.sweeps.plans import Plan, combinations
 BASE = {
     "random_seed": 0,
     "enforce_pos_det": True,
-    "epochs": 60000,
+    "epochs": 20000,
     "validate_every": 50,
     "save_every_num_val": 5,
     "lr": 5e-3,
@@ -27,7 +27,6 @@ runner.DEFAULT = Plan(
         *combinations({**BASE, "engine": "torch", "epochs": 3000}, DTYPES),
         *combinations({**BASE, "lr": 1e5}, {"dataset_path": [TWO, FIVE], "store_checkpoints": [False, True]}),
     ],
-    repetitions=2,
 )
 
 if __name__ == "__main__":
