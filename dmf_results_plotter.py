@@ -50,6 +50,7 @@ def main() -> None:
     # Imported after the flags are checked, because importing matplotlib and torch is slow.
     from common.plotting.against_loss import draw_against_loss, require_bound
     from common.plotting.curves import Line, NoBound, NotRecorded, Wanted, load_curve, read_lines
+    from common.plotting.figures import NotDrawable
 
     require_screen_or_file(parameters)
     entry = parameters["unobserved_entry"]
@@ -78,8 +79,9 @@ def main() -> None:
         if names and len(names) != len(lines):
             raise flag_error("experiments_names", names, f"there are {len(lines)} lines; give as many names")
         lines = [replace(line, name=name) for line, name in zip(lines, names, strict=True)] if names else lines
-    with flag_errors("min_loss", f"{parameters['min_loss']:g}"):
-        figure, rows = draw_against_loss(lines, parameters["plot_title"], parameters["min_loss"], metric, show_bound)
+    title, min_loss = parameters["plot_title"], parameters["min_loss"]
+    with flag_errors("min_loss", f"{min_loss:g}"), flag_errors("plot_title", title, only=NotDrawable):
+        figure, rows = draw_against_loss(lines, title, min_loss, metric, show_bound)
     save_figure(figure, rows, parameters)
 
 

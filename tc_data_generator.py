@@ -7,7 +7,7 @@ parser = Parser(__doc__)
 add_generator_flags(parser, "data/tc")
 add = parser.add_argument
 text = "CP rank of the random target; -1: no constraint, Gaussian entries"
-add("-target_tensor_cp_rank", type=integer(-1), default=1, help=text)
+add("-target_tensor_cp_rank", type=integer(-1, 10**6), default=1, help=text)
 add("-target_fro_norm", type=real(0, above=True), default=1.0, help="Frobenius norm of the target")
 add("-mode_dim_size", type=integer(1), default=10, help="dimension of each mode")
 add("-order", type=integer(2, 25), default=3, help="number of modes")

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,15 @@ def exclusive(parameters: Any, first: str, second: str) -> None:
         raise flag_error(second, True, f"contradicts -{first}; give only one of the two")
 
 
+def default_text(action: argparse.Action) -> str:
+    """Returns the default of a flag as -h shows it; "" if it has none."""
+    default = action.default
+    if action.required or default is None or default is argparse.SUPPRESS:
+        return ""
+    shown = {"": "none", "[]": "none", "False": "off"}.get(str(default), default)
+    return f"{shown:g}" if isinstance(shown, float) else str(shown)
+
+
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Shows the types and defaults of flags."""
 
@@ -70,11 +80,8 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         return getattr(action.type, "__name__", "text").rpartition("_")[2].upper()
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        default = action.default
-        if action.required or default is None or default is argparse.SUPPRESS:
-            return action.help
-        shown = {"": "none", "[]": "none", "False": "off"}.get(str(default), default)
-        return f"{action.help} (default: {f'{shown:g}' if isinstance(shown, float) else shown})"
+        default = default_text(action)
+        return f"{action.help} (default: {default})" if default else action.help
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,29 +119,37 @@ class Parser(argparse.ArgumentParser):
             flag = flag[1:] if flag not in known and flag[1:] in known else flag
             if flag not in known:
                 # argparse would take -epoch for -epochs.
-                close = difflib.get_close_matches(flag, known, n=1)
                 following = "".join(f" {each}" for each in words[index + 1 : index + 2] if each[:1] != "-")
-                hint = f"did you mean {close[0]}?" if close else "-h lists the flags"
-                raise UserError(f"{word}{following}: unknown flag; {hint}")
+                raise self._unknown_flag(flag, word + following)
             words[index] = "=".join([flag, *value])
             given.add(known[flag].dest)
         return Parameters(vars(self.parse_args(words)), frozenset(given), self)
+
+    def _unknown_flag(self, flag: str, shown: str) -> UserError:
+        close = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+        return UserError(f"{shown}: unknown flag; {f'did you mean {close[0]}?' if close else '-h lists the flags'}")
 
     def words(self, parameters: Mapping[str, Any]) -> list[str]:
         """Returns the command line with these `parameters`, flags and their Python values. Raises UserError."""
         words = []
         for name, value in parameters.items():
             action = self._option_string_actions.get(f"-{name}")
-            if action is not None and action.nargs == 0:
+            if action is None or action.dest != name:
+                raise self._unknown_flag(f"-{name}", f"-{name} {value}")
+            if action.nargs == 0:
                 if not isinstance(value, bool):
                     raise flag_error(name, value, "must be True or False")
                 words += [f"-{name}"] * value
-            elif isinstance(value, (list, tuple)):
-                repeated = all(isinstance(each, (list, tuple)) for each in value)
-                for each in value if repeated else [value]:
-                    words += [f"-{name}", *map(str, each)]
-            else:
-                words.append(f"-{name}={value}")
+                continue
+            nested = isinstance(value, (list, tuple)) and all(isinstance(each, (list, tuple)) for each in value)
+            repeated = nested and isinstance(action, argparse._AppendAction)
+            for each in value if repeated else [value]:
+                items = each if action.nargs and isinstance(each, (list, tuple)) else [each]
+                right_number = action.nargs == "+" or len(items) == (action.nargs or 1)
+                if not (right_number and all(isinstance(item, (str, Path, Real)) for item in items)):
+                    wanted = f"a list of {action.nargs}" if action.nargs else "a number or a string"
+                    raise flag_error(name, [value], f"must be {wanted}")
+                words += [f"-{name}", *map(str, items)] if action.nargs else [f"-{name}={each}"]
         return words
 
     def error(self, message: str):

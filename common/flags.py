@@ -177,7 +177,7 @@ def add_resume_flag(parser: Parser) -> None:
 def add_generator_flags(parser: Parser, output_dir: str) -> None:
     """Adds the flags that both data generators share, with this default folder."""
     add = parser.add_argument
-    add("-custom_file_name", type=optional(part_of_name), default="", help="name the file {TEXT}_{time}.pt")
+    add("-custom_file_name", type=optional(part_of_name), default="", help="name the file {NAME}_{time}.pt")
     add("-file_name", type=optional(dataset_file_name), default="", help="exact name of the file; must not exist")
     add_seed_flag(parser)
     add("-output_dir", type=writable_dir, default=output_dir, help="where the file is written; made if missing")

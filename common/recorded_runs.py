@@ -25,18 +25,16 @@ def _is_count(value: Any) -> bool:
 # Values of run_params.json that are used, and what must hold of them if they are there.
 _CHECKS = {
     "depth num_samples": lambda value: _is_count(value) and value > 0,
-    "random_seed": lambda value: type(value) is int and 0 <= value < 2**32,
+    "random_seed": lambda value: type(value) is int and -1 <= value < 2**32,
     "lr init_alpha": is_number,
     "init_std": lambda value: is_number(value, 0, _LARGEST),
     "unobserved_entry": lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_count, value)),
     "provenance status provenance.sweep provenance.identity": lambda value: isinstance(value, dict),
-    "provenance.identity.inputs": lambda value: isinstance(value, dict),
+    "provenance.identity.run provenance.identity.inputs": lambda value: isinstance(value, dict),
     "dataset_path provenance.sweep.id provenance.sweep.start_time": lambda value: isinstance(value, str),
     "provenance.sweep.experiment provenance.identity.occurrence": _is_count,
     "provenance.identity.seed": lambda value: type(value) is int,
-    "provenance.identity.run provenance.identity.outputs": lambda value: (
-        isinstance(value, list) and all(isinstance(name, str) for name in value)
-    ),
+    "provenance.identity.outputs": lambda value: isinstance(value, list) and {str} >= set(map(type, value)),
 }
 # The parameters in which different runs differ, for folders without an "identity": old ones, and those of the original
 # code. This list does not grow.
@@ -57,8 +55,9 @@ class RecordedRun:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Names of the parameters in which different runs differ ("run", and for -resume "outputs"), digests of the
-        input files ("inputs"), the seed in the list ("seed"), and the number among equal experiments ("occurrence").
+        """What identifies the run: the parameters in which different runs differ, with their defaults ("run"), further
+        names that -resume compares ("outputs"), digests of the input files ("inputs"), the seed in the list ("seed"),
+        and the number among equal experiments ("occurrence").
         """
         return self.provenance.get("identity") or {}
 
@@ -80,10 +79,19 @@ class RecordedRun:
         digests = str(self.provenance.get("inputs_sha256") or "").split()
         return self.identity.get("inputs") or dict(zip(paths, digests, strict=False)) or paths
 
-    def compared(self, without: Collection[str] = ()) -> dict[str, Any]:
-        """Returns the parameters in which different runs differ, by name; input files by their digests."""
-        names = set(self.identity.get("run") or _RUN_WITHOUT_IDENTITY.split()) - set(without)
-        return {name: self.parameters[name] for name in sorted(names & self.parameters.keys())} | self.inputs
+
+def compared(runs: Sequence[RecordedRun], without: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Returns for each run the parameters in which different runs differ, by name; input files by their digests.
+
+    A run that was recorded before a flag existed has its default.
+    """
+    defaults = {name: default for run in runs for name, default in run.identity.get("run", {}).items()}
+    found = []
+    for run in runs:
+        values = {**defaults, **run.parameters}
+        names = {*(run.identity.get("run") or _RUN_WITHOUT_IDENTITY.split()), *defaults} & values.keys()
+        found.append({name: values[name] for name in names - set(without)} | run.inputs)
+    return found
 
 
 def read_runs(directory: str | Path) -> tuple[list[RecordedRun], list[str]]:
@@ -101,9 +109,9 @@ def without_repeats(runs: Sequence[RecordedRun]) -> tuple[list[RecordedRun], lis
     """Returns the last of each set of equal runs, seed included, and a line for each of the others."""
     last: dict[tuple, RecordedRun] = {}
     repeats = []
-    for run in runs:
+    for run, parameters in zip(runs, compared(runs), strict=True):
         # The original code did not record its seeds.
-        key = canonical(run.compared()), run.parameters.get("random_seed") if run.provenance else run.path.name
+        key = canonical(parameters), run.parameters.get("random_seed") if run.provenance else run.path.name
         if key in last:
             repeats.append(f"{last[key].path.name}: was run again, with the same seed")
         last[key] = run
@@ -140,9 +148,9 @@ def canonical(value: Any) -> str:
 
 def differing_names(runs: Sequence[RecordedRun]) -> list[str]:
     """Returns the names of the parameters in which these runs differ, in alphabetical order."""
-    compared = [run.compared() for run in runs]
-    names = sorted({name for parameters in compared for name in parameters})
-    return [name for name in names if len({canonical(each.get(name)) for each in compared}) > 1]
+    parameters = compared(runs)
+    names = sorted({name for each in parameters for name in each})
+    return [name for name in names if len({canonical(each.get(name)) for each in parameters}) > 1]
 
 
 def labels(runs: Sequence[RecordedRun], bases: Sequence[str], shown: Collection[str]) -> list[str]:
@@ -151,15 +159,17 @@ def labels(runs: Sequence[RecordedRun], bases: Sequence[str], shown: Collection[
     """
     names = [name for name in differing_names(runs) if name not in shown]
     if "dataset_path" in names and "num_samples" in names:
-        names.remove("num_samples")
+        numbers = {canonical(run.inputs): run.parameters.get("num_samples") for run in runs}
+        if all(run.parameters.get("num_samples") == numbers[canonical(run.inputs)] for run in runs):
+            names.remove("num_samples")
     # Of the datasets' names, split at underscores, the parts between the common beginning and the common end.
     stems = [Path(run.parameters.get("dataset_path") or "").stem.split("_") for run in runs]
     shortest = min(map(len, stems))
     begin = next((i for i in range(shortest) if len({each[i] for each in stems}) > 1), 0)
     end = next((i for i in range(shortest - begin) if len({each[-1 - i] for each in stems}) > 1), 0)
     found = []
-    for run, base, stem in zip(runs, bases, stems, strict=True):
-        words = {name: f"{name} {run.parameters.get(name)}" for name in names}
+    for run, base, stem, values in zip(runs, bases, stems, compared(runs), strict=True):
+        words = {name: f"{name} {run.parameters.get(name, values.get(name))}" for name in names}
         words |= {"dtype": str(run.parameters.get("dtype")), "dataset_path": "_".join(stem[begin : -end or None])}
         found.append(", ".join([base] * bool(base) + [words[name] for name in names]))
     return [

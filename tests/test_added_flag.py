@@ -65,3 +65,11 @@ def test_runs_without_added_flag_have_its_default(kind, tmp_path):
     )
     runs = [parameters for found in runs_by_number(tmp_path).values() for parameters, _ in found]
     assert sorted(each.get("clip", 0) for each in runs) == [0, 2]
+    # Plotters treat a run without the flag as a run with its default.
+    run_sweep(KINDS[kind][0], parameter_list(kind, tmp_path, {"noise": 0.5, "random_seed": 4}, parser=later))
+    if kind == "dmf":
+        lines, _ = read_lines(str(tmp_path), Wanted())
+        assert {line.name: len(line.curves) for line in lines} == {"clip 1.5": 2, "clip 2.0": 1}
+    else:
+        rows = {row["method"]: row["repetitions"] for row in summarize(read_results(str(tmp_path))[0])}
+        assert rows == {"linear": 3, "tf, init 1e-3, clip 1.5": 2, "tf, init 1e-3, clip 2.0": 1}

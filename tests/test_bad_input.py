@@ -168,6 +168,11 @@ INVALID_FILES_AND_COMBINATIONS = [
         "-experiments_checkpoint_paths bad/untracked.pt -experiments_names a -save_plot_to x.png",
         "-tracked_e2e_value_of 0 0",
     ),
+    (
+        PLOTTER,
+        "-experiments_checkpoint_paths bad/curve.pt -experiments_names a -save_plot_to x.png -plot_title $\\foo$",
+        "-plot_title $\\foo$: it or a name is not valid mathematical text",
+    ),
 ]
 
 
@@ -194,6 +199,7 @@ def bad_files(tmp_path):
         "rectangle": {"A": torch.ones(3, 2, 3), "y": torch.ones(3), "target_matrix": torch.ones(2, 3)},
         "sparse": {**good, "A": good["A"].to_sparse()},
         "untracked": {"train_evaluator": {"sse_loss_div_2": tracker}, "val_evaluator": {}},
+        "curve": {"train_evaluator": {"sse_loss_div_2": tracker}, "val_evaluator": {"e2e_0_0_value": tracker}},
     }
     contents["tensor_order"] = {"target_tensor": torch.ones(2, 2, 2), "train_indices_order": [0, 0, *range(2, 8)]}
     contents["tensor_zero"] = {"target_tensor": torch.zeros(2, 2, 2), "train_indices_order": list(range(8))}

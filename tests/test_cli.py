@@ -100,12 +100,18 @@ def test_words_of_dictionary(parser):
     [
         ({"size": True}, "-size True: must be an integer"),
         ({"size": False}, "-size False: must be an integer"),
-        ({"size": None}, "-size None: must be an integer"),
+        ({"size": None}, "-size None: must be a number or a string"),
+        ({"size": []}, "-size []: must be a number or a string"),
+        ({"size": [1, 2]}, "-size [1, 2]: must be a number or a string"),
+        ({"name": ["a"]}, "-name ['a']: must be a number or a string"),
         ({"quick": "yes"}, "-quick yes: must be True or False"),
         ({"quick": 1}, "-quick 1: must be True or False"),
-        ({"entry": [[0, 1, 2]]}, "2: belongs to no flag"),
-        ({"entry": 5}, "-entry: expected 2 arguments"),
-        ({"sice": 5}, "-sice=5: unknown flag; did you mean -size?"),
+        ({"entry": [[0, 1, 2]]}, "-entry [[0, 1, 2]]: must be a list of 2"),
+        ({"entry": [[0, None]]}, "-entry [[0, None]]: must be a list of 2"),
+        ({"entry": 5}, "-entry 5: must be a list of 2"),
+        ({"sice": 5}, "-sice 5: unknown flag; did you mean -size?"),
+        ({"h": True}, "-h True: unknown flag"),
+        ({"-size": 5}, "--size 5: unknown flag"),
     ],
 )
 def test_invalid_dictionary_values(parser, wrong, message):

@@ -66,7 +66,7 @@ def test_deep_or_large_json_is_refused(tmp_path):
             read_run(tmp_path)
 
 
-@pytest.mark.parametrize("damage", [{"random_seed": "x"}, {"random_seed": -1}, {"depth": 0}, {"lr": "1"}])
+@pytest.mark.parametrize("damage", [{"random_seed": "x"}, {"random_seed": -2}, {"depth": 0}, {"lr": "1"}])
 def test_invalid_run_parameters_are_refused(tmp_path, damage):
     (tmp_path / "run_params.json").write_text(json.dumps({"depth": 3, "lr": 0.1, **damage}))
     with pytest.raises(ValueError, match=f"damaged: {next(iter(damage))} in run_params.json is"):

@@ -11,7 +11,7 @@ import numpy as np
 from common.datasets.matrix_sensing import load_matrix_sensing
 from common.naming import scientific
 from common.plotting.folders import read_each
-from common.recorded_runs import RecordedRun, canonical, differing_names, labels, newest_checkpoint, read_run
+from common.recorded_runs import RecordedRun, canonical, compared, differing_names, labels, newest_checkpoint, read_run
 from common.tensor_files import load_dictionary
 from common.training.history import metrics_of_evaluator
 
@@ -79,7 +79,7 @@ def load_curve(path: str, wanted: Wanted = Wanted()) -> Curve:
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         raise ValueError(f"is not a checkpoint of a matrix factorization ({error!r}); give one") from None
     if metric not in metrics and wanted.metric:
-        raise NotRecorded(f"was not recorded; give one of {', '.join(recorded)}")
+        raise NotRecorded(f"this metric was not recorded; give one of {', '.join(recorded)}")
     if metric not in metrics:
         known = ", ".join(name for name in recorded if re.fullmatch(r"e2e_\d+_\d+_value", name)) or "no entry"
         raise NotRecorded(f"only {known} was recorded; give a run with -tracked_e2e_value_of {row} {col}")
@@ -119,8 +119,8 @@ def read_lines(directory: str, wanted: Wanted) -> tuple[list[Line], list[str]]:
     """
     found, skipped = read_each(directory, partial(_read_curve, wanted=wanted))
     grouped: dict[str, tuple[RecordedRun, list[Curve]]] = {}
-    for run, curve in found:
-        grouped.setdefault(canonical(run.compared()), (run, []))[1].append(curve)
+    for (run, curve), parameters in zip(found, compared([run for run, _ in found]), strict=True):
+        grouped.setdefault(canonical(parameters), (run, []))[1].append(curve)
     lines = []
     for depth in sorted({run.parameters["depth"] for run, _ in grouped.values()}):
         panel = [group for group in grouped.values() if group[0].parameters["depth"] == depth]

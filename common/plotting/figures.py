@@ -21,13 +21,17 @@ def has_screen() -> bool:
     return backend in {name.lower() for name in backend_registry.list_builtin(BackendFilter.INTERACTIVE)}
 
 
+class NotDrawable(ValueError):
+    """A text of a figure is not valid."""
+
+
 def require_drawable(figure: Figure) -> None:
-    """Raises ValueError if a text of the figure is not valid."""
+    """Raises NotDrawable if a text of the figure is not valid."""
     try:
         figure.draw_without_rendering()
     except ValueError as error:
         reason = str(error).strip().splitlines()[-1][:80]
-        raise ValueError(f"it or a name is not valid mathematical text ({reason}); write \\$ for a dollar") from None
+        raise NotDrawable(f"it or a name is not valid mathematical text ({reason}); write \\$ for a dollar") from None
 
 
 def _save(path: str, write: Callable[[Path], None]) -> None:

@@ -16,7 +16,7 @@ from common.files import load_json
 from common.naming import scientific
 from common.plotting.figures import MARKERS
 from common.plotting.folders import read_each
-from common.recorded_runs import RecordedRun, canonical, is_number, labels
+from common.recorded_runs import RecordedRun, canonical, compared, is_number, labels
 from common.tensor_files import is_float_tensor, load_tensors
 
 # tab10 without red, the colour of the ground truth, and purple, which is close to blue.
@@ -67,7 +67,7 @@ def _read_result(run: RecordedRun) -> Result:
     try:
         metrics = load_json(folder / "tensor_rank_and_reconstruction_metrics.json")
     except FileNotFoundError:
-        known = "num_samples" in run.parameters
+        known = "num_samples" in run.parameters and "depth" not in run.parameters
         raise ValueError("not finished" if known else "no tensor completion experiment") from None
     if run.status.get("stop_reason") == "diverged":
         raise ValueError("diverged")
@@ -97,9 +97,10 @@ def summarize(results: Sequence[Result]) -> list[Row]:
     Runs that differ in anything but number of samples and seed are different methods.
     """
     lines: dict[str, list[Result]] = {}
-    for result in sorted(results, key=lambda each: (each.init_std is None, -(each.init_std or 0))):
-        key = canonical([result.init_std, result.run.compared(without=("num_samples", "init_std"))])
-        lines.setdefault(key, []).append(result)
+    results = sorted(results, key=lambda each: (each.init_std is None, -(each.init_std or 0)))
+    parameters = compared([result.run for result in results], without=("num_samples", "init_std"))
+    for result, each in zip(results, parameters, strict=True):
+        lines.setdefault(canonical([result.init_std, each]), []).append(result)
     first = [members[0] for members in lines.values()]
     bases = ["model" if each.init_std is None else f"tf, init {scientific(each.init_std)}" for each in first]
     names = labels([each.run for each in first], bases, shown=("num_samples", "init_std"))

@@ -87,7 +87,8 @@ def identify(parameters: Parameters, values: Mapping[str, Any], equal: Counter) 
         if values[name]:
             with flag_errors(name, values[name]):
                 inputs[name] = sha256_of_file(values[name])
-    record = {"run": parameters.names("run"), "outputs": parameters.names("outputs"), "inputs": inputs}
+    defaults = {name: parameters.parser.get_default(name) for name in parameters.names("run")}
+    record = {"run": defaults, "outputs": parameters.names("outputs"), "inputs": inputs}
     group = canonical([{name: values[name] for name in (*record["run"], *record["outputs"])}, inputs])
     key = group, parameters["random_seed"], Path(values["output_dir"]).resolve()
     equal[key] += 1

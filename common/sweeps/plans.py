@@ -2,14 +2,13 @@
 
 import os
 import shlex
-from argparse import SUPPRESS
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from common.cli import Parameters, Parser, UserError, flag_error
+from common.cli import Parameters, Parser, UserError, default_text, flag_error
 from common.flags import LARGEST_SEED, add_resume_flag, integer
 
 _PROJECT = Path(__file__).parents[2]
@@ -36,8 +35,11 @@ class Job:
 
 
 def combinations(base: Mapping[str, Any], options: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
-    """Returns `base` with every combination of the values of `options`. The last option varies fastest."""
-    return [{**base, **dict(zip(options, values, strict=True))} for values in product(*options.values())]
+    """Returns `base` with every combination of the values of `options`, lists or single values. The last option varies
+    fastest.
+    """
+    values = [each if isinstance(each, (list, tuple)) else [each] for each in options.values()]
+    return [{**base, **dict(zip(options, each, strict=True))} for each in product(*values)]
 
 
 def plans_parser(description: str, plans: Mapping[str, Plan], add_experiment_flags: Callable[[Parser], None]) -> Parser:
@@ -54,13 +56,12 @@ def plans_parser(description: str, plans: Mapping[str, Plan], add_experiment_fla
     for action in parser._actions:
         if action.dest in own_help:
             action.help, action.default = own_help[action.dest], None
-        elif isinstance(action.default, str) and action.default not in ("", SUPPRESS):
-            # Shown by -h. argparse checks defaults that are strings, and another dataset may be listed.
-            action.default = Path(action.default)
+        elif default := default_text(action):
+            action.help, action.default = f"{action.help} (default: as listed, else {default})", None
     text = "run this plan (see below), or all, instead of the default"
     parser.add_argument("-plan", choices=list(lines), default="", metavar="NAME", help=text)
     text = "runs of each experiment, with seeds N, N + 1, … (default: as listed)"
-    parser.add_argument("-repetitions", type=integer(1), help=text)
+    parser.add_argument("-repetitions", type=integer(1, 10**7), help=text)
     add_resume_flag(parser)
     return parser
 
@@ -85,14 +86,7 @@ def planned_jobs(
         of_plan = f" of plan {plan_name}" if plan_name else ""
         if all_plans or (plan_name and "output_dir" not in overriding):
             here["output_dir"] = f"{overriding.get('output_dir', directory)}/{plan_name}"
-        try:
-            repetitions, plot = range(command["repetitions"] or plan.repetitions), shlex.split(plan.plot)
-            valid = repetitions and plan.experiments and all(isinstance(each, Mapping) for each in plan.experiments)
-        except (AttributeError, TypeError, ValueError):
-            valid = False
-        if not valid:
-            remedy = "must be a Plan of one or more dictionaries of flags and values, repeated at least once"
-            raise UserError(f"the list{of_plan} is {plan!r:.200}: {remedy}")
+        plot, repetitions = _checked(plan, of_plan), range(command["repetitions"] or plan.repetitions)
         experiments = []
         for number, experiment in enumerate(plan.experiments, start=1):
             try:
@@ -104,6 +98,21 @@ def planned_jobs(
         plot_command = shlex.join(["python", os.path.relpath(_PROJECT / plotter), *arguments])
         jobs.append(Job(f"plan {plan_name}: {plan.about}" if plan_name else "", experiments, plot_command))
     return jobs
+
+
+def _checked(plan: Plan, of_plan: str) -> list[str]:
+    """Returns the words of `plan.plot`. Raises UserError if an attribute of the plan is of a wrong type."""
+    experiments = getattr(plan, "experiments", None)
+    if not isinstance(experiments, (list, tuple)) or not all(isinstance(each, Mapping) for each in experiments):
+        raise UserError(f"the list{of_plan} is {plan!r:.100}: must be a Plan of a list of dictionaries of flags")
+    if not experiments:
+        raise UserError(f"the list{of_plan} is empty: must have at least one experiment")
+    if not isinstance(plan.repetitions, int) or plan.repetitions < 1:
+        raise UserError(f"repetitions{of_plan}: {plan.repetitions!r} must be an integer of at least 1")
+    try:
+        return shlex.split(plan.plot)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"plot{of_plan}: {plan.plot!r} is not the arguments of a command ({error})") from None
 
 
 def _repeated(

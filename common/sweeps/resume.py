@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from math import prod
 
 from common.cli import Parameters, flag_errors
-from common.recorded_runs import RecordedRun, canonical, newest_checkpoint
+from common.recorded_runs import RecordedRun, canonical, is_number, newest_checkpoint
 from common.sweeps.checkpoint import load_checkpoint
 from common.sweeps.experiment import Experiment, Identity, prepare
 from common.training.history import FINAL_REASONS, INTERRUPTED
@@ -14,26 +14,35 @@ from common.training.history import FINAL_REASONS, INTERRUPTED
 def match_previous_runs(
     wanted: Mapping[int, Identity], runs: Sequence[RecordedRun], parameters: Parameters
 ) -> dict[int, RecordedRun]:
-    """Returns the run that each experiment continues, by index: the last of `runs` with the same identity.
+    """Returns the run that each experiment continues, by index: the last of `runs` with the same identity. Experiments
+    with seed -1 continue the newest sweep of these.
 
     `parameters` declare the flags. A run that was recorded before a flag existed has its default value.
     """
+    explicit = {(group, record["seed"]) for group, record in wanted.values()}
     asked = {name for identity in wanted.values() for name in (*identity.record["run"], *identity.record["outputs"])}
     table: dict[tuple, RecordedRun] = {}
     equal: Counter = Counter()
+    newest = None
     for run in runs:
-        if not (run.sweep and run.status and run.inputs and run.parameters.get("random_seed") is not None):
+        seed = run.parameters.get("random_seed")
+        if not (run.sweep and run.status and run.inputs and is_number(seed, 0)):
             continue  # of other code
         names = asked.union(run.identity.get("run", ()), run.identity.get("outputs", ()))
         compared = {name: run.parameters.get(name, parameters.parser.get_default(name)) for name in names}
         group = canonical([compared, run.inputs])
-        # A folder without an identity may be of a list with this seed, or with -1.
-        for seed in [run.identity.get("seed")] if run.identity else [run.parameters["random_seed"], -1]:
-            equal[run.sweep.get("id"), group, seed] += 1
-            table[group, seed, run.identity.get("occurrence", equal[run.sweep.get("id"), group, seed])] = run
+        # The seed of a folder without an identity may have been drawn.
+        seed = run.identity.get("seed", seed if (group, seed) in explicit else -1)
+        sweep = run.sweep.get("id")
+        equal[sweep, group, seed] += 1
+        table[group, seed, run.identity.get("occurrence", equal[sweep, group, seed])] = run
+        newest = sweep if seed == -1 and (group, seed) in explicit else newest
     found = {index: table.get((group, each["seed"], each["occurrence"])) for index, (group, each) in wanted.items()}
-    index_of = {run.path: index for index, run in reversed(found.items()) if run}  # the first experiment of each
-    return {index: found[index] for index in sorted(index_of.values())}
+    return {
+        index: run
+        for index, run in found.items()
+        if run and (wanted[index].record["seed"] >= 0 or run.sweep.get("id") == newest)
+    }
 
 
 def restore(experiment: Experiment, run: RecordedRun) -> Experiment:

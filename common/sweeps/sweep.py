@@ -66,7 +66,8 @@ def run_jobs(kind: type[Problem], jobs: Sequence[Job], resume: bool = False) -> 
             if isinstance(error, UserError) and job is jobs[0]:
                 raise
             failures.append(error)
-            say(f"not run: {error}")
+            if len(jobs) > 1:
+                say(f"{'not run: ' if isinstance(error, UserError) else ''}{error}")
         if not world.rank:
             when = " once all processes have ended" if world.size > 1 else ""
             say(f"to plot it{when}:\n  {job.plot_command}")

@@ -150,7 +150,7 @@ def test_unusable_runs_are_skipped_with_reason(tmp_path):
     status = {"status": {"finished": True}}
     written = {
         "good": {**parameters, **status},
-        "original": {"depth": 3, "lr": 2e-3, "init_alpha": 0.1, "use_balanced_init": False},
+        "original": {"depth": 3, "lr": 2e-3, "init_alpha": 0.1, "use_balanced_init": False, "random_seed": -1},
         "unfinished": {**parameters, "status": {"finished": False}},
         "damaged": {**parameters, **status, "lr": 5e-3},
         "never_finite": {**parameters, **status, "lr": 6e-3},
@@ -175,7 +175,7 @@ def test_unusable_runs_are_skipped_with_reason(tmp_path):
     assert "no epoch with both loss and metric" in reasons["never_finite"]
     assert "depth in run_params.json is '3'" in reasons["wrong_type"]
     shutil.rmtree(tmp_path / "damaged")
-    with pytest.raises(NotRecorded, match=r"2020_epoch_9\.pt: was not recorded; give one of sse_loss_div_2"):
+    with pytest.raises(NotRecorded, match=r"2020_epoch_9\.pt: this metric was not recorded; give one of sse"):
         read_lines(str(tmp_path), Wanted("nope"))
 
 
@@ -215,9 +215,20 @@ def test_label_of_unknown_initialization(tmp_path, changed):
     assert "in each factor" in line.name
 
 
+def test_label_has_number_of_samples_unless_dataset_implies_it(tmp_path):
+    for name, changed in {"a": {}, "b": {"dataset_path": "y.pt", "num_samples": 4}}.items():
+        make_run_folder(tmp_path / name, **{"dataset_path": "x.pt", "num_samples": 3, **changed})
+    lines, _ = read_lines(str(tmp_path), Wanted())
+    assert [line.name for line in lines] == ["x", "y"]
+    make_run_folder(tmp_path / "c", dataset_path="x.pt", num_samples=2)
+    lines, _ = read_lines(str(tmp_path), Wanted())
+    assert [line.name for line in lines] == ["x, num_samples 3", "y, num_samples 4", "x, num_samples 2"]
+
+
 def test_runs_with_different_flags_are_separate_lines(tmp_path):
     """Of runs with equal flags and seed, only the newest is used."""
-    identity = {"run": ["engine", "validate_every", "lr"], "outputs": ["file_log"], "inputs": {}, "seed": 0}
+    defaults = {"engine": "auto", "validate_every": 50, "lr": 1e-3}
+    identity = {"run": defaults, "outputs": ["file_log"], "inputs": {}, "seed": 0}
     for number, changed in enumerate([{}, {"engine": "torch"}, {"validate_every": 7}, {"file_log": True}]):
         sweep = {"start_time": str(number), "experiment": 1}
         parameters = {"engine": "auto", "validate_every": 50, "random_seed": 0, "file_log": False, **changed}

@@ -35,7 +35,7 @@ def make_run_folder(directory, name, parameters=None, ranks=(1, 9, 1), errors=(1
 def test_read_results_of_this_and_original_code(tmp_path):
     ours = {"num_samples": 50, "init_std": 1e-3, "status": {"finished": True, "stop_reason": "zero_loss"}}
     make_run_folder(tmp_path, "a", ours)
-    make_run_folder(tmp_path, "b", {"num_samples": 50, "init_std": 1e-2, "other": None})
+    make_run_folder(tmp_path, "b", {"num_samples": 50, "init_std": 1e-2, "other": None, "random_seed": -1})
     make_run_folder(tmp_path, "c_tensor_samples_60_init_2.5e-3_2020_01_01-10_10_10")
     make_run_folder(tmp_path, "c_tensor_samples_70_2020_01_01-10_10_10", target=None)
     results, skipped = read_results(str(tmp_path))
@@ -159,7 +159,8 @@ def test_figure_without_ranks_has_one_panel(tmp_path):
 
 def test_runs_with_different_flags_are_separate_lines(tmp_path):
     """Runs with different learning rates are not repetitions; runs with equal seeds are counted once."""
-    identity = {"run": ["lr", "init_std", "num_samples"], "outputs": [], "inputs": {}, "occurrence": 1}
+    defaults = {"lr": 0.01, "init_std": 1e-3, "num_samples": 50}
+    identity = {"run": defaults, "outputs": [], "inputs": {}, "occurrence": 1}
     for lr in (0.01, 0.02):
         for seed in (0, 1, 1):
             parameters = {"num_samples": 50, "init_std": 1e-3, "lr": lr, "random_seed": seed}

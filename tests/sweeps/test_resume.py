@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections import Counter
 
 import pytest
@@ -414,3 +415,35 @@ def test_resume_matches_runs_of_earlier_versions(tmp_path):
     wanted = {index: identify(parameters, parameters.values, equal) for index, parameters in enumerate(random_seeds)}
     matches = match_previous_runs(wanted, runs, random_seeds[0])
     assert (len(matches), len({run.path for run in matches.values()}), problems) == (3, 3, [])
+
+
+def test_resume_matches_fixed_and_random_seeds_of_earlier_versions(tmp_path):
+    experiments = parameter_list(tmp_path, *({"random_seed": seed} for seed in (0, 0, -1, -1, 2)))
+    run_sweep(DMF, experiments)
+    for ((parameters, folder),) in runs_by_number(tmp_path).values():
+        digests = parameters["provenance"].pop("identity")["inputs"].values()
+        parameters["provenance"]["inputs_sha256"] = " ".join(digests)
+        (folder / "run_params.json").write_text(json.dumps(parameters))
+    run_sweep(DMF, experiments, resume=True)
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_random_seeds_do_not_continue_several_sweeps(tmp_path):
+    """Of an older sweep, no run is continued, even if the newest one has fewer."""
+    experiments = parameter_list(tmp_path, {"random_seed": -1}, {"random_seed": -1}, {"random_seed": -1, "lr": 1e-3})
+    run_sweep(DMF, experiments)
+    time.sleep(1.1)  # sweeps are ordered by the second in which they start
+    run_sweep(DMF, experiments[:1])
+    run_sweep(DMF, experiments, resume=True)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_flags_that_change_a_run(kind):
+    """The flags of a run's identity, by which -resume and plotters tell runs apart."""
+    common = "dtype engine epochs lr num_samples stop_on_zero_loss_tol validate_every"
+    own = {
+        "dmf": "depth enforce_neg_det enforce_pos_det init_alpha use_balanced_init weight_init_type",
+        "tc": "init_std tensor_rank_tol use_adaptive_lr",
+    }
+    assert parse_parameters(kind).names("run") == sorted(f"{common} {own[kind]}".split())
