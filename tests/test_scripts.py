@@ -67,7 +67,7 @@ def test_help_lists_all_flags_without_heavy_imports(script, run_script):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
-def test_matrix_experiment_with_all_outputs_and_plot(run_script, tmp_path, dataset):
+def test_matrix_experiment_with_all_outputs_and_plot(run_script, run_main, tmp_path, dataset):
     result = assert_success(
         run_script(
             "dmf_experiment_runner.py",
@@ -109,7 +109,7 @@ def test_matrix_experiment_with_all_outputs_and_plot(run_script, tmp_path, datas
     for figure in figures:
         paths = ["-experiments_checkpoint_paths", checkpoint_path, checkpoint_path]
         names = ["-experiments_names", "first", "second"]
-        assert_success(run_script("dmf_results_plotter.py", *paths, *names, "-save_plot_to", figure))
+        assert_success(run_main("dmf_results_plotter.py", *paths, *names, "-save_plot_to", figure))
     assert [figure.read_bytes()[:4] for figure in figures] == [PNG[:4], b"%PDF", b"<?xm"]
 
 

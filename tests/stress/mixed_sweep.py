@@ -7,7 +7,7 @@ from common.sweeps.plans import Plan, combinations
 BASE = {
     "random_seed": 0,
     "enforce_pos_det": True,
-    "epochs": 20000,
+    "epochs": 6000,
     "validate_every": 50,
     "save_every_num_val": 5,
     "lr": 5e-3,
@@ -23,7 +23,7 @@ TWO, FIVE = "data/dmf/completion_2x2_w_1_1_0.pt", "data/dmf/completion_5x5_w_1_1
 runner.DEFAULT = Plan(
     "",
     [
-        *combinations({**BASE, "dataset_path": FIVE, "num_samples": 24}, {**DTYPES, "depth": [2, 3]}),
+        *combinations({**BASE, "dataset_path": FIVE, "num_samples": 24}, DTYPES),
         *combinations({**BASE, "engine": "torch", "epochs": 3000}, DTYPES),
         *combinations({**BASE, "lr": 1e5}, {"dataset_path": [TWO, FIVE], "store_checkpoints": [False, True]}),
     ],
