@@ -19,6 +19,7 @@ def add_flags(parser: Parser) -> None:
     )
     add = parser.add_argument
     add("-depth", type=integer(1, 10000), default=3, help="number of factors")
+    add = parser.start.add_argument
     text = "normal (Gaussian) or identity (a multiple of the identity)"
     add("-weight_init_type", choices=["normal", "identity"], default="normal", help=text)
     text = "standard deviation (or multiple) of each factor; with balanced initialization, of the product matrix"

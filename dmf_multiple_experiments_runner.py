@@ -19,9 +19,9 @@ EXPERIMENTS = [
         "experiment_name": "completion_2x2_c_1_1_0_exp",
         "dataset_path": "data/dmf/completion_2x2_w_1_1_0.pt",
         "num_samples": 3,
-        # A representative run: the smallest seed whose run stays on the theory's curve down to loss 1e-4. The README
-        # shows the distribution over seeds.
-        "random_seed": 0,
+        # A representative run: the smallest seed whose run stays on the theory's curve down to loss 1e-4, and agrees
+        # with the same run in float64 within 1%. The README shows the distribution over seeds.
+        "random_seed": 205,
         "output_dir": "outputs/dmf",
         "file_log": True,
         "store_checkpoints": True,
@@ -45,7 +45,7 @@ EXPERIMENTS = [
 # Runs of each experiment. Repetition k of an experiment with seed N has the seed N + k.
 REPETITIONS = 1
 
-DEFAULT = Plan("Figure 1, middle: one run", EXPERIMENTS, "-plot_title 'depth 3'", REPETITIONS)
+DEFAULT = Plan("Figure 1, middle: one run", EXPERIMENTS, repetitions=REPETITIONS)
 
 # Parameters that the plans share.
 COMMON = {"random_seed": 0, "file_log": True, "store_checkpoints": True, "save_results": True, "enforce_pos_det": True}
@@ -79,29 +79,31 @@ DATA = "data/dmf/completion"
 
 
 def figure_1(runs: list[dict], seeds: list[int], plot: str = "-show_bound") -> Plan:
-    """Returns the plan of a panel of Figure 1. `seeds` are those of representative runs; see the README."""
-    title = f"depth {runs[0]['depth']}"
+    """Returns the plan of a panel of Figure 1. Of the seeds from 0 to 99, `seeds` are those whose runs of the plan
+    many_seeds end nearest to the published |unobserved entry|.
+    """
     experiments = [{**FIGURE, **run, "random_seed": seed} for run, seed in zip(runs, seeds, strict=True)]
-    return Plan(f"Figure 1, {title}", experiments, f"-plot_title '{title}' {plot}")
+    return Plan(f"Figure 1, depth {runs[0]['depth']}", experiments, plot)
 
 
 PLANS = {
-    "figure_1_depth_2": figure_1(DEPTH_2, seeds=[0, 0, 0, 0], plot=""),
-    "figure_1_depth_3": figure_1(DEPTH_3, seeds=[11, 1, 0, 4]),
-    "figure_1_depth_4": figure_1(DEPTH_4, seeds=[3, 0, 0, 0]),
+    "figure_1_depth_2": figure_1(DEPTH_2, seeds=[67, 69, 43, 84], plot=""),
+    "figure_1_depth_3": figure_1(DEPTH_3, seeds=[77, 71, 12, 39]),
+    "figure_1_depth_4": figure_1(DEPTH_4, seeds=[21, 13, 76, 0]),
     "perturbed": Plan(
         "appendix: observations -2, 0.5 and z, which keep |unobserved entry| near 1/|z|",
         [
             {**NEGATIVE, **BALANCED, "dataset_path": f"{DATA}_2x2_perturbed_w_-2_05_{z}.pt"}
             for z in ("0", "001", "005", "01", "05")
         ],
-        "-plot_title 'perturbed observations' -show_bound "
-        "-experiments_names 'z = 0' 'z = 0.01' 'z = 0.05' 'z = 0.1' 'z = 0.5'",
+        "-show_bound",
+        "-plot_title 'perturbed observations' -experiments_names 'z = 0' 'z = 0.01' 'z = 0.05' 'z = 0.1' 'z = 0.5'",
     ),
     "repositioned": Plan(
         "appendix: another entry, (0, 1), is the unobserved one",
         [{**NEGATIVE, **run, "dataset_path": f"{DATA}_2x2_repositioned_w_1_0_1.pt"} for run in (BALANCED, UNBALANCED)],
-        "-plot_title 'repositioned observations' -show_bound",
+        "-show_bound",
+        "-plot_title 'repositioned observations'",
     ),
     "larger_matrices": Plan(
         "appendix: 3x3, 5x5 and 10x10 matrices",
@@ -109,7 +111,7 @@ PLANS = {
             {**FIGURE, **BALANCED, "dataset_path": f"{DATA}_{d}x{d}_w_1_1_0.pt", "num_samples": d**2 - 1}
             for d in (3, 5, 10)
         ],
-        "-plot_title 'larger matrices' -experiments_names 3x3 5x5 10x10",
+        labels="-plot_title 'larger matrices' -experiments_names 3x3 5x5 10x10",
     ),
     "many_seeds": Plan(
         "every run of Figure 1 with 100 seeds: medians and quartiles",
@@ -127,7 +129,8 @@ PLANS = {
             for run in (DEPTH_3[3], DEPTH_4[3])
             for dtype in ("float32", "float64")
         ],
-        "-plot_title 'balanced, the smaller learning rate' -show_bound",
+        "-show_bound",
+        "-plot_title 'balanced, the smaller learning rate'",
         repetitions=16,
     ),
 }

@@ -21,9 +21,11 @@ def add_flags(parser: Parser) -> None:
     )
     add = parser.add_argument
     add("-use_adaptive_lr", action="store_true", help="use GroupRMSprop instead of plain gradient descent")
-    add("-init_std", type=real(0), default=1e-3, help="standard deviation of the initial factors")
     text = "CP rank: the mean squared error over all entries that an approximation must stay below"
     add("-tensor_rank_tol", type=real(0, above=True), default=1e-6, help=text)
+
+    text = "standard deviation of the initial factors"
+    parser.start.add_argument("-init_std", type=real(0), default=1e-3, help=text)
 
     add = parser.outputs.add_argument
     text = "estimate the CP ranks of the final tensor, of the observed entries (zero elsewhere), and of the target"

@@ -39,12 +39,7 @@ OPTIONS = {
 # Runs of each experiment. Repetition k of an experiment with seed N has the seed N + k.
 REPETITIONS = 5
 
-DEFAULT = Plan(
-    "rank 1, order 3",
-    combinations(BASE, OPTIONS),
-    "-plot_title '8x8x8 (order 3) rank 1 tensor completion'",
-    REPETITIONS,
-)
+DEFAULT = Plan("rank 1, order 3", combinations(BASE, OPTIONS), repetitions=REPETITIONS)
 
 # The numbers of observations in the paper's figures of order 4.
 ORDER_4 = {**OPTIONS, "num_samples": [100, 500, 1000, 1500, 2000, 2500, 3000, 3500, 4095]}
@@ -53,8 +48,7 @@ ORDER_4 = {**OPTIONS, "num_samples": [100, 500, 1000, 1500, 2000, 2500, 3000, 35
 def figure(about: str, rank: int, order: int, options: dict) -> Plan:
     """Returns the plan of a panel of the paper's figures: completion of a tensor of dimension 8 in each mode."""
     base = {**BASE, "dataset_path": f"data/tc/tensor_rank_{rank}_fro_1_order_{order}_dim_8.pt"}
-    title = f"{'x'.join('8' * order)} (order {order}) rank {rank} tensor completion"
-    return Plan(about, combinations(base, options), f"-plot_title '{title}'", repetitions=5)
+    return Plan(about, combinations(base, options), repetitions=5)
 
 
 PLANS = {

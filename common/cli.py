@@ -90,6 +90,7 @@ class Parser(argparse.ArgumentParser):
     The group in which a runner's flag is declared says whether runs that differ in it are different runs:
 
     - the parser itself: yes. -resume and plotters tell them apart.
+    - `start`: yes, too. Runs that continue a checkpoint have the values of the run that they continue.
     - `inputs`: yes, if the content of the files differs.
     - `outputs`: only for -resume. Plotters pool them.
     - `places`: no.
@@ -103,6 +104,7 @@ class Parser(argparse.ArgumentParser):
             formatter_class=lambda prog: _Formatter(prog, max_help_position=36, width=_HELP_WIDTH),
             allow_abbrev=False,
         )
+        self.start = self.add_argument_group("initialization; without effect if -trainer_checkpoint is given")
         self.inputs = self.add_argument_group("input files")
         self.outputs = self.add_argument_group("outputs, which do not change the run")
         self.places = self.add_argument_group("names, places and devices, which do not change the run")
@@ -173,10 +175,10 @@ class Parameters:
         return self.values[name]
 
     def names(self, group: str) -> list[str]:
-        """Returns the sorted names of the parameters in a group of the parser: "inputs", "outputs", "places", or "run"
-        for the parser itself, without the seed.
+        """Returns the sorted names of the parameters in a group of the parser: "start", "inputs", "outputs", "places",
+        or "run" for the parser itself, without the seed.
         """
-        groups = ("inputs", "outputs", "places")
+        groups = ("start", "inputs", "outputs", "places")
         group_of = {action.dest: each for each in groups for action in getattr(self.parser, each)._group_actions}
         return sorted(name for name in self.values if name != "random_seed" and group_of.get(name, "run") == group)
 

@@ -26,11 +26,12 @@ def _is_count(value: Any) -> bool:
 _CHECKS = {
     "depth num_samples": lambda value: _is_count(value) and value > 0,
     "random_seed": lambda value: type(value) is int and -1 <= value < 2**32,
-    "lr init_alpha": is_number,
-    "init_std": lambda value: is_number(value, 0, _LARGEST),
+    "lr init_alpha provenance.identity.origin.init_alpha": is_number,
+    "init_std provenance.identity.origin.init_std": lambda value: is_number(value, 0, _LARGEST),
     "unobserved_entry": lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_count, value)),
     "provenance status provenance.sweep provenance.identity": lambda value: isinstance(value, dict),
     "provenance.identity.run provenance.identity.inputs": lambda value: isinstance(value, dict),
+    "provenance.identity.origin": lambda value: isinstance(value, dict),
     "dataset_path provenance.sweep.id provenance.sweep.start_time": lambda value: isinstance(value, str),
     "provenance.sweep.experiment provenance.identity.occurrence": _is_count,
     "provenance.identity.seed": lambda value: type(value) is int,
@@ -57,9 +58,14 @@ class RecordedRun:
     def identity(self) -> dict[str, Any]:
         """What identifies the run: the parameters in which different runs differ, with their defaults ("run"), further
         names that -resume compares ("outputs"), digests of the input files ("inputs"), the seed in the list ("seed"),
-        and the number among equal experiments ("occurrence").
+        the number among equal experiments ("occurrence"), and the start of the run that it continues ("origin").
         """
         return self.provenance.get("identity") or {}
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The parameters. Those of the start of a run that continues a checkpoint are of the run that it continues."""
+        return {**self.parameters, **self.identity.get("origin", {})}
 
     @property
     def sweep(self) -> dict[str, Any]:
@@ -88,7 +94,7 @@ def compared(runs: Sequence[RecordedRun], without: Collection[str] = ()) -> list
     defaults = {name: default for run in runs for name, default in run.identity.get("run", {}).items()}
     found = []
     for run in runs:
-        values = {**defaults, **run.parameters}
+        values = {**defaults, **run.values}
         names = {*(run.identity.get("run") or _RUN_WITHOUT_IDENTITY.split()), *defaults} & values.keys()
         found.append({name: values[name] for name in names - set(without)} | run.inputs)
     return found
@@ -111,7 +117,7 @@ def without_repeats(runs: Sequence[RecordedRun]) -> tuple[list[RecordedRun], lis
     repeats = []
     for run, parameters in zip(runs, compared(runs), strict=True):
         # The original code did not record its seeds.
-        key = canonical(parameters), run.parameters.get("random_seed") if run.provenance else run.path.name
+        key = canonical(parameters), run.values.get("random_seed") if run.provenance else run.path.name
         if key in last:
             repeats.append(f"{last[key].path.name}: was run again, with the same seed")
         last[key] = run
@@ -169,7 +175,7 @@ def labels(runs: Sequence[RecordedRun], bases: Sequence[str], shown: Collection[
     end = next((i for i in range(shortest - begin) if len({each[-1 - i] for each in stems}) > 1), 0)
     found = []
     for run, base, stem, values in zip(runs, bases, stems, compared(runs), strict=True):
-        words = {name: f"{name} {run.parameters.get(name, values.get(name))}" for name in names}
+        words = {name: f"{name} {run.values.get(name, values.get(name))}" for name in names}
         words |= {"dtype": str(run.parameters.get("dtype")), "dataset_path": "_".join(stem[begin : -end or None])}
         found.append(", ".join([base] * bool(base) + [words[name] for name in names]))
     return [

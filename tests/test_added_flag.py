@@ -11,7 +11,7 @@ from tests.conftest import KINDS, ROOT, runs_by_number
 NAMES = {"dmf": "dmf_experiment_runner.py", "tc": "tc_experiment_runner.py"}
 LINE = {
     "dmf": '    add("-depth", type=integer(1, 10000), default=3, help="number of factors")\n',
-    "tc": '    add("-init_std", type=real(0), default=1e-3, help="standard deviation of the initial factors")\n',
+    "tc": '    add("-tensor_rank_tol", type=real(0, above=True), default=1e-6, help=text)\n',
 }
 ADDED_LINE = '    add("-noise", type=real(0), default=0.0, help="standard deviation of noise in the gradients")\n'
 SHORT = {"epochs": 1000, "random_seed": 3, "store_checkpoints": True}

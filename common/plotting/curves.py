@@ -157,10 +157,12 @@ def _names(runs: Sequence[RecordedRun]) -> list[str]:
 
 def _initialization(run: RecordedRun) -> str:
     """Returns the standard deviation of the product's entries as text, with (b) if the initialization is balanced."""
-    alpha, depth = run.parameters["init_alpha"], run.parameters["depth"]
-    if run.parameters.get("weight_init_type") == "identity":
+    alpha, depth = run.values["init_alpha"], run.values["depth"]
+    if alpha is None:
+        return f"unknown, from {Path(run.values['trainer_checkpoint']).name}"
+    if run.values.get("weight_init_type") == "identity":
         return f"identity {scientific(alpha)}"
-    if run.parameters.get("use_balanced_init"):
+    if run.values.get("use_balanced_init"):
         return f"{scientific(alpha)} (b)"
     # A product of factors with std α and inner dimension d has entries of variance d^(depth − 1) α^(2 depth).
     try:

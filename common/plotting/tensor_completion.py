@@ -72,7 +72,7 @@ def _read_result(run: RecordedRun) -> Result:
     if run.status.get("stop_reason") == "diverged":
         raise ValueError("diverged")
     named = re.search(r"_samples_(\d+)(?:_init_([\d.]+(?:e[+-]?\d+)?))?", folder.name) or [None] * 3
-    num_samples, init_std = run.parameters.get("num_samples") or named[1], run.parameters.get("init_std", named[2])
+    num_samples, init_std = run.parameters.get("num_samples") or named[1], run.values.get("init_std", named[2])
     if num_samples is None:
         raise ValueError("damaged: the number of samples is neither in run_params.json nor in the folder's name")
     errors = {name: metrics.get(f"{name}_reconstruction_error") for name in ("model", "memorizer")}

@@ -33,6 +33,8 @@ class MatrixFactorization:
         self.parameters = parameters
         exclusive(parameters, "enforce_pos_det", "enforce_neg_det")
         self.dataset = load_samples(load_matrix_sensing, parameters["dataset_path"], parameters["num_samples"])
+        available = load_samples(load_matrix_sensing, parameters["dataset_path"])
+        self.num_observations = parameters["num_samples"], len(available.observations)
         self.output_shape = rows, cols = self.dataset.shape
         self.observes_entries = self.dataset.observed_entries is not None
         self._tracked = [tuple(entry) for entry in parameters["tracked_e2e_value_of"]]

@@ -41,6 +41,7 @@ class Problem(Protocol):
     observes_entries: bool  # whether every observation is an entry of it
     measures_slowly: bool  # see TrainingState
     multiplications: int  # in a gradient step, about
+    num_observations: tuple[int, int]  # that are used, and that the dataset has
     num_metrics: int  # recorded at a validation, about
     working_size: int  # numbers in memory in training, besides the history, about
 

@@ -43,6 +43,7 @@ class TensorFactorization:
         self.optimizer = GroupRMSprop if parameters["use_adaptive_lr"] else GradientDescent
         self.measures_slowly = parameters["track_tensor_rank"]
         self.output_shape = dims = tuple(self.dataset.target_tensor.shape)
+        self.num_observations = parameters["num_samples"], prod(dims)
         rank, split = full_rank(dims), first_group_size(dims)
         self.factor_shapes = [(dim, rank) for dim in dims]
         self.batch_key = (dims, self.optimizer)

@@ -1,7 +1,7 @@
 """Experiments, checked and ready to be trained, and their identities."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from common.cli import Parameters, flag_errors
 from common.files import sha256_of_file
 from common.flags import drawn_seed
 from common.problems.problem import Problem
-from common.recorded_runs import RecordedRun, canonical
+from common.recorded_runs import RecordedRun, canonical, read_run
 from common.sweeps.checkpoint import Checkpoint, load_checkpoint
 from common.sweeps.folder import ExperimentFolder
 from common.training.history import History, TrainingState
@@ -87,12 +87,24 @@ def identify(parameters: Parameters, values: Mapping[str, Any], equal: Counter) 
         if values[name]:
             with flag_errors(name, values[name]):
                 inputs[name] = sha256_of_file(values[name])
-    defaults = {name: parameters.parser.get_default(name) for name in parameters.names("run")}
+    names = [*parameters.names("run"), *parameters.names("start")]
+    defaults = {name: parameters.parser.get_default(name) for name in names}
     record = {"run": defaults, "outputs": parameters.names("outputs"), "inputs": inputs}
+    if values["trainer_checkpoint"]:
+        record["origin"] = _origin(values["trainer_checkpoint"], [*parameters.names("start"), "random_seed"])
     group = canonical([{name: values[name] for name in (*record["run"], *record["outputs"])}, inputs])
     key = group, parameters["random_seed"], Path(values["output_dir"]).resolve()
     equal[key] += 1
     return Identity(group, {**record, "seed": parameters["random_seed"], "occurrence": equal[key]})
+
+
+def _origin(checkpoint: str, names: Sequence[str]) -> dict[str, Any]:
+    """Returns these parameters of the run that a checkpoint is of; None for those that are not known."""
+    try:
+        known = read_run(Path(checkpoint).parent.parent).values
+    except ValueError:
+        known = {}
+    return {name: known.get(name) for name in names}
 
 
 def prepare(kind: type[Problem], values: Mapping[str, Any], identity: Identity, number: int) -> Experiment:

@@ -2,7 +2,7 @@
 
 import os
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -22,6 +22,7 @@ class Plan:
     about: str  # one line
     experiments: Sequence[Mapping[str, Any]]  # for each the flags of the experiment's runner
     plot: str = ""  # further arguments of the command that plots them, as they are typed in a shell
+    labels: str = ""  # the same, for titles and names that are true only of the experiments as listed
     repetitions: int = 1  # repetition k of an experiment with seed N has the seed N + k
 
 
@@ -86,7 +87,11 @@ def planned_jobs(
         of_plan = f" of plan {plan_name}" if plan_name else ""
         if all_plans or (plan_name and "output_dir" not in overriding):
             here["output_dir"] = f"{overriding.get('output_dir', directory)}/{plan_name}"
-        plot, repetitions = _checked(plan, of_plan), range(command["repetitions"] or plan.repetitions)
+        _check(plan, of_plan)
+        run = {flag: overriding[flag] for flag in overriding.keys() & {*command.names("run"), *command.names("inputs")}}
+        changed = any(each.get(flag, value) != value for each in plan.experiments for flag, value in run.items())
+        plot = shlex.split(plan.plot) + ([] if changed else shlex.split(plan.labels))
+        repetitions = range(command["repetitions"] or plan.repetitions)
         experiments = []
         for number, experiment in enumerate(plan.experiments, start=1):
             try:
@@ -100,8 +105,8 @@ def planned_jobs(
     return jobs
 
 
-def _checked(plan: Plan, of_plan: str) -> list[str]:
-    """Returns the words of `plan.plot`. Raises UserError if an attribute of the plan is of a wrong type."""
+def _check(plan: Plan, of_plan: str) -> None:
+    """Raises UserError if an attribute of a plan is of a wrong type."""
     experiments = getattr(plan, "experiments", None)
     if not isinstance(experiments, (list, tuple)) or not all(isinstance(each, Mapping) for each in experiments):
         raise UserError(f"the list{of_plan} is {plan!r:.100}: must be a Plan of a list of dictionaries of flags")
@@ -109,28 +114,35 @@ def _checked(plan: Plan, of_plan: str) -> list[str]:
         raise UserError(f"the list{of_plan} is empty: must have at least one experiment")
     if not isinstance(plan.repetitions, int) or plan.repetitions < 1:
         raise UserError(f"repetitions{of_plan}: {plan.repetitions!r} must be an integer of at least 1")
-    try:
-        return shlex.split(plan.plot)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"plot{of_plan}: {plan.plot!r} is not the arguments of a command ({error})") from None
+    for name in ("plot", "labels"):
+        try:
+            shlex.split(getattr(plan, name) + "")
+        except (TypeError, ValueError) as error:
+            value = getattr(plan, name)
+            raise UserError(f"{name}{of_plan}: {value!r} must be the arguments of a command ({error})") from None
 
 
 def _repeated(
     parser: Parser,
     experiment: Mapping[str, Any],
     overriding: Mapping[str, Any],
-    repetitions: Iterable[int],
+    repetitions: Sequence[int],
     name: Callable[[Parameters], str],
 ) -> list[Parameters]:
     """Returns the parameters of each repetition of an experiment. Raises UserError."""
     own = {flag: value for flag, value in overriding.items() if flag != "random_seed"}
     parameters = parser.parse(parser.words({**experiment, **own}))
-    if "experiment_name" not in parameters.given:
-        parameters.values["experiment_name"] = name(parameters)
     seed, shift = parameters["random_seed"], overriding.get("random_seed", 0)
     if "random_seed" in overriding:
         seed = shift if min(seed, shift) < 0 else seed + shift
     seeds = [seed + k if seed >= 0 else seed for k in repetitions]
     if seeds[-1] > LARGEST_SEED:
         raise flag_error("random_seed", seeds[-1], f"must be at most {LARGEST_SEED}")
-    return [replace(parameters, values={**parameters.values, "random_seed": each}) for each in seeds]
+    names = dict.fromkeys(seeds, parameters["experiment_name"])
+    if "experiment_name" not in parameters.given:
+        several = len(repetitions) > 1 and seed >= 0
+        names = {each: f"{name(parameters)}{f'_seed_{each}' if several else ''}" for each in seeds}
+    given = parameters.values
+    return [
+        replace(parameters, values={**given, "random_seed": each, "experiment_name": names[each]}) for each in seeds
+    ]

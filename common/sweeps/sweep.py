@@ -21,6 +21,7 @@ from common.sweeps.outputs import MetricPlots, SweepContext, say
 from common.sweeps.plans import Job
 from common.sweeps.processes import World, hold_run_lock, other_launch, partition, world_from_env
 from common.sweeps.resume import match_previous_runs, restore
+from common.training.history import DIVERGED
 from common.training.native_engine import Kernel, NativeUnavailable, NotNative, native_kernel
 from common.training.threads import NUM_THREADS
 
@@ -41,10 +42,11 @@ Batch = tuple[list[Experiment], torch.device, Kernel | None]
 class Sweep(NamedTuple):
     """A list of experiments, of which this process runs some."""
 
-    experiments: dict[int, Experiment]
+    experiments: dict[int, Experiment]  # those that this process runs, by index
     batches: list[Batch]
-    parameters: Sequence[Parameters]
-    identities: list[Identity]
+    parameters: Sequence[Parameters]  # of all
+    identities: Sequence[Identity]
+    num_repeats: int  # further experiments that are equal to one of these
 
 
 def run_jobs(kind: type[Problem], jobs: Sequence[Job], resume: bool = False) -> None:
@@ -89,16 +91,20 @@ def run_sweep(
 
 
 def _prepare_sweep(kind: type[Problem], experiments: Sequence[Parameters], world: World) -> Sweep:
-    values, found, equal, prepared, index = [], [], Counter(), {}, 0
+    kept, equal, prepared, number = [], Counter(), {}, 0
     try:
-        for index, parameters in enumerate(experiments):
-            values.append(resolve(kind, parameters))
-            found.append(identify(parameters, values[index], equal))
-        for index in partition([identity.group for identity in found], world):
-            prepared[index] = prepare(kind, values[index], found[index], index + 1)
+        for number, parameters in enumerate(experiments, start=1):
+            values = resolve(kind, parameters)
+            identity = identify(parameters, values, equal)
+            if identity.record["occurrence"] == 1 or parameters["random_seed"] < 0:
+                kept.append((number, parameters, values, identity))
+        for index in partition([identity.group for *_, identity in kept], world):
+            number, _, values, identity = kept[index]
+            prepared[index] = prepare(kind, values, identity, index + 1)
     except UserError as error:
-        raise error if len(experiments) == 1 else UserError(f"experiment {index + 1} of the list: {error}") from None
-    return Sweep(prepared, _batches(prepared.values(), world), experiments, found)
+        raise error if len(experiments) == 1 else UserError(f"experiment {number} of the list: {error}") from None
+    batches, (_, parameters, _, identities) = _batches(prepared.values(), world), zip(*kept, strict=True)
+    return Sweep(prepared, batches, parameters, identities, len(experiments) - len(kept))
 
 
 def _run(sweep: Sweep, world: World, resume: bool, output_share: float = _OUTPUT_SHARE) -> None:
@@ -109,7 +115,9 @@ def _run(sweep: Sweep, world: World, resume: bool, output_share: float = _OUTPUT
         locks = {directory: stack.enter_context(hold_run_lock(directory, world)) for directory in directories}
         record = {"id": world.launch, "start_time": utc_time(), "experiments": total}
         context = SweepContext(total, dict.fromkeys(directories, record), world, stop, output_share)
-        summary = f"{total} experiment{'s' if total != 1 else ''}"
+        summary = f"{total} experiment{'s' if total != 1 else ''}{_observations(experiments.values())}"
+        if sweep.num_repeats:
+            summary += f"; {sweep.num_repeats} more of the list have the same parameters and seed, and are left out"
         if world.size > 1:
             summary += f", {len(experiments)} of them for process {world.rank} of {world.size}"
         if resume:
@@ -127,11 +135,23 @@ def _run(sweep: Sweep, world: World, resume: bool, output_share: float = _OUTPUT
             batches = _batches(unfinished, world)
         say(summary)
         failures = [] if stop else _train(batches, context)
+        diverged = sum(each.state.stop_reason == DIVERGED for batch, _, _ in batches for each in batch)
+        if diverged:
+            say(f"{diverged} of {total} experiment{'s' if total != 1 else ''} diverged")
     if stop:
         raise Interrupted(stop.number, f"interrupted; {_how_to_resume(sweep)}")
     if failures:
         failed = f"{len(failures)} of {len(experiments)} failed: {failures[0]}"
         raise RunFailed(f"{failed}{' (and others)' if len(failures) > 1 else ''}; {_how_to_resume(sweep)}")
+
+
+def _observations(experiments: Iterable[Experiment]) -> str:
+    """Returns how many observations of their datasets the experiments use, as text; "" if all of them."""
+    used, available = zip(*(each.problem.num_observations for each in experiments), strict=True)
+    if used == available:
+        return ""
+    shown = (" to ".join(map(str, sorted({min(numbers), max(numbers)}))) for numbers in (used, available))
+    return f", {' of '.join(shown)} observations"
 
 
 def _previous(sweep: Sweep, directory: Path, lock: Path | None, context: SweepContext) -> dict[int, RecordedRun]:

@@ -1,12 +1,14 @@
 """Tests of -trainer_checkpoint with checkpoint files written by sweeps."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from common.cli import UserError
+from common.plotting.curves import Wanted, read_lines
 from common.problems.matrix_factorization import MatrixFactorization
 from common.sweeps.sweep import run_sweep
 from tests.conftest import make_experiment, parse_parameters, train
@@ -69,6 +71,25 @@ def test_continuing_keeps_zero_loss_count(tmp_path):
     assert part["trainer"]["zero_loss_validations"] == 5
     _, continued = run_experiment(tmp_path / "second", epochs=100_000, trainer_checkpoint=str(path), **fast)
     assert_same(continued, whole)
+
+
+def test_origin_of_continued_runs(tmp_path):
+    """The recorded and shown initialization is that of the first run, not of the command that continues it."""
+    path, _ = run_experiment(tmp_path / "first", epochs=100, use_balanced_init=True, init_alpha=1e-3)
+    second, _ = run_experiment(tmp_path / "second", epochs=100, trainer_checkpoint=path, random_seed=9)
+    run_experiment(tmp_path / "third", epochs=100, trainer_checkpoint=second)
+    alone = Path(shutil.copy(path, tmp_path))
+    run_experiment(tmp_path / "unknown", epochs=100, trainer_checkpoint=alone)
+    origins, names = {}, {}
+    for name in ("first", "second", "third", "unknown"):
+        (folder,) = (tmp_path / name).iterdir()
+        recorded = json.loads((folder / "run_params.json").read_text())["provenance"]["identity"].get("origin")
+        origins[name] = recorded and (recorded["init_alpha"], recorded["use_balanced_init"], recorded["random_seed"])
+        ((line,), _) = read_lines(str(tmp_path / name), Wanted())
+        names[name] = line.name
+    assert origins == {"first": None, "second": (1e-3, True, 3), "third": (1e-3, True, 3), "unknown": (None,) * 3}
+    assert names["first"] == names["second"] == names["third"] == "lr 3e-3 init 1e-3 (b)"
+    assert names["unknown"] == f"lr 3e-3 init unknown, from {path.name}"
 
 
 def save_original_checkpoint(path: Path, epochs: int) -> Path:

@@ -25,7 +25,9 @@ def seeds(job):
 def test_repetitions_use_consecutive_seeds():
     (job,) = jobs(lr=0.5, repetitions=3)
     assert seeds(job) == [0, 1, 2, -1, -1, -1]
-    assert all((each["lr"], each["experiment_name"]) == (0.5, "made") for each in job.experiments)
+    assert all(each["lr"] == 0.5 for each in job.experiments)
+    names = ["made_seed_0", "made_seed_1", "made_seed_2", "made", "made", "made"]
+    assert [each["experiment_name"] for each in job.experiments] == names
 
 
 def test_random_seed_flag():
@@ -51,6 +53,14 @@ def test_plot_command_is_quoted(monkeypatch):
     monkeypatch.chdir(ROOT)
     drawn = "-experiments_dir 'my runs/' -plot_title 'depth 3' -save_plot_to 'my runs.png'"
     assert jobs(output_dir="my runs/")[0].plot_command == f"python dmf_results_plotter.py {drawn}"
+
+
+def test_labels_are_dropped_if_flags_change_the_plan():
+    plan = Plan("", [{"depth": 2}], "-show_bound", "-plot_title two")
+    for given, labelled in (({}, True), ({"depth": 2, "lr": 1e-4, "random_seed": 1}, True), ({"depth": 3}, False)):
+        ((_, _, command),) = [vars(job).values() for job in jobs(plan, **given)]
+        assert "-show_bound" in command
+        assert ("-plot_title two" in command) == labelled
 
 
 def test_command_line_flags_override_list():

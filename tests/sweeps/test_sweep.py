@@ -81,9 +81,12 @@ def test_device_selection(tmp_path, planned_batches, monkeypatch):
         run_sweep(KINDS[kind][0], [parse_parameters(kind, **order_4 | each) for each in experiments])
         return [device for _, device in planned_batches]
 
-    assert devices({}, {}) == ["cuda:0"]
-    assert devices({"gpu_id": 1}, {"gpu_id": 1}) == ["cuda:1"]
-    assert devices({"disable_gpu": True}, {"disable_gpu": True}) == ["cpu"]
+    def seeds(number, **given):
+        return [{**given, "random_seed": seed} for seed in range(number)]
+
+    assert devices(*seeds(2)) == ["cuda:0"]
+    assert devices(*seeds(2, gpu_id=1)) == ["cuda:1"]
+    assert devices(*seeds(2, disable_gpu=True)) == ["cpu"]
     assert devices({}) == ["cpu"]
     assert devices({"dataset_path": MATRIX}, kind="dmf") == ["cpu"]
     with pytest.raises(UserError, match=r"^-gpu_id 2: there are 2 GPUs, counted from 0; give one"):
@@ -91,8 +94,31 @@ def test_device_selection(tmp_path, planned_batches, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert devices({}, {}, {}, {}) == ["cuda:1"]
-    assert devices(*[{"gpu_id": 1}] * 4) == ["cuda:0"]
+    assert devices(*seeds(4)) == ["cuda:1"]
+    assert devices(*seeds(4, gpu_id=1)) == ["cuda:0"]
+
+
+def test_equal_experiments_are_run_once(tmp_path, capsys):
+    experiments = [{}, {"lr": 1e-3}, {}, {"experiment_name": "x"}, {"random_seed": -1}, {"random_seed": -1}]
+    parameters = [parse_parameters(**{"output_dir": tmp_path, "epochs": 10} | each) for each in experiments]
+    run_sweep(MatrixFactorization, parameters)
+    assert len(list(tmp_path.iterdir())) == 4
+    first_line = capsys.readouterr().out.splitlines()[0]
+    assert first_line == "4 experiments; 2 more of the list have the same parameters and seed, and are left out"
+
+
+@pytest.mark.parametrize("numbers, shown", [([200], "200 of 512"), ([50, 511, 300], "50 to 511 of 512"), ([512], None)])
+def test_first_line_shows_number_of_observations(tmp_path, capsys, numbers, shown):
+    parameters = [parse_parameters("tc", output_dir=tmp_path, epochs=1, num_samples=number) for number in numbers]
+    run_sweep(KINDS["tc"][0], parameters)
+    experiments = f"{len(numbers)} experiment{'s' if len(numbers) > 1 else ''}"
+    expected = f"{experiments}, {shown} observations" if shown else experiments
+    assert capsys.readouterr().out.splitlines()[0] == expected
+
+
+def test_number_of_diverged_experiments_is_shown(tmp_path, capsys):
+    run_experiments(tmp_path, {}, {"lr": 1e5, "init_alpha": 1}, {"lr": 1e6, "init_alpha": 1})
+    assert capsys.readouterr().out.splitlines()[-1] == "2 of 3 experiments diverged"
 
 
 def test_folder_names_are_unique(tmp_path):
@@ -132,7 +158,7 @@ def test_failure_is_recorded_and_outputs_are_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(MatrixFactorization, "results", failing)
     with pytest.raises(RunFailed, match=r"1 of 3 failed: .*no space left"):
-        run_experiments(tmp_path, {}, {"file_log": True}, {})
+        run_experiments(tmp_path, {}, {"file_log": True}, {"lr": 1e-3})
     found = {number: runs[0][0]["status"]["stop_reason"] for number, runs in runs_by_number(tmp_path).items()}
     assert found == {1: "epochs", 2: "failed", 3: "epochs"}
 
