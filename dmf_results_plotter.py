@@ -7,8 +7,8 @@ from dataclasses import replace
 from common.cli import Parser, UserError, flag_error, flag_errors, run_script
 from common.flags import (
     add_figure_flags,
+    checkpoint_file,
     existing_dir,
-    existing_file,
     integer,
     optional,
     real,
@@ -19,7 +19,7 @@ from common.flags import (
 parser = Parser(__doc__)
 add = parser.add_argument
 text = "checkpoints of this project or of the original code"
-add("-experiments_checkpoint_paths", type=existing_file, nargs="+", default=[], help=text)
+add("-experiments_checkpoint_paths", type=checkpoint_file, nargs="+", default=[], help=text)
 text = "names in the legend, one for each path; with -experiments_dir one for each line, by default its parameters"
 add("-experiments_names", type=str, nargs="+", default=[], metavar="NAME", help=text)
 text = "folder that contains the experiments' folders, instead of checkpoints"

@@ -15,6 +15,7 @@ from common.files import utc_time
 
 # The seeds of torch's CPU generator have 32 bits: larger ones repeat the draws of others.
 LARGEST_SEED = 2**32 - 1
+_PROJECT = Path(__file__).parents[1]
 
 
 def _require(holds: Any, value: str, problem: str) -> None:
@@ -70,15 +71,30 @@ def dataset_file_name(value: str) -> str:
 
 def existing_file(value: str) -> str:
     """Checks the path of a regular file."""
-    _require(os.path.exists(value), value, "no such file; give the path of an existing one")
+    _require(os.path.exists(value), value, f"no such file; {_existing(value)}")
     _require(os.path.isfile(value), value, "is not a regular file; give the path of one")
     return value
 
 
+def checkpoint_file(value: str) -> str:
+    """Checks the path of a checkpoint to plot."""
+    _require(not os.path.isdir(value), value, "is a folder; give a checkpoint file, or the folder to -experiments_dir")
+    return existing_file(value)
+
+
 def existing_dir(value: str) -> str:
     """Checks the path of a folder."""
-    _require(os.path.isdir(value), value, "no such folder; give the path of an existing one")
+    _require(os.path.exists(value), value, f"no such folder; {_existing(value)}")
+    _require(os.path.isdir(value), value, "is not a folder; give the path of one")
     return value
+
+
+def _existing(value: str) -> str:
+    """Returns what to do about a path that does not exist."""
+    # Such as the default dataset, when the script is run from elsewhere.
+    if value and os.path.exists(_PROJECT / value):
+        return f"run from the repository's root, {_PROJECT}, or give the path of an existing one"
+    return "give the path of an existing one"
 
 
 def writable_dir(value: str) -> str:
@@ -164,7 +180,7 @@ def add_runner_flags(parser: Parser, **defaults: Any) -> None:
     add("-experiment_name", type=part_of_name, help="first part of the folder's name")
     add("-output_dir", type=writable_dir, help="where the experiment's folder is made")
     add("-disable_gpu", action="store_true", help="do not use a GPU")
-    add("-gpu_id", type=integer(0), default=0, help="which GPU to use, if there are several")
+    add("-gpu_id", type=integer(0), default=0, help="which GPU to use, from 0; not used where there is no GPU")
     parser.set_defaults(**defaults)
 
 

@@ -124,7 +124,10 @@ def _repeated(
 ) -> list[Parameters]:
     """Returns the parameters of each repetition of an experiment. Raises UserError."""
     own = {flag: value for flag, value in overriding.items() if flag != "random_seed"}
-    parameters = parser.parse(parser.words({**experiment, **own}))
+    listed = {**experiment, **own}
+    if listed.get("experiment_name") == "":  # no name, in lists for the original code
+        del listed["experiment_name"]
+    parameters = parser.parse(parser.words(listed))
     if "experiment_name" not in parameters.given:
         parameters.values["experiment_name"] = name(parameters)
     seed, shift = parameters["random_seed"], overriding.get("random_seed", 0)

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from common.cli import Parser, UserError
@@ -26,6 +28,14 @@ def test_repetitions_use_consecutive_seeds():
     (job,) = jobs(lr=0.5, repetitions=3)
     assert seeds(job) == [0, 1, 2, -1, -1, -1]
     assert all((each["lr"], each["experiment_name"]) == (0.5, "made") for each in job.experiments)
+
+
+def test_lists_of_the_original_code():
+    (job,) = jobs(Plan("", [{**BASE, "experiment_name": ""}, {**BASE, "experiment_name": "given"}]))
+    assert [each["experiment_name"] for each in job.experiments] == ["made", "given"]
+    expected = "experiment 1 of the list: -experiment_random_seed 3: unknown flag; did you mean -random_seed?"
+    with pytest.raises(UserError, match=re.escape(expected)):
+        jobs(Plan("", [{**BASE, "experiment_random_seed": 3}]))
 
 
 def test_random_seed_flag():
