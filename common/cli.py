@@ -240,6 +240,21 @@ def signals_noted() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+def print_line(line: str) -> None:
+    """Prints a line on standard output. Once its reader has closed it, as `head` does, lines are dropped: there may be
+    files that are still to be written.
+    """
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    """Drops what is printed from now on. Otherwise Python would report at exit that standard output was closed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Runs a script's main function. An error is reported by one line on standard error and the exit status."""
     for stream in (sys.stdout, sys.stderr):
@@ -256,8 +271,7 @@ def run_script(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         status, message = 130, "interrupted; what was written so far is kept"
     except BrokenPipeError:
-        # stdout was closed by its reader. Without this, Python would report it again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         status, message = 1, "failed: standard output was closed"
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]

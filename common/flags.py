@@ -229,11 +229,15 @@ def save_dataset(content: dict[str, Any], parameters: Parameters, default_name: 
 
 
 def add_figure_flags(parser: Parser) -> None:
-    """Adds the flags of a plotter's figure: its title, and the files to which it and its data are written."""
+    """Adds the flags that both plotters share: the figure's title, the files to which it and its data are written, and
+    whether to list the folders that are skipped.
+    """
     picture, table = optional(output_file(".png", ".pdf", ".svg")), optional(output_file(".csv"))
     parser.add_argument("-plot_title", type=str, default="", help="title of the figure")
     parser.add_argument("-save_plot_to", type=picture, default="", help="write the figure to this png, pdf or svg file")
     parser.add_argument("-save_data_to", type=table, default="", help="write the figure's data to this csv file")
+    text = "list every folder that is skipped, instead of how many for which reason"
+    parser.add_argument("-list_skipped", action="store_true", help=text)
 
 
 def require_screen_or_file(parameters: Parameters) -> None:
