@@ -20,7 +20,7 @@ parser = Parser(__doc__)
 add = parser.add_argument
 text = "checkpoints of this project or of the original code"
 add("-experiments_checkpoint_paths", type=checkpoint_file, nargs="+", default=[], help=text)
-text = "names in the legend, one for each path; with -experiments_dir one for each line, by default its parameters"
+text = "names in the legend, one for each path; with -experiments_dir in place of the lines' own names, in their order"
 add("-experiments_names", type=str, nargs="+", default=[], metavar="NAME", help=text)
 text = "folder of the experiments' folders, or one experiment's folder, instead of checkpoints"
 add("-experiments_dir", type=optional(existing_dir), default="", help=text)

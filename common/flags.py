@@ -180,7 +180,12 @@ def add_runner_flags(parser: Parser, **defaults: Any) -> None:
     add("-experiment_name", type=part_of_name, help="first part of the folder's name")
     add("-output_dir", type=writable_dir, help="where the experiment's folder is made")
     add("-disable_gpu", action="store_true", help="do not use a GPU")
-    add("-gpu_id", type=integer(0), default=0, help="which GPU to use, from 0; not used where there is no GPU")
+    add(
+        "-gpu_id",
+        type=integer(0),
+        default=0,
+        help="which GPU to use, counted from 0; the CPU is used where there is none",
+    )
     parser.set_defaults(**defaults)
 
 
