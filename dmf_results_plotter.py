@@ -4,11 +4,11 @@ of experiments or from checkpoints. For experiments that differ only in their se
 
 from dataclasses import replace
 
-from common.cli import Parser, UserError, flag_error, flag_errors, run_script
+from common.cli import Parser, UserError, flag_error, flag_errors, print_line, run_script
 from common.flags import (
     add_figure_flags,
+    checkpoint_file,
     existing_dir,
-    existing_file,
     integer,
     optional,
     real,
@@ -19,10 +19,10 @@ from common.flags import (
 parser = Parser(__doc__)
 add = parser.add_argument
 text = "checkpoints of this project or of the original code"
-add("-experiments_checkpoint_paths", type=existing_file, nargs="+", default=[], help=text)
-text = "names in the legend, one for each path; with -experiments_dir one for each line, by default its parameters"
+add("-experiments_checkpoint_paths", type=checkpoint_file, nargs="+", default=[], help=text)
+text = "names in the legend, one for each path; with -experiments_dir in place of the lines' own names, in their order"
 add("-experiments_names", type=str, nargs="+", default=[], metavar="NAME", help=text)
-text = "folder that contains the experiments' folders, instead of checkpoints"
+text = "folder of the experiments' folders, or one experiment's folder, instead of checkpoints"
 add("-experiments_dir", type=optional(existing_dir), default="", help=text)
 text = "the entry (I, J) to plot (default: the one that run_params.json records, else (0, 0))"
 add("-unobserved_entry", type=integer(0), nargs=2, metavar=("I", "J"), help=text)
@@ -32,6 +32,21 @@ text = "plot the theoretical bound, which holds while the determinant keeps its 
 add("-show_bound", action="store_true", help=text)
 add("-min_loss", type=real(0, above=True), default=1e-4, help="where the curves and the loss axis end")
 add_figure_flags(parser)
+
+
+def rename(lines: list, names: list[str]) -> list:
+    """Returns the lines with these names in place of their own, and prints which runs get which name. Raises UserError
+    if there are not as many names as lines.
+    """
+    several_depths = len({line.depth for line in lines}) > 1
+    own_names = [f"depth {line.depth}, {line.name}" if several_depths else line.name for line in lines]
+    if len(names) != len(lines):
+        problem = f"there are {len(lines)} lines; give as many names, in the order of {'; '.join(own_names)}"
+        raise flag_error("experiments_names", names, problem)
+    for name, own_name, line in zip(names, own_names, lines, strict=True):
+        runs = len(line.curves)
+        print_line(f"{name}: {own_name} ({runs} run{'s' if runs != 1 else ''})")
+    return [replace(line, name=name) for line, name in zip(lines, names, strict=True)]
 
 
 def main() -> None:
@@ -51,6 +66,7 @@ def main() -> None:
     from common.plotting.against_loss import draw_against_loss, require_bound
     from common.plotting.curves import Line, NoBound, NotRecorded, Wanted, load_curve, read_lines
     from common.plotting.figures import NotDrawable
+    from common.plotting.folders import count_reasons
 
     require_screen_or_file(parameters)
     entry = parameters["unobserved_entry"]
@@ -73,12 +89,10 @@ def main() -> None:
                 lines.append(Line(names[len(lines)], 0, [load_curve(path, wanted)]))
     if directory:
         experiments = sum(len(line.curves) for line in lines)
-        print(f"{experiments} experiment{'s' if experiments != 1 else ''}, {len(skipped)} skipped")
-        for text in skipped:
-            print(f"  {text}")
-        if names and len(names) != len(lines):
-            raise flag_error("experiments_names", names, f"there are {len(lines)} lines; give as many names")
-        lines = [replace(line, name=name) for line, name in zip(lines, names, strict=True)] if names else lines
+        print_line(f"{experiments} experiment{'s' if experiments != 1 else ''}, {len(skipped)} skipped")
+        for text in skipped if parameters["list_skipped"] else count_reasons(skipped):
+            print_line(f"  {text}")
+        lines = rename(lines, names) if names else lines
     title, min_loss = parameters["plot_title"], parameters["min_loss"]
     with flag_errors("min_loss", f"{min_loss:g}"), flag_errors("plot_title", title, only=NotDrawable):
         figure, rows = draw_against_loss(lines, title, min_loss, metric, show_bound)

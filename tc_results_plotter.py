@@ -2,11 +2,11 @@
 experiments, and prints them as a table.
 """
 
-from common.cli import Parser, flag_errors, run_script
+from common.cli import Parser, flag_errors, print_line, run_script
 from common.flags import add_figure_flags, existing_dir, require_screen_or_file, save_figure
 
 parser = Parser(__doc__)
-text = "folder that contains the experiments' folders, of this project or of the original code"
+text = "folder of the experiments' folders, of this project or of the original code, or one experiment's folder"
 parser.add_argument("-experiments_dir", type=existing_dir, required=True, help=text)
 add_figure_flags(parser)
 
@@ -16,16 +16,18 @@ def main() -> None:
 
     # Imported after the flags are checked, because importing matplotlib and torch is slow.
     from common.plotting import tensor_completion
+    from common.plotting.folders import count_reasons
 
     require_screen_or_file(parameters)
     with flag_errors("experiments_dir", parameters["experiments_dir"]):
         results, skipped = tensor_completion.read_results(parameters["experiments_dir"])
     folders = {line.split(":")[0] for line in skipped} - {result.run.path.name for result in results}
-    print(f"{len(results)} finished experiments, {len(folders)} folders skipped")
-    for line in skipped:
-        print(f"  {line}")
+    finished = f"{len(results)} finished experiment{'s' if len(results) != 1 else ''}"
+    print_line(f"{finished}, {len(folders)} folder{'s' if len(folders) != 1 else ''} skipped")
+    for line in skipped if parameters["list_skipped"] else count_reasons(skipped):
+        print_line(f"  {line}")
     rows = tensor_completion.summarize(results)
-    print(tensor_completion.table(rows), flush=True)
+    print_line(tensor_completion.table(rows))
     target_rank = tensor_completion.common_target_rank(results)
     figure = tensor_completion.draw_tensor_completion(rows, target_rank, parameters["plot_title"])
     save_figure(figure, rows, parameters)

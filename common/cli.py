@@ -119,17 +119,25 @@ class Parser(argparse.ArgumentParser):
                 continue
             flag, *value = word.split("=", 1)
             flag = flag[1:] if flag not in known and flag[1:] in known else flag
+            following = "".join(f" {each}" for each in words[index + 1 : index + 2] if each[:1] != "-")
             if flag not in known:
                 # argparse would take -epoch for -epochs.
-                following = "".join(f" {each}" for each in words[index + 1 : index + 2] if each[:1] != "-")
                 raise self._unknown_flag(flag, word + following)
+            if isinstance(known[flag], argparse._StoreTrueAction) and (value or following):
+                raise UserError(f"{word}{following}: takes no value; give {flag} alone, or leave it out")
             words[index] = "=".join([flag, *value])
             given.add(known[flag].dest)
         return Parameters(vars(self.parse_args(words)), frozenset(given), self)
 
     def _unknown_flag(self, flag: str, shown: str) -> UserError:
-        close = difflib.get_close_matches(flag, self._option_string_actions, n=1)
-        return UserError(f"{shown}: unknown flag; {f'did you mean {close[0]}?' if close else '-h lists the flags'}")
+        """Returns the error of an unknown flag. It suggests a flag that begins with it (-rep), one with which it ends
+        (-experiment_random_seed), or one that resembles it.
+        """
+        known, flag = self._option_string_actions, f"-{flag.lstrip('-')}"
+        similar = [name for name in known if len(flag) > 1 and name.startswith(flag)]
+        similar += [name for name in known if flag.endswith(f"_{name[1:]}")]
+        similar += difflib.get_close_matches(flag, known, n=1)
+        return UserError(f"{shown}: unknown flag; {f'did you mean {similar[0]}?' if similar else '-h lists the flags'}")
 
     def words(self, parameters: Mapping[str, Any]) -> list[str]:
         """Returns the command line with these `parameters`, flags and their Python values. Raises UserError."""
@@ -150,6 +158,8 @@ class Parser(argparse.ArgumentParser):
                 right_number = action.nargs == "+" or len(items) == (action.nargs or 1)
                 if not (right_number and all(isinstance(item, (str, Path, Real)) for item in items)):
                     wanted = f"a list of {action.nargs}" if action.nargs else "a number or a string"
+                    if isinstance(action, argparse._AppendAction) and action.nargs:
+                        wanted = f"a list of lists of {action.nargs} values, such as {[[0] * action.nargs]}"
                     raise flag_error(name, [value], f"must be {wanted}")
                 words += [f"-{name}", *map(str, items)] if action.nargs else [f"-{name}={each}"]
         return words
@@ -232,6 +242,21 @@ def signals_noted() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+def print_line(line: str) -> None:
+    """Prints a line on standard output. Once its reader has closed it, as `head` does, lines are dropped: there may be
+    files that are still to be written.
+    """
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        _drop_output()
+
+
+def _drop_output() -> None:
+    """Drops what is printed from now on. Otherwise Python would report at exit that standard output was closed."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Runs a script's main function. An error is reported by one line on standard error and the exit status."""
     for stream in (sys.stdout, sys.stderr):
@@ -248,8 +273,7 @@ def run_script(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         status, message = 130, "interrupted; what was written so far is kept"
     except BrokenPipeError:
-        # stdout was closed by its reader. Without this, Python would report it again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         status, message = 1, "failed: standard output was closed"
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]

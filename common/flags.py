@@ -15,6 +15,7 @@ from common.files import utc_time
 
 # The seeds of torch's CPU generator have 32 bits: larger ones repeat the draws of others.
 LARGEST_SEED = 2**32 - 1
+_PROJECT = Path(__file__).parents[1]
 
 
 def _require(holds: Any, value: str, problem: str) -> None:
@@ -70,15 +71,30 @@ def dataset_file_name(value: str) -> str:
 
 def existing_file(value: str) -> str:
     """Checks the path of a regular file."""
-    _require(os.path.exists(value), value, "no such file; give the path of an existing one")
+    _require(os.path.exists(value), value, f"no such file; {_existing(value)}")
     _require(os.path.isfile(value), value, "is not a regular file; give the path of one")
     return value
 
 
+def checkpoint_file(value: str) -> str:
+    """Checks the path of a checkpoint to plot."""
+    _require(not os.path.isdir(value), value, "is a folder; give a checkpoint file, or the folder to -experiments_dir")
+    return existing_file(value)
+
+
 def existing_dir(value: str) -> str:
     """Checks the path of a folder."""
-    _require(os.path.isdir(value), value, "no such folder; give the path of an existing one")
+    _require(os.path.exists(value), value, f"no such folder; {_existing(value)}")
+    _require(os.path.isdir(value), value, "is not a folder; give the path of one")
     return value
+
+
+def _existing(value: str) -> str:
+    """Returns what to do about a path that does not exist."""
+    # Such as the default dataset, when the script is run from elsewhere.
+    if value and os.path.exists(_PROJECT / value):
+        return f"run from the repository's root, {_PROJECT}, or give the path of an existing one"
+    return "give the path of an existing one"
 
 
 def writable_dir(value: str) -> str:
@@ -164,7 +180,12 @@ def add_runner_flags(parser: Parser, **defaults: Any) -> None:
     add("-experiment_name", type=part_of_name, help="first part of the folder's name")
     add("-output_dir", type=writable_dir, help="where the experiment's folder is made")
     add("-disable_gpu", action="store_true", help="do not use a GPU")
-    add("-gpu_id", type=integer(0), default=0, help="which GPU to use, if there are several")
+    add(
+        "-gpu_id",
+        type=integer(0),
+        default=0,
+        help="which GPU to use, counted from 0; the CPU is used where there is none",
+    )
     parser.set_defaults(**defaults)
 
 
@@ -213,11 +234,15 @@ def save_dataset(content: dict[str, Any], parameters: Parameters, default_name: 
 
 
 def add_figure_flags(parser: Parser) -> None:
-    """Adds the flags of a plotter's figure: its title, and the files to which it and its data are written."""
+    """Adds the flags that both plotters share: the figure's title, the files to which it and its data are written, and
+    whether to list the folders that are skipped.
+    """
     picture, table = optional(output_file(".png", ".pdf", ".svg")), optional(output_file(".csv"))
     parser.add_argument("-plot_title", type=str, default="", help="title of the figure")
     parser.add_argument("-save_plot_to", type=picture, default="", help="write the figure to this png, pdf or svg file")
     parser.add_argument("-save_data_to", type=table, default="", help="write the figure's data to this csv file")
+    text = "list every folder that is skipped, instead of how many for which reason"
+    parser.add_argument("-list_skipped", action="store_true", help=text)
 
 
 def require_screen_or_file(parameters: Parameters) -> None:

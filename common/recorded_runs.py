@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 from common.files import load_json
 
+# The last file of a tensor completion experiment. The original code's folders may have it without a run_params.json.
+TENSOR_METRICS = "tensor_rank_and_reconstruction_metrics.json"
 _LARGEST = 10**9
 
 
@@ -84,6 +87,11 @@ class RecordedRun:
         paths = {name: path for name in names if (path := self.parameters.get(name))}
         digests = str(self.provenance.get("inputs_sha256") or "").split()
         return self.identity.get("inputs") or dict(zip(paths, digests, strict=False)) or paths
+
+
+def is_experiment(folder: Path) -> bool:
+    """Returns whether a folder is that of an experiment, not one of such folders."""
+    return any(os.path.exists(folder / name) for name in ("run_params.json", TENSOR_METRICS))
 
 
 def compared(runs: Sequence[RecordedRun], without: Collection[str] = ()) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ TC_GENERATOR, TC_PLOTTER = "tc_data_generator.py", "tc_results_plotter.py"
 TENSOR = f"-dataset_path {ROOT / 'data/tc/tensor_rank_1_fro_1_order_3_dim_8.pt'}"
 GOOD = str(ROOT / "data/dmf/completion_2x2_w_1_1_0.pt")
 DATA = f"-dataset_path {GOOD}"
+DEFAULT = "data/dmf/completion_2x2_w_1_1_0.pt"
 
 # Script, command line, and text that the error message must contain.
 INVALID_FLAGS = [
@@ -51,13 +52,20 @@ INVALID_FLAGS = [
             (f"{DATA} -tracked_e2e_value_of 0", "-tracked_e2e_value_of: expected 2 arguments"),
             (f"{DATA} -lr", "-lr: expected one argument"),
             (f"{DATA} -epoch 5", "-epoch 5: unknown flag; did you mean -epochs?"),
-            (f"{DATA} -plot_metrics yes", "yes: belongs to no flag"),
+            (f"{DATA} -plot_metrics yes", "-plot_metrics yes: takes no value"),
+            (
+                f"{DATA} -experiment_random_seed 3",
+                "-experiment_random_seed 3: unknown flag; did you mean -random_seed?",
+            ),
         ]
     ],
-    (RUNNER, "", "-dataset_path data/dmf/completion_2x2_w_1_1_0.pt: no such file"),
+    (RUNNER, "", f"-dataset_path {DEFAULT}: no such file; run from the repository's root, {ROOT}, or give the path"),
+    (LIST, "", f"-dataset_path {DEFAULT}: no such file; run from the repository's root, {ROOT}, or give the path"),
+    (RUNNER, "-dataset_path=", "-dataset_path '': no such file; give the path of an existing one"),
     (RUNNER, f"{DATA} -experiment_name {'é' * 80}", "1 to 150 bytes"),
     (RUNNER, f"{DATA} -random_seed {2**32}", f"-random_seed {2**32}: must be an integer of at least -1 and at most"),
     (LIST, "-repetitions 0", "-repetitions 0: must be an integer of at least 1"),
+    (LIST, "-rep 3", "-rep 3: unknown flag; did you mean -repetitions?"),
     (GENERATOR, "-num_samples 0", "-num_samples 0: must be"),
     (GENERATOR, "-num_rows 0", "-num_rows 0: must be"),
     (GENERATOR, "-num_cols x", "-num_cols x: must be"),
@@ -84,6 +92,12 @@ INVALID_FLAGS = [
     (PLOTTER, f"-experiments_checkpoint_paths {GOOD}", "required: -experiments_names"),
     (PLOTTER, f"-experiments_checkpoint_paths {GOOD} -experiments_names a b", "-experiments_names a b: there are 1"),
     (PLOTTER, "-experiments_checkpoint_paths none.pt -experiments_names a", "none.pt: no such file"),
+    (
+        PLOTTER,
+        f"-experiments_checkpoint_paths {GOOD} {ROOT} {ROOT / 'data'} -experiments_names a b c",
+        f"-experiments_checkpoint_paths {ROOT}: is a folder; give a checkpoint file, or the folder to -experiments_dir",
+    ),
+    (PLOTTER, f"-experiments_dir {GOOD}", f"-experiments_dir {GOOD}: is not a folder; give the path of one"),
     *[
         (PLOTTER, f"-experiments_checkpoint_paths {GOOD} -experiments_names a {line}", expected)
         for line, expected in [

@@ -97,7 +97,7 @@ def test_plot_of_mixed_folder(run_main, tmp_path):
         assert_success(run_main("dmf_experiment_runner.py", *run, *flags, "-store_checkpoints"))
     assert_success(run_main("dmf_experiment_runner.py", *run, "-experiment_name", "bare"))
     (tmp_path / "out/empty").mkdir()
-    plot = ["dmf_results_plotter.py", "-experiments_dir", "out", "-save_plot_to", "x.svg"]
+    plot = ["dmf_results_plotter.py", "-experiments_dir", "out", "-save_plot_to", "x.svg", "-list_skipped"]
     result = assert_success(run_main(*plot, "-save_data_to", "x.csv", "-y", "distance_from_rank_1", "-show_bound"))
     lines = result.stdout.splitlines()
     assert lines[0] == "2 experiments, 3 skipped"

@@ -229,6 +229,16 @@ def test_engine_selection_is_recorded(asked, used, run_script, tmp_path, dataset
     assert (recorded["engine"], recorded["provenance"]["engine"]) == (asked, used)
 
 
+def test_missing_gpu_is_reported(run_script, dataset, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    run = ["dmf_experiment_runner.py", "-dataset_path", dataset, "-epochs", 100]
+    result = run_script(*run, "-gpu_id", 3)
+    expected = "-gpu_id 3: there is no GPU that PyTorch can use; the CPU is used\n"
+    assert (result.returncode, result.stderr) == (0, expected)
+    for flags in (["-gpu_id", 0], ["-gpu_id", 3, "-disable_gpu"]):
+        assert_success(run_script(*run, *flags))
+
+
 def test_torch_engine_is_used_without_compiler(run_script, tmp_path, dataset, monkeypatch):
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))

@@ -10,8 +10,17 @@ import numpy as np
 
 from common.datasets.matrix_sensing import load_matrix_sensing
 from common.naming import scientific
-from common.plotting.folders import read_each
-from common.recorded_runs import RecordedRun, canonical, compared, differing_names, labels, newest_checkpoint, read_run
+from common.plotting.folders import OF_TENSORS, read_each
+from common.recorded_runs import (
+    TENSOR_METRICS,
+    RecordedRun,
+    canonical,
+    compared,
+    differing_names,
+    labels,
+    newest_checkpoint,
+    read_run,
+)
 from common.tensor_files import load_dictionary
 from common.training.history import metrics_of_evaluator
 
@@ -81,8 +90,10 @@ def load_curve(path: str, wanted: Wanted = Wanted()) -> Curve:
     if metric not in metrics and wanted.metric:
         raise NotRecorded(f"this metric was not recorded; give one of {', '.join(recorded)}")
     if metric not in metrics:
-        known = ", ".join(name for name in recorded if re.fullmatch(r"e2e_\d+_\d+_value", name)) or "no entry"
-        raise NotRecorded(f"only {known} was recorded; give a run with -tracked_e2e_value_of {row} {col}")
+        entries = [name for name in recorded if re.fullmatch(r"e2e_\d+_\d+_value", name)]
+        known = f"only {', '.join(entries)} {'was' if len(entries) == 1 else 'were'}" if entries else "no entry was"
+        remedy = f"give {'such an entry, or ' * bool(entries)}a run with -tracked_e2e_value_of {row} {col}"
+        raise NotRecorded(f"{known} recorded; {remedy}")
     epochs, at_loss, at_value = np.intersect1d(loss.epochs, metrics[metric].epochs, return_indices=True)
     losses, values = loss.values[at_loss], metrics[metric].values[at_value]
     usable = np.isfinite(losses) & np.isfinite(values) & (losses > 0)
@@ -132,7 +143,8 @@ def read_lines(directory: str, wanted: Wanted) -> tuple[list[Line], list[str]]:
 def _read_curve(run: RecordedRun, wanted: Wanted) -> Curve:
     """Returns the curve of a finished run. Raises ValueError if the run is to be skipped."""
     if any(run.parameters.get(name) is None for name in ("depth", "lr", "init_alpha")):
-        raise ValueError("no matrix factorization experiment")
+        of_tensors = "init_std" in run.parameters or (run.path / TENSOR_METRICS).exists()
+        raise ValueError(OF_TENSORS if of_tensors else "no matrix factorization experiment")
     if run.status and not run.status.get("finished"):
         raise ValueError("not finished")
     checkpoint = newest_checkpoint(run.path)

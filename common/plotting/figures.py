@@ -9,6 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.backends import BackendFilter, backend_registry
 from matplotlib.figure import Figure
 
+from common.cli import print_line
 from common.files import write_atomically
 
 MARKERS = "ov^Ds1^h"
@@ -38,7 +39,7 @@ def _save(path: str, write: Callable[[Path], None]) -> None:
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_atomically(Path(path), write)
-        print(f"saved {Path(path)}")
+        print_line(f"saved {Path(path)}")
 
 
 def save_data(rows: Sequence[Mapping[str, object]], path: str) -> None:

@@ -15,8 +15,8 @@ from matplotlib.ticker import MaxNLocator
 from common.files import load_json
 from common.naming import scientific
 from common.plotting.figures import MARKERS
-from common.plotting.folders import read_each
-from common.recorded_runs import RecordedRun, canonical, compared, is_number, labels
+from common.plotting.folders import OF_MATRICES, read_each
+from common.recorded_runs import TENSOR_METRICS, RecordedRun, canonical, compared, is_number, labels
 from common.tensor_files import is_float_tensor, load_tensors
 
 # tab10 without red, the colour of the ground truth, and purple, which is close to blue.
@@ -65,9 +65,11 @@ def _read_result(run: RecordedRun) -> Result:
     """Returns the results of a finished run. Raises ValueError if the run is to be skipped."""
     folder = run.path
     try:
-        metrics = load_json(folder / "tensor_rank_and_reconstruction_metrics.json")
+        metrics = load_json(folder / TENSOR_METRICS)
     except FileNotFoundError:
-        known = "num_samples" in run.parameters and "depth" not in run.parameters
+        if "depth" in run.parameters:
+            raise ValueError(OF_MATRICES) from None
+        known = "num_samples" in run.parameters
         raise ValueError("not finished" if known else "no tensor completion experiment") from None
     if run.status.get("stop_reason") == "diverged":
         raise ValueError("diverged")

@@ -1,7 +1,7 @@
 """Checkpoints, which have everything that an exact continuation needs. Those of the original code are read, too."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ class Checkpoint:
     """The content of a checkpoint file."""
 
     factors: list[Tensor]
-    optimizer: dict[str, Any]  # its state, as written
+    optimizer: dict[str, Any]  # its state and hyper-parameters, in the format of torch.optim
     history: History
     epoch: int  # the last one that is finished
     zero_loss_validations: int  # in a row
@@ -88,6 +88,8 @@ def load_checkpoint(
         raise ValueError(f"{problem}; give the dataset (and depth) of its own run")
     if not _is_state_of(optimizer, checkpoint.optimizer):
         raise ValueError(f"was not written by {optimizer.__name__}; give one that was")
+    if optimizer.is_stateless:
+        checkpoint = replace(checkpoint, optimizer={**checkpoint.optimizer, "state": {}})
     return checkpoint
 
 
@@ -125,12 +127,14 @@ def _parse(content: dict, factors_name: str, dtype: str | None) -> Checkpoint:
 def _is_state_of(optimizer: type[Optimizer], state: Any) -> bool:
     try:
         (group,) = state["param_groups"]
-        # Momentum, weight decay and Adam's betas are terms of steps that are not taken here.
-        other_steps = any(group.get(term) for term in ("momentum", "weight_decay", "nesterov", "betas"))
+        # Momentum, weight decay, ascent and Adam's betas are terms of steps that are not taken here.
+        other_steps = any(group.get(term) for term in ("momentum", "weight_decay", "nesterov", "maximize", "betas"))
         if other_steps or not 0 < float(group["lr"]) < math.inf:
             return False
         if optimizer.is_stateless:
-            return not state["state"] and "beta" not in group
+            # torch.optim.SGD of PyTorch 1.8 to 2.3 writes {"momentum_buffer": None} for each parameter.
+            values = [value for of_parameter in state["state"].values() for value in of_parameter.values()]
+            return all(value is None for value in values) and "beta" not in group
         return int(state["state"]["step"]) >= 0 and not float(state["state"]["square_avg"]) < 0  # NaN: it diverged
     except _ERRORS:
         return False

@@ -131,7 +131,10 @@ def _repeated(
 ) -> list[Parameters]:
     """Returns the parameters of each repetition of an experiment. Raises UserError."""
     own = {flag: value for flag, value in overriding.items() if flag != "random_seed"}
-    parameters = parser.parse(parser.words({**experiment, **own}))
+    listed = {**experiment, **own}
+    if listed.get("experiment_name") == "":  # no name, in lists for the original code
+        del listed["experiment_name"]
+    parameters = parser.parse(parser.words(listed))
     seed, shift = parameters["random_seed"], overriding.get("random_seed", 0)
     if "random_seed" in overriding:
         seed = shift if min(seed, shift) < 0 else seed + shift

@@ -223,9 +223,13 @@ def _device(batch: Sequence[Experiment], world: World) -> torch.device:
     were started together on a machine use its GPUs in turn, from -gpu_id on.
     """
     parameters = batch[0].parameters
-    if parameters["disable_gpu"] or parameters["engine"] == "native" or not torch.cuda.is_available():
+    if parameters["disable_gpu"] or parameters["engine"] == "native":
         return torch.device("cpu")
     number, gpu_id = torch.cuda.device_count(), parameters["gpu_id"]
+    if not torch.cuda.is_available():
+        if gpu_id:
+            _warn_once(f"-gpu_id {gpu_id}: there is no GPU that PyTorch can use; the CPU is used")
+        return torch.device("cpu")
     if gpu_id >= number:
         remedy = f"there are {number} GPUs, counted from 0; give one of them or -disable_gpu"
         raise flag_error("gpu_id", gpu_id, remedy)

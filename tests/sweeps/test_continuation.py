@@ -92,7 +92,13 @@ def test_origin_of_continued_runs(tmp_path):
     assert names["unknown"] == f"lr 3e-3 init unknown, from {path.name}"
 
 
-def save_original_checkpoint(path: Path, epochs: int) -> Path:
+PLAIN_SGD = {"lr": 3e-3, "momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False, "params": [0, 1, 2]}
+# What torch.optim.SGD of PyTorch 2.0 writes in addition.
+TORCH_2_SGD = {**PLAIN_SGD, "maximize": False, "foreach": None, "differentiable": False}
+NO_MOMENTUM = {index: {"momentum_buffer": None} for index in range(3)}
+
+
+def save_original_checkpoint(path: Path, epochs: int, group=PLAIN_SGD, state=None, zipped: bool = True) -> Path:
     """Saves a checkpoint of the run described by `BASE` in the format of the original code; returns its path."""
     experiment = make_experiment(**{**BASE, "epochs": epochs, "validate_every": 1})
     (factors,) = train([experiment])
@@ -111,20 +117,31 @@ def save_original_checkpoint(path: Path, epochs: int) -> Path:
     validated = {
         n: tracker(n, s, lambda epoch: epoch % 50 == 49) for n, s in experiment.state.history.validation.items()
     }
-    group = {"lr": 3e-3, "momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False, "params": [0, 1, 2]}
     content = {
         "model": {f"layers.{index}": factor for index, factor in enumerate(factors)},
-        "optimizer": {"state": {}, "param_groups": [group]},
+        "optimizer": {"state": state or {}, "param_groups": [group]},
         "train_evaluator": train_metrics,
         "val_evaluator": validated,
         "epoch": epochs - 1,
     }
-    torch.save(content, path)
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
     return path
 
 
-def test_continuing_from_checkpoint_of_original_code(tmp_path):
-    path = save_original_checkpoint(tmp_path / "original.pt", 1000)
+VERSIONS = {
+    "plain": {},
+    "torch 1.3": {"zipped": False},
+    "torch 2.0": {"group": TORCH_2_SGD, "state": NO_MOMENTUM},
+}
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_continuing_from_checkpoint_of_original_code(tmp_path, monkeypatch, version, device):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda storage: device)
+        path = save_original_checkpoint(tmp_path / "original.pt", 1000, **VERSIONS[version])
+    assert device.encode() in path.read_bytes()
     _, continued = run_experiment(tmp_path / "second", epochs=1000, engine="torch", trainer_checkpoint=str(path))
     _, whole = run_experiment(tmp_path / "whole", epochs=2000, engine="torch")
     assert_same(continued["model"], whole["model"])
@@ -172,6 +189,14 @@ def test_new_metrics_start_after_checkpoint(tmp_path):
             "not written by GradientDescent",
         ),
         (lambda content: content["optimizer"].update(state={"step": 3}), "not written by GradientDescent"),
+        (
+            lambda content: content["optimizer"].update(state={0: {"momentum_buffer": torch.zeros(2, 2)}}),
+            "not written by GradientDescent",
+        ),
+        (
+            lambda content: content["optimizer"]["param_groups"][0].update(maximize=True),
+            "not written by GradientDescent",
+        ),
         (lambda content: content.pop("val_evaluator"), "lacks 'val_evaluator'"),
         (lambda content: content.update(model={}), "is not a checkpoint"),
         (lambda content: content.update(epoch="x"), "is not a checkpoint"),

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from common.cli import Parser, UserError
@@ -28,6 +30,14 @@ def test_repetitions_use_consecutive_seeds():
     assert all(each["lr"] == 0.5 for each in job.experiments)
     names = ["made_seed_0", "made_seed_1", "made_seed_2", "made", "made", "made"]
     assert [each["experiment_name"] for each in job.experiments] == names
+
+
+def test_lists_of_the_original_code():
+    (job,) = jobs(Plan("", [{**BASE, "experiment_name": ""}, {**BASE, "experiment_name": "given"}]))
+    assert [each["experiment_name"] for each in job.experiments] == ["made", "given"]
+    expected = "experiment 1 of the list: -experiment_random_seed 3: unknown flag; did you mean -random_seed?"
+    with pytest.raises(UserError, match=re.escape(expected)):
+        jobs(Plan("", [{**BASE, "experiment_random_seed": 3}]))
 
 
 def test_random_seed_flag():

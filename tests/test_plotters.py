@@ -1,0 +1,157 @@
+"""Runs the plotters on folders of finished, unfinished and other experiments."""
+
+import csv
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from tests.plotting.test_against_loss import make_run_folder as make_matrix_run
+from tests.plotting.test_against_loss import make_tracker
+from tests.plotting.test_tensor_completion import make_run_folder as make_tensor_run
+from tests.test_scripts import PNG, assert_success
+
+DMF, TC = "dmf_results_plotter.py", "tc_results_plotter.py"
+OF_MATRICES = "a matrix factorization experiment; dmf_results_plotter.py draws it"
+OF_TENSORS = "a tensor completion experiment; tc_results_plotter.py draws it"
+TENSOR = {"num_samples": 50, "init_std": 1e-3}
+
+
+@pytest.fixture
+def plot(run_main):
+    """Returns a function that runs a plotter on a folder."""
+
+    def plot(script, directory, *flags):
+        return run_main(script, "-experiments_dir", directory, "-save_plot_to", "x.png", *flags)
+
+    return plot
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Makes two experiments in `dmf/plan`, and two in `tc/plan`."""
+    for number, lr in enumerate((1e-3, 2e-3)):
+        make_matrix_run(tmp_path / f"dmf/plan/run_{number}", lr=lr, status={"finished": True})
+        make_tensor_run(tmp_path / "tc/plan", f"run_{number}", {**TENSOR, "num_samples": 50 + number})
+    return tmp_path
+
+
+def assert_refused(result, script, message):
+    assert (result.returncode, result.stderr) == (2, f"{script}: {message}\n")
+
+
+def test_experiments_of_the_other_kind_are_refused(plot, folders):
+    make_tensor_run(folders, "tc/plan/original_samples_60_init_1e-3")
+    (folders / "tc/plan/unfinished").mkdir()
+    (folders / "tc/plan/unfinished/run_params.json").write_text('{"num_samples": 5, "init_std": 0.1}')
+    empty = "holds no finished experiment"
+    assert_refused(plot(DMF, "tc/plan"), DMF, f"-experiments_dir tc/plan: {empty}; 4 folders: {OF_TENSORS}")
+    assert_refused(plot(TC, "dmf/plan"), TC, f"-experiments_dir dmf/plan: {empty}; 2 folders: {OF_MATRICES}")
+    assert_refused(plot(DMF, "tc/plan/run_0"), DMF, f"-experiments_dir tc/plan/run_0: {OF_TENSORS}")
+    assert_refused(plot(TC, "dmf/plan/run_0"), TC, f"-experiments_dir dmf/plan/run_0: {OF_MATRICES}")
+
+
+@pytest.mark.parametrize("kind, script", [("dmf", DMF), ("tc", TC)])
+def test_folder_of_folders_of_experiments(kind, script, plot, folders):
+    names = f"{'another, ' * (kind == 'dmf')}plan"
+    if kind == "dmf":
+        make_matrix_run(folders / "dmf/another/run", status={"finished": True})
+    expected = f"holds no finished experiment, but folders of experiments; give one of them: {names}"
+    assert_refused(plot(script, f"{kind}"), script, f"-experiments_dir {kind}: {expected}")
+    # Beside experiments, they are skipped.
+    (folders / kind / "plan/run_0").rename(folders / kind / "run_0")
+    result = assert_success(plot(script, kind))
+    lines = f"{1 + (kind == 'dmf')} folder{'s' * (kind == 'dmf')}: a folder of experiments; give it to -experiments_dir"
+    assert result.stdout.splitlines()[1] == f"  {lines}"
+
+
+@pytest.mark.parametrize(
+    "script, line", [(DMF, "1 experiment, 0 skipped"), (TC, "1 finished experiment, 0 folders skipped")]
+)
+def test_folder_of_one_experiment(script, line, plot, folders):
+    result = assert_success(plot(script, f"{script.split('_')[0]}/plan/run_0/"))
+    assert result.stdout.startswith(f"{line}\n")
+    assert (folders / "x.png").read_bytes().startswith(PNG)
+
+
+def test_unfinished_experiment_is_refused(plot, folders):
+    make_matrix_run(folders / "dmf/run", status={"finished": False})
+    assert_refused(plot(DMF, "dmf/run"), DMF, "-experiments_dir dmf/run: not finished")
+
+
+def test_skipped_folders_are_counted_by_reason(plot, folders):
+    for number in range(3):
+        make_matrix_run(folders / f"dmf/plan/unfinished_{number}", status={"finished": False})
+        path = folders / f"dmf/plan/damaged_{number}"
+        make_matrix_run(path, status={"finished": True})
+        (path / "checkpoints/2020_epoch_9.pt").rename(path / f"checkpoints/202{number}_epoch_9.pt")
+        (path / f"checkpoints/202{number}_epoch_9.pt").write_text("x")
+    (folders / "dmf/plan/unfinished_0/checkpoints/2020_epoch_9.pt").unlink()
+    (folders / "dmf/plan/foreign").mkdir()
+    lines = assert_success(plot(DMF, "dmf/plan")).stdout.splitlines()
+    assert lines[0] == "2 experiments, 7 skipped"
+    assert lines[1].startswith("  3 folders: is not a torch.save file, is damaged, or holds more than plain data")
+    assert lines[2:4] == ["  3 folders: not finished", "  1 folder: no matrix factorization experiment"]
+    listed = assert_success(plot(DMF, "dmf/plan", "-list_skipped")).stdout.splitlines()
+    assert listed[0] == lines[0]
+    assert listed[1].startswith("  damaged_0: 2020_epoch_9.pt: is not a torch.save file")
+    assert listed[5:8] == [f"  unfinished_{number}: not finished" for number in range(3)]
+
+    for number in range(2):
+        make_tensor_run(folders / "tc/plan", f"diverged_{number}", {**TENSOR, "status": {"stop_reason": "diverged"}})
+    make_tensor_run(folders / "tc/plan", "rank", {**TENSOR, "num_samples": 60}, ranks=(-1, 9, 1))
+    lines = assert_success(plot(TC, "tc/plan")).stdout.splitlines()
+    left_out = "the rank of the model was not found; left out of the ranks"
+    expected = ["3 finished experiments, 2 folders skipped", "  2 folders: diverged", f"  1 folder: {left_out}"]
+    assert lines[:3] == expected
+    listed = assert_success(plot(TC, "tc/plan", "-list_skipped")).stdout.splitlines()
+    assert listed[1:4] == ["  diverged_0: diverged", "  diverged_1: diverged", f"  rank: {left_out}"]
+
+
+def test_names_are_printed_in_the_order_of_the_legend(plot, folders):
+    series = make_tracker([9, 19], [1.0, 0.1])
+    content = {"train_evaluator": {"sse_loss_div_2": series}, "val_evaluator": {"e2e_0_0_value": series}}
+    for number, (depth, lr) in enumerate([(2, 3e-3), (2, 3e-3), (4, 1e-2)]):
+        path = folders / f"dmf/names/run_{number}"
+        make_matrix_run(path, depth=depth, lr=lr, status={"finished": True})
+        torch.save(content, path / "checkpoints/2020_epoch_9.pt")
+
+    def names(*flags):
+        result = assert_success(plot(DMF, "dmf/names", "-save_data_to", "x.csv", *flags))
+        with open(folders / "x.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        return result.stdout.splitlines()[1:-2], list(dict.fromkeys(row["name"] for row in rows))
+
+    printed, legend = names()
+    assert printed == []
+    assert legend == ["lr 3e-3 init 1e-1 in each factor", "lr 1e-2 init 1e-1 in each factor"]
+    printed, renamed = names("-experiments_names", "two", "four")
+    assert printed == [f"two: depth 2, {legend[0]} (2 runs)", f"four: depth 4, {legend[1]} (1 run)"]
+    assert renamed == ["two", "four"]
+    result = plot(DMF, "dmf/plan", "-experiments_names", "a")
+    own = "lr 1e-3 init 1e-1 in each factor; lr 2e-3 init 1e-1 in each factor"
+    message = f"-experiments_names a: there are 2 lines; give as many names, in the order of {own}"
+    assert_refused(result, DMF, message)
+
+
+def test_entry_that_was_not_recorded(plot, folders):
+    result = plot(DMF, "dmf/plan", "-unobserved_entry", 2, 2)
+    problem = "only e2e_0_0_value was recorded; give such an entry, or a run with -tracked_e2e_value_of 2 2"
+    assert_refused(result, DMF, f"-unobserved_entry 2 2: 2020_epoch_9.pt: {problem}")
+
+
+@pytest.mark.parametrize("kind, script", [("dmf", DMF), ("tc", TC)])
+def test_figure_is_saved_if_standard_output_is_closed(kind, script, folders):
+    """As in `python tc_results_plotter.py … | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    flags = ["-experiments_dir", f"{kind}/plan", "-save_plot_to", "x.png", "-save_data_to", "x.csv"]
+    command, environment = [sys.executable, str(ROOT / script), *flags], {**os.environ, "MPLBACKEND": "agg"}
+    result = subprocess.run(command, cwd=folders, env=environment, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert (folders / "x.png").read_bytes().startswith(PNG)
+    assert (folders / "x.csv").exists()
