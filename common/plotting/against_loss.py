@@ -103,7 +103,7 @@ def draw_against_loss(
         first.set_yscale("symlog", linthresh=_SMALLEST_EXCESS, linscale=0.5)
         first.set_ylim(-0.3 * _SMALLEST_EXCESS, 1.6 * first.get_ylim()[1])
     elif metric == "e2e_rank":
-        first.yaxis.set_major_locator(MaxNLocator(integer=True))
+        first.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     first.set_ylabel(_LABELS.get(metric, metric.replace("_", " ")))
     if len(depths) == 1:
         first.set_title(title)

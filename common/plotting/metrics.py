@@ -90,7 +90,8 @@ def draw_metrics(lines: Lines, directory: Path, stalled: int | None = None) -> f
         logarithmic = bool(_LOGARITHMIC.fullmatch(name) and len(values) and values.min() > 0)
         axes.set_yscale("log" if logarithmic else "linear")
         if not logarithmic:
-            axes.yaxis.set_major_locator(MaxNLocator(5, integer=bool(_WHOLE.fullmatch(name))))
+            whole = {"integer": True, "min_n_ticks": 1} if _WHOLE.fullmatch(name) else {}
+            axes.yaxis.set_major_locator(MaxNLocator(5, **whole))
         axes.relim()
         axes.autoscale_view()
         if not any(len(epochs) for epochs, _ in of_figure.values()):

@@ -225,10 +225,12 @@ def test_effective_rank_is_drawn_as_excess_over_1_on_logarithmic_axis():
 
 def test_ranks_have_integer_ticks():
     curve = theory_curve()
-    curve = Curve(curve.iterations, curve.losses, np.where(curve.losses > 1e-2, 2.0, 1.0))
-    figure, _ = draw_against_loss([Line("a", 3, [curve])], "", 1e-4, "e2e_rank")
-    assert all(tick == round(tick) for tick in figure.axes[0].get_yticks())
-    plt.close(figure)
+    for ranks in (np.where(curve.losses > 1e-2, 2.0, 1.0), np.ones(len(curve.losses))):
+        figure, _ = draw_against_loss(
+            [Line("a", 3, [Curve(curve.iterations, curve.losses, ranks)])], "", 1e-4, "e2e_rank"
+        )
+        assert all(tick == round(tick) for tick in figure.axes[0].get_yticks())
+        plt.close(figure)
 
 
 @pytest.mark.parametrize("metric", ["", "fro_e2e_norm"])

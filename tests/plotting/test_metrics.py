@@ -83,8 +83,9 @@ def test_losses_are_on_logarithmic_axes_if_positive(tmp_path):
     for name, of_metric in values.items():
         draw_figures({}, {name: make_series(of_metric)}, {}, tmp_path)
         assert _figure().axes[0].get_yscale() == expected[name]
-    draw_figures({}, {"e2e_rank": make_series([1.0, 1.0, 2.0])}, {}, tmp_path)
-    assert all(tick == round(tick) for tick in _figure().axes[0].get_yticks())
+    for ranks in ([1.0, 1.0, 2.0], [2.0, 2.0]):
+        draw_figures({}, {"e2e_rank": make_series(ranks)}, {}, tmp_path)
+        assert all(tick == round(tick) for tick in _figure().axes[0].get_yticks())
 
 
 def test_stall_is_marked(tmp_path):
