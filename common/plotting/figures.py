@@ -43,9 +43,17 @@ def require_drawable(figure: Figure) -> None:
 
 
 def wrapped(label: str, width: int) -> str:
-    """Returns a label of a legend in lines of at most `width` characters; mathematical text as it is."""
-    lines = label.split("\n")
-    return label if "$" in label else "\n".join("\n".join(textwrap.wrap(line, width)) for line in lines)
+    """Returns a label of a legend in lines of at most `width` characters, broken after commas where this suffices;
+    mathematical text as it is.
+    """
+    if "$" in label:
+        return label
+    lines = []
+    for line in label.split("\n"):
+        # Textwrap does not break at no-break spaces.
+        parts = [part.replace(" ", "\xa0") if len(part) < width else part for part in line.split(", ")]
+        lines += textwrap.wrap(", ".join(parts), width)
+    return "\n".join(lines).replace("\xa0", " ")
 
 
 def fit_legends(figure: Figure, panels: Sequence[Axes], avoid_lines: bool) -> bool:

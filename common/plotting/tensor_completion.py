@@ -24,8 +24,9 @@ _COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#8c564b", "#e377c2", "#7f7f7f", "#
 _LINES = ("--", "-", "-.")
 _GROUND_TRUTH = "ground truth"
 _QUARTILES = ("lower_quartile", "median", "upper_quartile")
-# The distance between the error bars of two methods at one number of observations, as a part of the axis.
-_SHIFT = 0.015
+# The distance between the error bars of the first and the last initialization at one number of observations, as a part
+# of the axis.
+_SPREAD = 0.025
 
 # A method at one number of observations: quartiles of error and rank (None if not known) over the repetitions.
 Row = dict[str, Any]
@@ -171,15 +172,18 @@ def draw_tensor_completion(rows: Sequence[Row], target_rank: int | None, title: 
 
 
 def _draw_lines(axes: Axes, rows: Sequence[Row], quantity: str) -> None:
-    """Draws a line for each method. All but the first, linear, are shifted a little from each other along x."""
+    """Draws a line for each method. All but linear are shifted a little from each other along x."""
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    shift = _SHIFT * np.ptp([row["num_samples"] for row in rows])
+    shifted = [method for method in methods if method != "linear"]
+    places = np.linspace(-0.5, 0.5, len(shifted)) if len(shifted) > 1 else [0]
+    spread = _SPREAD * np.ptp([row["num_samples"] for row in rows])
+    shifts = dict(zip(shifted, spread * np.asarray(places), strict=True))
     for index, method in enumerate(methods):
         own = [row for row in rows if row["method"] == method]
         low, median, high = (np.array([row[f"{quantity}_{name}"] for row in own]) for name in _QUARTILES)
         style = {"color": _COLOURS[index % len(_COLOURS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 4.5}
         style |= {"linestyle": _LINES[index % len(_LINES)], "linewidth": 1.4, "capsize": 2, "zorder": 2}
-        samples = np.array([row["num_samples"] for row in own]) + (shift * (index - len(methods) / 2) if index else 0)
+        samples = np.array([row["num_samples"] for row in own]) + shifts.get(method, 0)
         drawn = axes.errorbar(samples, median, [median - low, high - median], label=method, **style)
         plt.setp(drawn.lines[2], alpha=0.6)
 

@@ -179,6 +179,8 @@ def test_long_legend_is_inside_figure(tmp_path):
     assert figure.bbox.x1 >= box.x1
     assert figure.bbox.y0 <= box.y0
     assert box.y1 <= axes.xaxis.get_tightbbox().y0
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names[1] == "tf, factor init 1e-3,\nepochs 1000, lr 0.01"
     plt.close(figure)
 
 
