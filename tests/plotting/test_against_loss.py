@@ -9,6 +9,7 @@ from matplotlib import pyplot as plt
 from common.metrics import theory as bounds
 from common.plotting.against_loss import draw_against_loss, values_below
 from common.plotting.curves import Curve, Line, NoBound, NotRecorded, Wanted, load_curve, read_lines
+from tests.conftest import ROOT
 
 
 def make_tracker(epochs, values, as_lists=False):
@@ -312,6 +313,22 @@ def make_run_folder(path, **parameters):
     torch.save(dict(zip(("train_evaluator", "val_evaluator"), evaluators, strict=True)), checkpoint)
     given = {"depth": 3, "lr": 1e-3, "init_alpha": 0.1, **parameters}
     (path / "run_params.json").write_text(json.dumps(given))
+
+
+@pytest.mark.parametrize(
+    "dataset, entry, corner, sign",
+    [
+        ("completion_2x2_w_1_1_0", (0, 0), (1, 1, 0), 1),
+        ("completion_2x2_perturbed_w_-2_05_01", (0, 0), (-2, 0.5, 0.1), -1),
+        ("completion_2x2_repositioned_w_1_0_1", (0, 1), (1, 1, 0), -1),
+    ],
+)
+def test_sign_of_determinant_while_bounds_hold(tmp_path, dataset, entry, corner, sign):
+    path = f"{ROOT}/data/dmf/{dataset}.pt"
+    make_run_folder(tmp_path / "a", dataset_path=path, num_samples=3, unobserved_entry=entry)
+    ((line,), _) = read_lines(str(tmp_path), Wanted("sse_loss_div_2", corner=True, entry=entry))
+    assert line.curves[0].corner == pytest.approx(corner)
+    assert line.curves[0].det_sign == sign
 
 
 @pytest.mark.parametrize(
