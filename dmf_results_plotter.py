@@ -26,9 +26,9 @@ text = "folder of the experiments' folders, or one experiment's folder, instead 
 add("-experiments_dir", type=optional(existing_dir), default="", help=text)
 text = "the entry (I, J) to plot (default: the one that run_params.json records, else (0, 0))"
 add("-unobserved_entry", type=integer(0), nargs=2, metavar=("I", "J"), help=text)
-text = "plot this recorded metric instead of |unobserved entry|: e2e_effective_rank, fro_e2e_norm, …"
+text = "plot this recorded metric instead of |unobserved entry|: fro_e2e_norm, e2e_effective_rank (less 1), …"
 add("-y", default="", metavar="METRIC", help=text)
-text = "plot the theoretical bound, which holds while the determinant keeps its sign"
+text = "plot the theoretical bound, as far as the determinant keeps its sign in half of the runs of a line"
 add("-show_bound", action="store_true", help=text)
 add("-min_loss", type=real(0, above=True), default=1e-4, help="where the curves and the loss axis end")
 add_figure_flags(parser)

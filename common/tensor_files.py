@@ -29,7 +29,7 @@ def save_tensors(content: Any, path: Path, overwrite: bool = True) -> None:
     """Writes a tensor, or a dictionary of tensors, numbers, strings, lists and dictionaries, with torch.save."""
     buffer = io.BytesIO()  # torch would report a full disk with a RuntimeError of many lines
     torch.save(content, buffer)
-    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getbuffer()), overwrite)
+    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getvalue()), overwrite)
 
 
 def load_tensors(path: str | Path) -> Any:

@@ -50,7 +50,7 @@ def test_added_flag_distinguishes_runs(kind, tmp_path):
     else:
         results, skipped = read_results(str(tmp_path))
         rows = {row["method"]: row["repetitions"] for row in summarize(results)}
-        assert rows == {"linear": 3, "tf, init 1e-3, noise 0.5": 2, "tf, init 1e-3, noise 0.25": 1}
+        assert rows == {"linear": 1, "tf, factor init 1e-3, noise 0.5": 2, "tf, factor init 1e-3, noise 0.25": 1}
     assert skipped == []
 
 
@@ -72,4 +72,4 @@ def test_runs_without_added_flag_have_its_default(kind, tmp_path):
         assert {line.name: len(line.curves) for line in lines} == {"clip 1.5": 2, "clip 2.0": 1}
     else:
         rows = {row["method"]: row["repetitions"] for row in summarize(read_results(str(tmp_path))[0])}
-        assert rows == {"linear": 3, "tf, init 1e-3, clip 1.5": 2, "tf, init 1e-3, clip 2.0": 1}
+        assert rows == {"linear": 1, "tf, factor init 1e-3, clip 1.5": 2, "tf, factor init 1e-3, clip 2.0": 1}

@@ -127,12 +127,12 @@ def test_names_are_printed_in_the_order_of_the_legend(plot, folders):
 
     printed, legend = names()
     assert printed == []
-    assert legend == ["lr 3e-3 init 1e-1 in each factor", "lr 1e-2 init 1e-1 in each factor"]
+    assert legend == ["lr 3e-3 factor init 1e-1", "lr 1e-2 factor init 1e-1"]
     printed, renamed = names("-experiments_names", "two", "four")
     assert printed == [f"two: depth 2, {legend[0]} (2 runs)", f"four: depth 4, {legend[1]} (1 run)"]
     assert renamed == ["two", "four"]
     result = plot(DMF, "dmf/plan", "-experiments_names", "a")
-    own = "lr 1e-3 init 1e-1 in each factor; lr 2e-3 init 1e-1 in each factor"
+    own = "lr 1e-3 factor init 1e-1; lr 2e-3 factor init 1e-1"
     message = f"-experiments_names a: there are 2 lines; give as many names, in the order of {own}"
     assert_refused(result, DMF, message)
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -11,11 +12,12 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from common.metrics import theory
 from common.naming import scientific
 from common.plotting.curves import Curve, Line, NoBound
-from common.plotting.figures import MARKERS, require_drawable
+from common.plotting.figures import MARKERS, fit_legends, require_drawable, wrapped
 from common.plotting.thinning import visible_points
 
 _COLOURS = LinearSegmentedColormap.from_list("iterations", ["#a9d6f5", "#2f7fc1", "#123a75", "#000000"])
@@ -29,7 +31,7 @@ _LABELS = {
     "": "|unobserved entry|",
     "fro_e2e_norm": "Frobenius norm",
     "nuc_e2e_norm": "nuclear norm",
-    "e2e_effective_rank": "effective rank",
+    "e2e_effective_rank": "effective rank − 1",
     "e2e_rank": "rank",
 }
 # Theoretical bounds of metrics.
@@ -38,6 +40,10 @@ _UPPER = dict.fromkeys(("singular_value_1", "distance_from_rank_1"), theory.dist
 _UPPER["e2e_effective_rank"] = theory.effective_rank
 # Metrics that decrease by orders of magnitude.
 _LOGARITHMIC = re.compile(r"distance_from_rank_1|singular_value_[1-9]\d*")
+# Where the axis of effective rank − 1 ends to be logarithmic: float32 does not resolve smaller differences from 1.
+_SMALLEST_EXCESS = 1e-7
+# Markers are moved to larger losses, by at most this factor, where another one is as near as this, in points.
+_LARGEST_SHIFT, _MARKER_SIZE = 5.0, 5.5
 
 Row = dict[str, str | float]
 
@@ -55,8 +61,14 @@ def draw_against_loss(
     """Draws the metric (|unobserved entry| if it is empty) down to `min_loss`. Returns the figure and its data.
 
     Curves are coloured by iteration on a common scale. Lines of several seeds are drawn as the median with a band from
-    the 25th to the 75th percentile. Raises ValueError if all curves begin below `min_loss`.
+    the 25th to the 75th percentile, dashed and lighter where not all of their runs reach the loss. Of the effective
+    rank, figure and data have the excess over 1. Raises ValueError if all curves begin below `min_loss`.
     """
+    if metric == "e2e_effective_rank":
+        lines = [
+            replace(line, curves=[replace(curve, values=np.maximum(curve.values - 1, 0)) for curve in line.curves])
+            for line in lines
+        ]
     curves = [curve for line in lines for curve in line.curves]
     largest = max(curve.losses.max() for curve in curves)
     if largest <= min_loss:
@@ -68,6 +80,7 @@ def draw_against_loss(
     first = grid[0, 0]
     scale = Normalize(1, max(2, *(curve.down_to(min_loss).iterations[-1] for curve in curves)))
     rows: list[Row] = []
+    markers: list[tuple[Axes, list[Line], list[Line2D]]] = []
     for axes, depth in zip(grid[0], depths, strict=True):
         panel = [line for line in lines if line.depth == depth]
         name = f"depth {depth}" if len(depths) > 1 else ""
@@ -75,38 +88,54 @@ def draw_against_loss(
             handles, drawn = _draw_seeds(axes, panel, largest, min_loss)
         else:
             handles, drawn = _draw_curves(axes, panel, scale, min_loss)
+            markers.append((axes, panel, handles[:]))
         rows += [{"panel": name, **row} for row in drawn]
         if show_bound:
-            label, bound = ("lower bound", _LOWER) if metric in _LOWER else ("upper bound", _UPPER)
-            style = {"color": "#c03000", "linestyle": "--", "linewidth": 0.9, "zorder": 4, "label": label}
-            losses = np.geomspace(largest, min_loss, _NUM_LOSSES)
-            for corner in dict.fromkeys(curve.corner for line in panel for curve in line.curves):
-                dashes = axes.plot(losses, bound[metric](losses, *corner), **style)
-            handles += dashes
+            handles += _draw_bounds(axes, panel, largest, min_loss, metric)
         axes.set(xscale="log", xlim=(largest, min_loss), xlabel="loss", title=name)
         # Matplotlib hides names that begin with an underscore unless the labels are given as well.
-        labels = [handle.get_label() for handle in handles]
+        labels = [wrapped(handle.get_label(), 34 if of_seeds else 26) for handle in handles]
         style = {"loc": "best" if metric else "upper left", "fontsize": "x-small" if of_seeds else "small"}
-        legend = axes.legend(handles, labels, **style, handletextpad=0.4, borderpad=0.3, framealpha=0.7)
-        # Otherwise the layout shrinks the axes to make room for long names.
-        legend.set_in_layout(False)
+        axes.legend(handles, labels, **style, handletextpad=0.4, borderpad=0.3, framealpha=0.7)
     if _LOGARITHMIC.fullmatch(metric):
         first.set_yscale("log")
+    elif metric == "e2e_effective_rank":
+        first.set_yscale("symlog", linthresh=_SMALLEST_EXCESS, linscale=0.5)
+        first.set_ylim(-0.3 * _SMALLEST_EXCESS, 1.6 * first.get_ylim()[1])
+    elif metric == "e2e_rank":
+        first.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     first.set_ylabel(_LABELS.get(metric, metric.replace("_", " ")))
     if len(depths) == 1:
         first.set_title(title)
     else:
         figure.suptitle(title)
-    if not of_seeds:
+    if of_seeds:
+        figure.supxlabel(wrapped(_caption(lines, min_loss), 50 * len(depths)), fontsize="x-small")
+    else:
         bar = {"orientation": "horizontal", "label": "iterations", "aspect": 30}
-        ticks = np.linspace(scale.vmin, scale.vmax, 4)
-        labels = [f"{tick:.1e}".replace("e+0", "e").replace("e+", "e") for tick in ticks]  # 3.3e6
+        # Matplotlib's choice may begin below the scale and end above it.
+        round_numbers = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], integer=True).tick_values(0, scale.vmax)
+        ticks = [1, *(tick for tick in round_numbers.tolist() if 1 < tick <= scale.vmax)]
+        labels = [scientific(tick) for tick in ticks]
         figure.colorbar(ScalarMappable(scale, _COLOURS), ax=grid, **bar).set_ticks(ticks, labels=labels)
     if not metric:
         highest = max(value for row in rows for name, value in row.items() if name in ("value", "upper_quartile"))
         first.set_ylim(0, 1.05 * highest)
+    if not fit_legends(figure, grid[0], avoid_lines=bool(metric)) and not metric:
         _make_room_for_legends(figure, grid[0])
+    for panel in markers:
+        _place_markers(*panel, min_loss)
     return figure, rows
+
+
+def _caption(lines: Sequence[Line], min_loss: float) -> str:
+    """Returns what is drawn of lines of several seeds."""
+    numbers = sorted({len(line.curves) for line in lines})
+    seeds = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
+    text = f"median, quartiles over {seeds} seeds"
+    if any(curve.losses.min() >= min_loss for line in lines for curve in line.curves):
+        text += "; dashed: over those that reach the loss"
+    return text
 
 
 def _make_room_for_legends(figure: Figure, panels: Sequence[Axes]) -> None:
@@ -115,61 +144,122 @@ def _make_room_for_legends(figure: Figure, panels: Sequence[Axes]) -> None:
     bottom, top = panels[0].get_ylim()
     for axes in panels:
         box = axes.get_legend().get_window_extent().padded(4).transformed(axes.transAxes.inverted())
-        for points in (line.get_xydata() for line in axes.lines if line.get_linestyle() != "--"):
+        for points in (line.get_xydata() for line in axes.lines):
             x = axes.transAxes.inverted().transform(axes.transData.transform(points))[:, 0]
             top = max(top, points[x < box.x1, 1].max(initial=0) / box.y0)
     panels[0].set_ylim(bottom, top)
 
 
+def _draw_bounds(axes: Axes, lines: Sequence[Line], largest: float, min_loss: float, metric: str) -> list[Line2D]:
+    """Draws the theoretical bound of each problem, and returns the handle of the legend, if there is one.
+
+    A bound holds until the determinant changes its sign. It ends where it no longer holds for half of any line's runs.
+    """
+    kind, bounds = ("lower", _LOWER) if metric in _LOWER else ("upper", _UPPER)
+    problems: dict[tuple, list[Line]] = {}
+    for line in lines:
+        for problem in dict.fromkeys((curve.corner, curve.det_sign) for curve in line.curves):
+            problems.setdefault(problem, []).append(line)
+    signs = {sign for _, sign in problems}
+    condition = "keeps its sign" if len(signs) > 1 else "> 0" if signs == {1} else "< 0"
+    style = {"color": "0.45", "linestyle": (0, (4, 2)), "linewidth": 1.0, "zorder": 4}
+    handles: list[Line2D] = []
+    for (corner, _), of_problem in problems.items():
+        losses = np.geomspace(largest, min_loss, _NUM_LOSSES)
+        bound = bounds[metric](losses, *corner) - (metric == "e2e_effective_rank")
+        holds = np.zeros(len(losses), dtype=bool)
+        for line in of_problem:
+            _, values = values_below(line.curves, largest, min_loss)
+            kept = values >= bound if kind == "lower" else values <= bound
+            holds |= 2 * kept.sum(axis=0) >= np.maximum(np.isfinite(values).sum(axis=0), 1)
+        end = np.flatnonzero(holds).max(initial=-1) + 1
+        if end:
+            handles = axes.plot(losses[:end], bound[:end], **style, label=f"{kind} bound while det {condition}")
+    return handles
+
+
 def _draw_curves(
     axes: Axes, lines: Sequence[Line], scale: Normalize, min_loss: float
 ) -> tuple[list[Line2D], list[Row]]:
-    """Draws the curve of each line. Returns the handles of the legend and the points that are drawn."""
+    """Draws the curve of each line. Returns its markers, still without points, and the points that are drawn."""
     handles, rows = [], []
-    greys = plt.get_cmap("Greys")(np.linspace(0.3, 0.85, len(lines)))
-    for index, (line, grey) in enumerate(zip(lines, greys, strict=True)):
+    greys = plt.get_cmap("Greys")(np.linspace(0.4, 0.9, len(lines)))
+    # Each curve is narrower than the one below it, so that the colours of coinciding curves are all visible.
+    widths = np.linspace(2.8, 1.2, len(lines)) if len(lines) > 1 else [1.6]
+    for index, (line, grey, width) in enumerate(zip(lines, greys, widths, strict=True)):
         curve = line.curves[0].down_to(min_loss)
         shown = visible_points(np.log10(curve.losses), curve.values)
         iterations, points = curve.iterations[shown], np.column_stack([curve.losses, curve.values])[shown]
         segments = np.stack([points[:-1], points[1:]], axis=1)
-        style = {"cmap": _COLOURS, "norm": scale, "linewidths": 1.6, "capstyle": "round", "zorder": 2}
+        style = {"cmap": _COLOURS, "norm": scale, "linewidths": width, "capstyle": "round", "zorder": 2}
         collection = LineCollection(segments, array=iterations[1:], **style)
         # Invisible: the legend avoids lines, but not collections.
         axes.plot(*points.T, linestyle="none")
         axes.add_collection(collection)
-        # A marker where the loss is first below 1.3 · 10⁻ʲ. The tolerance is for round-off in 10⁻ʲ.
-        powers = 10.0 ** -np.arange(1, 400)
-        below = [curve.losses < 1.3 * power for power in powers[powers >= min_loss * (1 - 1e-9)]]
-        marked = [each.argmax() for each in below if each.any()]
-        style = {"marker": MARKERS[index % len(MARKERS)], "color": grey, "markersize": 5.5, "linestyle": "none"}
-        style |= {"label": line.name, "zorder": 3, "clip_on": False}
+        style = {"marker": MARKERS[index % len(MARKERS)], "color": grey, "markersize": _MARKER_SIZE}
+        style |= {"label": line.name, "linestyle": "none", "zorder": 3, "clip_on": False}
         # The layout takes a line without points to be in the corner of the figure.
-        handles += axes.plot(curve.losses[marked], curve.values[marked], **style, in_layout=bool(marked))
+        handles += axes.plot([], [], **style, in_layout=False)
         for iteration, (loss, value) in zip(iterations.tolist(), points.tolist(), strict=True):
             rows.append({"name": line.name, "iteration": iteration, "loss": loss, "value": value})
     return handles, rows
 
 
+def _place_markers(axes: Axes, lines: Sequence[Line], markers: Sequence[Line2D], min_loss: float) -> None:
+    """Sets the markers of each line: where its loss is first below 1.3 · 10⁻ʲ, or earlier if another is there."""
+    pixels = _MARKER_SIZE * axes.figure.dpi / 72
+    shifts = np.geomspace(1, _LARGEST_SHIFT, 30)
+    powers = 10.0 ** -np.arange(1, 400)
+    # The tolerance is for round-off in 10⁻ʲ.
+    thresholds = 1.3 * powers[powers >= min_loss * (1 - 1e-9), None] * shifts
+    placed = np.empty((0, 2))
+    for line, marker in zip(lines, markers, strict=True):
+        curve, own = line.curves[0], []
+        lowest_so_far = np.minimum.accumulate(curve.losses)
+        for first in np.searchsorted(-lowest_so_far, -thresholds, side="right"):
+            # Where the loss jumps, its first value below may be outside the axes.
+            if first[0] == len(curve.losses) or curve.losses[first[0]] < min_loss:
+                continue
+            places = axes.transData.transform(np.column_stack([curve.losses[first], curve.values[first]]))
+            distances = np.linalg.norm(places[:, None] - placed, axis=-1).min(axis=1, initial=np.inf)
+            # The first that is free, or else the one with most room.
+            chosen = (distances >= pixels).argmax() if distances.max() >= pixels else distances.argmax()
+            own.append(first[chosen])
+            placed = np.vstack([placed, places[chosen]])
+        own = list(dict.fromkeys(own))
+        marker.set_data(curve.losses[own], curve.values[own])
+        marker.set_in_layout(bool(own))
+
+
 def _draw_seeds(axes: Axes, lines: Sequence[Line], largest: float, min_loss: float) -> tuple[list[Line2D], list[Row]]:
-    """Draws median and quartiles over the curves of each line. Returns the handles of the legend and the points."""
+    """Draws median and quartiles over the curves of each line. Returns the handles of the legend and the points.
+
+    Where not all runs reach the loss, the median, of those that do, is dashed: which of them are left may bend it.
+    """
     handles, rows = [], []
     for index, line in enumerate(lines):
         losses, values = values_below(line.curves, largest, min_loss)
         reached = np.isfinite(values).sum(axis=0)
         losses, values, reached = losses[reached > 0], values[:, reached > 0], reached[reached > 0]
         low, median, high = np.nanpercentile(values, (25, 50, 75), axis=0)
-        name, missing = line.name, sum(curve.losses.min() >= min_loss for curve in line.curves)
-        if missing:
-            name += f"\n({missing} of {len(line.curves)} not at {scientific(min_loss)})"
+        name, num_runs = line.name, len(line.curves)
+        left = sum(curve.losses.min() < min_loss for curve in line.curves)
+        if left < num_runs:
+            name += f"\n({left} of {num_runs} runs reach {scientific(min_loss)})"
+        complete = int((reached == num_runs).sum())
+        everyone, fewer = slice(complete), slice(max(complete - 1, 0), None)
         colour = _OF_SEEDS[index % len(_OF_SEEDS)]
-        axes.fill_between(losses, low, high, color=colour, alpha=0.2, linewidth=0, zorder=1)
         # Each line is narrower than the one below it, so that coinciding lines are all visible.
-        width = max(1.0, 3.4 - 0.8 * index)
-        handles += axes.plot(losses, median, color=colour, linewidth=width, label=name, zorder=2)
-        columns = ("loss", "lower_quartile", "median", "upper_quartile", "runs_there")
+        style = {"color": colour, "linewidth": max(1.0, 3.4 - 0.8 * index), "zorder": 2}
+        for part, alpha in ((everyone, 0.2), (fewer, 0.07)):
+            axes.fill_between(losses[part], low[part], high[part], color=colour, alpha=alpha, linewidth=0, zorder=1)
+        handles += axes.plot(losses[everyone], median[everyone], label=name, in_layout=bool(complete), **style)
+        if complete < len(losses):
+            axes.plot(losses[fewer], median[fewer], linestyle="--", **style)
+        columns = ("loss", "lower_quartile", "median", "upper_quartile", "runs")
         for numbers in np.column_stack([losses, low, median, high, reached]).tolist():
             row = dict(zip(columns, numbers, strict=True))
-            rows.append({"name": line.name, **row, "runs": len(line.curves)})
+            rows.append({"name": line.name, **row, "runs": int(row["runs"]), "runs_in_all": num_runs})
     return handles, rows
 
 

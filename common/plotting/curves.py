@@ -44,6 +44,8 @@ class Curve:
     values: np.ndarray
     # The observations a, b and z of a 2×2 problem with one unobserved entry (see metrics/theory.py), if wanted.
     corner: tuple[float, float, float] | None = None
+    # The sign of the determinant while the bounds hold.
+    det_sign: int = 1
 
     def down_to(self, min_loss: float) -> "Curve":
         """Returns the curve up to its first loss below `min_loss`."""
@@ -98,13 +100,18 @@ def load_curve(path: str, wanted: Wanted = Wanted()) -> Curve:
     losses, values = loss.values[at_loss], metrics[metric].values[at_value]
     usable = np.isfinite(losses) & np.isfinite(values) & (losses > 0)
     if not usable.any():
-        raise ValueError("has no epoch with both loss and metric; give one that has")
+        diverged = len(losses) and not np.isfinite(losses).any()
+        raise ValueError("diverged" if diverged else "has no epoch with both loss and metric; give one that has")
     values = values if wanted.metric else np.abs(values)
-    return Curve(epochs[usable] + 1, losses[usable], values[usable], _corner(run, *entry) if wanted.corner else None)
+    corner = _corner(run, *entry) if wanted.corner else ()
+    return Curve(epochs[usable] + 1, losses[usable], values[usable], *corner)
 
 
-def _corner(run: RecordedRun, row: int, col: int) -> tuple[float, float, float]:
-    """Returns the observations a, b and z of metrics/theory.py. Raises NoBound if the experiment has none."""
+def _corner(run: RecordedRun, row: int, col: int) -> tuple[tuple[float, float, float], int]:
+    """Returns the observations a, b and z of metrics/theory.py, and the sign of the determinant while the bounds hold.
+
+    Raises NoBound if the experiment has no bounds.
+    """
     path, num_samples = run.parameters.get("dataset_path") or "", run.parameters.get("num_samples") or 1
     try:
         dataset = load_matrix_sensing(path).first(num_samples)
@@ -119,7 +126,7 @@ def _corner(run: RecordedRun, row: int, col: int) -> tuple[float, float, float]:
     a, b, z = values[2 * row + 1 - col], values[2 * (1 - row) + col], values[2 * (1 - row) + 1 - col]
     if not a * b:
         raise NoBound(f"does not exist for {run.path}, which observes 0 beside the unobserved entry; leave it out")
-    return a, b, z
+    return (a, b, z), int(np.sign(a * b)) * (1 if row == col else -1)
 
 
 def read_lines(directory: str, wanted: Wanted) -> tuple[list[Line], list[str]]:
@@ -147,6 +154,8 @@ def _read_curve(run: RecordedRun, wanted: Wanted) -> Curve:
         raise ValueError(OF_TENSORS if of_tensors else "no matrix factorization experiment")
     if run.status and not run.status.get("finished"):
         raise ValueError("not finished")
+    if run.status.get("stop_reason") == "diverged":
+        raise ValueError("diverged")
     checkpoint = newest_checkpoint(run.path)
     if not checkpoint:
         raise ValueError("has no checkpoint; give -store_checkpoints")
@@ -163,22 +172,24 @@ def _names(runs: Sequence[RecordedRun]) -> list[str]:
     """
     differing = differing_names(runs)
     alone = differing and not set(differing).intersection(_INITIALIZATION)
-    bases = ["" if alone else f"lr {scientific(run.parameters['lr'])} init {_initialization(run)}" for run in runs]
+    bases = ["" if alone else f"lr {scientific(run.parameters['lr'])} {_initialization(run)}" for run in runs]
     return labels(runs, bases, shown=_INITIALIZATION)
 
 
 def _initialization(run: RecordedRun) -> str:
-    """Returns the standard deviation of the product's entries as text, with (b) if the initialization is balanced."""
+    """Returns the initialization as text: "init" and the standard deviation of the product's entries, with (b) if it is
+    balanced; or "factor init" and that of each factor's entries, if the shape of the matrix is not known.
+    """
     alpha, depth = run.values["init_alpha"], run.values["depth"]
     if alpha is None:
-        return f"unknown, from {Path(run.values['trainer_checkpoint']).name}"
+        return f"init unknown, from {Path(run.values['trainer_checkpoint']).name}"
     if run.values.get("weight_init_type") == "identity":
-        return f"identity {scientific(alpha)}"
+        return f"init identity {scientific(alpha)}"
     if run.values.get("use_balanced_init"):
-        return f"{scientific(alpha)} (b)"
+        return f"init {scientific(alpha)} (b)"
     # A product of factors with std α and inner dimension d has entries of variance d^(depth − 1) α^(2 depth).
     try:
         inner = min(load_matrix_sensing(run.parameters.get("dataset_path") or "").shape)
-        return scientific(float(f"{inner ** ((depth - 1) / 2) * alpha**depth:.1e}"))
+        return f"init {scientific(float(f'{inner ** ((depth - 1) / 2) * alpha**depth:.1e}'))}"
     except (OSError, ValueError, ArithmeticError):
-        return f"{scientific(alpha)} in each factor"
+        return f"factor init {scientific(alpha)}"

@@ -1,18 +1,26 @@
 """Showing and saving figures and their data."""
 
 import csv
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.backends import BackendFilter, backend_registry
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from common.cli import print_line
 from common.files import write_atomically
 
 MARKERS = "ov^Ds1^h"
+
+# The part of the height of its axes that a legend takes at most.
+_HIGHEST_LEGEND = 0.6
+# Inches below the axes for tick labels and label.
+_BELOW_AXES = 0.45
 
 
 def has_screen() -> bool:
@@ -33,6 +41,51 @@ def require_drawable(figure: Figure) -> None:
     except ValueError as error:
         reason = str(error).strip().splitlines()[-1][:80]
         raise NotDrawable(f"it or a name is not valid mathematical text ({reason}); write \\$ for a dollar") from None
+
+
+def wrapped(label: str, width: int) -> str:
+    """Returns a label of a legend in lines of at most `width` characters, broken after commas where this suffices;
+    mathematical text as it is.
+    """
+    if "$" in label:
+        return label
+    lines = []
+    for line in label.split("\n"):
+        # Textwrap does not break at no-break spaces.
+        parts = [part.replace(" ", "\xa0") if len(part) < width else part for part in line.split(", ")]
+        lines += textwrap.wrap(", ".join(parts), width)
+    return "\n".join(lines).replace("\xa0", " ")
+
+
+def fit_legends(figure: Figure, panels: Sequence[Axes], avoid_lines: bool) -> bool:
+    """Moves the legends of the panels below them if one is too high for its panel or, with `avoid_lines`, covers a
+    line. Returns whether it did so.
+
+    The figure gets higher by as much. Raises NotDrawable if a text of the figure is not valid.
+    """
+    legends = [axes.get_legend() for axes in panels if axes.get_legend()]
+    # Otherwise the layout shrinks the axes to make room for long names.
+    for legend in legends:
+        legend.set_in_layout(False)
+    require_drawable(figure)
+    heights = [legend.get_window_extent().height for legend in legends]
+    too_high = [
+        height > _HIGHEST_LEGEND * legend.axes.bbox.height for height, legend in zip(heights, legends, strict=True)
+    ]
+    covers = [
+        avoid_lines and legend.get_window_extent().count_contains(line.get_transform().transform(line.get_xydata()))
+        for legend in legends
+        for line in legend.axes.lines
+    ]
+    if not any(too_high + covers):
+        return False
+    for legend in legends:
+        legend.set_loc("upper center")
+        below = ScaledTranslation(0, -_BELOW_AXES, figure.dpi_scale_trans)
+        legend.set_bbox_to_anchor((0.5, 0), transform=legend.axes.transAxes + below)
+        legend.set_in_layout(True)
+    figure.set_figheight(figure.get_figheight() + max(heights) / figure.dpi)
+    return True
 
 
 def _save(path: str, write: Callable[[Path], None]) -> None:

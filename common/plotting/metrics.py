@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_LINES = 10
+# Metrics that decrease by orders of magnitude.
+_LOGARITHMIC = re.compile(r"mse_loss|sse_loss_div_2|reconstruction_error")
+# Metrics that are whole numbers.
+_WHOLE = re.compile(r"e2e_rank|model_tensor_rank")
 
 # Figure → label → epochs (n,) and values (n,).
 Lines = dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
@@ -54,17 +58,22 @@ def _figure() -> "Figure":
     axes = figure.add_subplot()
     axes.set_xlabel("Epoch")
     # The layout of tick labels takes most of the time, so there are few of them, and the axis labels do not move.
-    for axis, place in ((axes.xaxis, (0.5, -0.09)), (axes.yaxis, (-0.12, 0.5))):
-        axis.set_major_locator(MaxNLocator(5))
-        axis.set_label_coords(*place)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_label_coords(0.5, -0.09)
+    axes.yaxis.set_label_coords(-0.12, 0.5)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     return figure
 
 
-def draw_metrics(lines: Lines, directory: Path) -> float:
-    """Saves each figure of `lines` in `directory`, with linear axes. Returns the seconds that it took."""
+def draw_metrics(lines: Lines, directory: Path, stalled: int | None = None) -> float:
+    """Saves each figure of `lines` in `directory`. Returns the seconds that it took.
+
+    The axis of a loss is logarithmic if all values are positive. A vertical line marks the epoch `stalled`, from which
+    the steps of the run changed no parameter.
+    """
     begin = time.monotonic()
     from matplotlib import colormaps
+    from matplotlib.ticker import MaxNLocator
 
     figure = _figure()
     (axes,) = figure.axes
@@ -77,6 +86,12 @@ def draw_metrics(lines: Lines, directory: Path) -> float:
         axes.set_prop_cycle(color=colormaps["viridis" if many else "tab10"](shades))
         for label, (epochs, values) in of_figure.items():
             axes.plot(epochs, values, label=label, marker="." if len(epochs) == 1 else None)
+        values = np.concatenate([values for _, values in of_figure.values()])
+        logarithmic = bool(_LOGARITHMIC.fullmatch(name) and len(values) and values.min() > 0)
+        axes.set_yscale("log" if logarithmic else "linear")
+        if not logarithmic:
+            whole = {"integer": True, "min_n_ticks": 1} if _WHOLE.fullmatch(name) else {}
+            axes.yaxis.set_major_locator(MaxNLocator(5, **whole))
         axes.relim()
         axes.autoscale_view()
         if not any(len(epochs) for epochs, _ in of_figure.values()):
@@ -85,7 +100,9 @@ def draw_metrics(lines: Lines, directory: Path) -> float:
             axes.autoscale()
         axes.set_ylabel(name)
         # Of many lines, the legend shows the first and the last.
-        named = [axes.lines[0], axes.lines[-1]] if many else axes.lines
+        named = [axes.lines[0], axes.lines[-1]] if many else list(axes.lines)
+        if stalled is not None:
+            named.append(axes.axvline(stalled, color="0.45", linestyle="--", linewidth=1, label="stalled"))
         axes.legend(named, [line.get_label() for line in named], loc="best", fontsize="small")
         save = partial(figure.savefig, format="png", pil_kwargs={"compress_level": 1})
         write_atomically(directory / f"{name}.png", save)

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from common.files import load_json
 from common.naming import scientific
-from common.plotting.figures import MARKERS
+from common.plotting.figures import MARKERS, fit_legends, wrapped
 from common.plotting.folders import OF_MATRICES, read_each
 from common.recorded_runs import TENSOR_METRICS, RecordedRun, canonical, compared, is_number, labels
 from common.tensor_files import is_float_tensor, load_tensors
@@ -24,6 +24,9 @@ _COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#8c564b", "#e377c2", "#7f7f7f", "#
 _LINES = ("--", "-", "-.")
 _GROUND_TRUTH = "ground truth"
 _QUARTILES = ("lower_quartile", "median", "upper_quartile")
+# The distance between the error bars of the first and the last initialization at one number of observations, as a part
+# of the axis.
+_SPREAD = 0.025
 
 # A method at one number of observations: quartiles of error and rank (None if not known) over the repetitions.
 Row = dict[str, Any]
@@ -96,7 +99,8 @@ def _read_result(run: RecordedRun) -> Result:
 def summarize(results: Sequence[Result]) -> list[Row]:
     """Returns a row for each method and number of samples: linear, then initialization stds from large to small.
 
-    Runs that differ in anything but number of samples and seed are different methods.
+    Runs that differ in anything but number of samples and seed are different methods. Linear depends on the observed
+    entries alone, which are the first of the dataset: of each dataset and number of samples it has one repetition.
     """
     lines: dict[str, list[Result]] = {}
     results = sorted(results, key=lambda each: (each.init_std is None, -(each.init_std or 0)))
@@ -104,7 +108,7 @@ def summarize(results: Sequence[Result]) -> list[Row]:
     for result, each in zip(results, parameters, strict=True):
         lines.setdefault(canonical([result.init_std, each]), []).append(result)
     first = [members[0] for members in lines.values()]
-    bases = ["model" if each.init_std is None else f"tf, init {scientific(each.init_std)}" for each in first]
+    bases = ["model" if each.init_std is None else f"tf, factor init {scientific(each.init_std)}" for each in first]
     names = labels([each.run for each in first], bases, shown=("num_samples", "init_std"))
     methods = [("linear", "memorizer", results)]
     methods += [(name, "model", members) for name, members in zip(names, lines.values(), strict=True)]
@@ -112,13 +116,19 @@ def summarize(results: Sequence[Result]) -> list[Row]:
     for method, source, members in methods:
         for num_samples in sorted({result.num_samples for result in members}):
             repeated = [result for result in members if result.num_samples == num_samples]
+            # The original code's ranks of one tensor may differ; their median is the repetition's.
+            groups: dict[Any, list[Result]] = {}
+            for index, result in enumerate(repeated):
+                key = index if source == "model" else result.run.inputs.get("dataset_path")
+                groups.setdefault(key, []).append(result)
             row: Row = {"method": method, "num_samples": num_samples}
             for quantity in ("error", "rank"):
-                known = [getattr(result, f"{quantity}s")[source] for result in repeated]
-                known = [value for value in known if value is not None]
-                quartiles = np.percentile(known, (25, 50, 75)).tolist() if known else [None] * 3
+                values = [[getattr(result, f"{quantity}s")[source] for result in group] for group in groups.values()]
+                known = [[value for value in of_group if value is not None] for of_group in values]
+                medians = [np.median(of_group) for of_group in known if of_group]
+                quartiles = np.percentile(medians, (25, 50, 75)).tolist() if medians else [None] * 3
                 row |= {f"{quantity}_{name}": value for name, value in zip(_QUARTILES, quartiles, strict=True)}
-            rows.append({**row, "repetitions": len(repeated)})
+            rows.append({**row, "repetitions": len(groups)})
     return rows
 
 
@@ -129,9 +139,10 @@ def table(rows: Sequence[Row]) -> str:
         low, median, high = (row[f"{quantity}_{name}"] for name in _QUARTILES)
         return "-" if median is None else f"{median:{form}} [{low:{form}}, {high:{form}}]"
 
-    lines = [f"{'# of observations':>17}  {'method':<16}  {'error':<31}  {'rank':<18}  repetitions"]
+    width = max(len(row["method"]) for row in rows)
+    lines = [f"{'# of observations':>17}  {'method':<{width}}  {'error':<31}  {'rank':<18}  repetitions"]
     for row in sorted(rows, key=lambda row: row["num_samples"]):
-        start = f"{row['num_samples']:>17}  {row['method']:<16}  {cell(row, 'error', '.3e'):<31}"
+        start = f"{row['num_samples']:>17}  {row['method']:<{width}}  {cell(row, 'error', '.3e'):<31}"
         lines.append(f"{start}  {cell(row, 'rank', 'g'):<18}  {row['repetitions']:>11}")
     return "\n".join(lines)
 
@@ -155,19 +166,26 @@ def draw_tensor_completion(rows: Sequence[Row], target_rank: int | None, title: 
         last.set(ylim=(0, None), ylabel="rank")
     # Matplotlib lists handles without error bars first: here the ground truth, which belongs at the end.
     handles = sorted(zip(*last.get_legend_handles_labels(), strict=True), key=lambda pair: pair[1] == _GROUND_TRUTH)
-    last.legend(*zip(*handles, strict=True), fontsize="small", borderaxespad=1.2)
+    handles, names = zip(*handles, strict=True)
+    last.legend(handles, [wrapped(name, 26) for name in names], fontsize="small", borderaxespad=1.2)
     figure.suptitle(title)
+    fit_legends(figure, [last], avoid_lines=True)
     return figure
 
 
 def _draw_lines(axes: Axes, rows: Sequence[Row], quantity: str) -> None:
-    """Draws a line for each method."""
-    for index, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+    """Draws a line for each method. All but linear are shifted a little from each other along x."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    shifted = [method for method in methods if method != "linear"]
+    places = np.linspace(-0.5, 0.5, len(shifted)) if len(shifted) > 1 else [0]
+    spread = _SPREAD * np.ptp([row["num_samples"] for row in rows])
+    shifts = dict(zip(shifted, spread * np.asarray(places), strict=True))
+    for index, method in enumerate(methods):
         own = [row for row in rows if row["method"] == method]
         low, median, high = (np.array([row[f"{quantity}_{name}"] for row in own]) for name in _QUARTILES)
         style = {"color": _COLOURS[index % len(_COLOURS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 4.5}
         style |= {"linestyle": _LINES[index % len(_LINES)], "linewidth": 1.4, "capsize": 2, "zorder": 2}
-        samples = [row["num_samples"] for row in own]
+        samples = np.array([row["num_samples"] for row in own]) + shifts.get(method, 0)
         drawn = axes.errorbar(samples, median, [median - low, high - median], label=method, **style)
         plt.setp(drawn.lines[2], alpha=0.6)
 

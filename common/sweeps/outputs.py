@@ -25,6 +25,7 @@ from common.plotting.metrics import Lines, draw_metrics, end_with_parent, metric
 from common.sweeps.checkpoint import checkpoint_content
 from common.sweeps.experiment import Experiment
 from common.sweeps.processes import World
+from common.training.history import STALLED
 from common.training.native_engine import Engine
 from common.training.trainer import Trainer
 
@@ -169,21 +170,23 @@ class MetricPlots:
 
     def draw(self, experiment: Experiment, then: Callable[[], None] = lambda: None) -> None:
         """Starts to plot an experiment's metrics, and calls `then` when that is done."""
-        history = experiment.state.history
+        state, history = experiment.state, experiment.state.history
         metrics = {"train": history.train, "validation": history.validation}
         lines = metric_lines(metrics, experiment.problem.figures)
+        # A run ends as stalled at the first validation before which no parameter changed since the one before.
+        stalled = state.epoch - experiment.parameters["validate_every"] if state.stop_reason == STALLED else None
         while len(self._waiting) >= _MOST_WAITING and not self._context.stop:
             self.collect(0.05)
-        self._waiting[self._submit(lines, experiment.folder.plots().resolve())] = experiment, then
+        self._waiting[self._submit(lines, experiment.folder.plots().resolve(), stalled)] = experiment, then
 
-    def _submit(self, lines: Lines, directory: Path) -> Future:
+    def _submit(self, lines: Lines, directory: Path, stalled: int | None = None) -> Future:
         # A process that is started here inherits the blocked signals: they are for the process that trains.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         try:
-            return self._pool.submit(draw_metrics, lines, directory)
+            return self._pool.submit(draw_metrics, lines, directory, stalled)
         except BrokenProcessPool:  # a process was killed, as for its memory
             self._start()
-            return self._pool.submit(draw_metrics, lines, directory)
+            return self._pool.submit(draw_metrics, lines, directory, stalled)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

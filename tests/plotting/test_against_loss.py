@@ -9,6 +9,7 @@ from matplotlib import pyplot as plt
 from common.metrics import theory as bounds
 from common.plotting.against_loss import draw_against_loss, values_below
 from common.plotting.curves import Curve, Line, NoBound, NotRecorded, Wanted, load_curve, read_lines
+from tests.conftest import ROOT
 
 
 def make_tracker(epochs, values, as_lists=False):
@@ -53,7 +54,9 @@ def test_long_names_do_not_shrink_axes():
 
 
 def test_figure_matches_paper():
-    figure = draw_curves(a=theory_curve(), b=theory_curve(10_000, 1e-3))
+    lower = theory_curve(10_000, 1e-3)
+    lower = Curve(lower.iterations, lower.losses, lower.values / 3)
+    figure = draw_curves(a=theory_curve(), b=lower)
     axes, bar = figure.axes
     assert figure.get_size_inches() == pytest.approx((3.1, 3.4))
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("loss", "|unobserved entry|", "depth 3")
@@ -76,8 +79,10 @@ def test_figure_matches_paper():
     assert light[2] > light[0] > 0.5
 
     markers = [line for line in axes.lines if line.get_marker() != "None"]
-    for marked, curve, expected in zip(markers, (theory_curve(), theory_curve(10_000, 1e-3)), (4, 3), strict=True):
+    for marked, curve, expected in zip(markers, (theory_curve(), lower), (4, 3), strict=True):
         assert len(marked.get_xdata()) == expected
+        if curve is lower:
+            continue
         for power, loss in enumerate(marked.get_xdata(), start=1):
             assert loss == curve.losses[curve.losses < 1.3 * 10.0**-power][0]
     assert [line.get_marker() for line in markers] == ["o", "v"]
@@ -87,9 +92,7 @@ def test_figure_matches_paper():
     figure.canvas.draw()
     assert bar.get_xlabel() == "iterations"
     labels = [label.get_text() for label in bar.get_xticklabels()]
-    assert len(labels) == 4
-    assert labels[0] == "1.0e0"
-    assert labels[-1] == f"{lines[0].norm.vmax:.1e}".replace("e+0", "e")
+    assert labels == ["1e0", "2.5e5", "5e5", "7.5e5"]
     plt.close(figure)
 
 
@@ -113,10 +116,10 @@ def test_median_and_quartiles_over_seeds():
 
     figure, rows = draw_against_loss([Line("lr", 3, [*curves, stuck])], "", 0.02)
     (axes,) = figure.axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["lr\n(1 of 4 not at 2e-2)"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["lr\n(3 of 4 runs reach 2e-2)"]
     assert (rows[0]["median"], rows[-1]["median"]) == (2.5, 20)
     assert (rows[-1]["lower_quartile"], rows[-1]["upper_quartile"]) == (15, 25)
-    assert [(row["runs_there"], row["runs"]) for row in (rows[0], rows[-1])] == [(4, 4), (3, 4)]
+    assert [(row["runs"], row["runs_in_all"]) for row in (rows[0], rows[-1])] == [(4, 4), (3, 4)]
     plt.close(figure)
 
 
@@ -126,10 +129,131 @@ def test_theoretical_bound_is_drawn():
     figure, _ = draw_against_loss([Line("theory", 3, [curve])], "", 1e-4, "e2e_effective_rank", True)
     axes = figure.axes[0]
     (dashes,) = [line for line in axes.lines if line.get_linestyle() == "--"]
-    np.testing.assert_array_equal(dashes.get_ydata(), bounds.effective_rank(dashes.get_xdata(), 1, 1, 0))
-    assert axes.get_ylabel() == "effective rank"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["theory", "upper bound"]
+    np.testing.assert_array_equal(dashes.get_ydata(), bounds.effective_rank(dashes.get_xdata(), 1, 1, 0) - 1)
+    assert dashes.get_color() == "0.45"
+    assert axes.get_ylabel() == "effective rank − 1"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["theory", "upper bound while det > 0"]
     plt.close(figure)
+
+
+def drawn_lines(axes, style):
+    return [line for line in axes.lines if line.get_linestyle() == style and len(line.get_xdata())]
+
+
+def test_median_is_solid_only_where_all_runs_are_there():
+    curves = [theory_curve(last=last) for last in (5e-5, 5e-5, 5e-5, 1e-3)]
+    figure, rows = draw_against_loss([Line("four", 3, curves), Line("three", 3, curves[:3])], "", 1e-4)
+    (axes,) = figure.axes
+    solid, dashed = drawn_lines(axes, "-"), drawn_lines(axes, "--")
+    assert [line.get_xdata()[-1] for line in solid] == pytest.approx([1e-3, 1e-4], rel=0.06)
+    assert len(dashed) == 1
+    assert dashed[0].get_xdata()[0] == solid[0].get_xdata()[-1]
+    assert dashed[0].get_xdata()[-1] == pytest.approx(1e-4)
+    assert dashed[0].get_color() == solid[0].get_color()
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names == ["four\n(3 of 4 runs reach 1e-4)", "three"]
+    bands = [band for band in axes.collections if len(band.get_paths())]
+    assert bands[0].get_alpha() > 2 * bands[1].get_alpha()
+    assert bands[1].get_datalim(axes.transData).xmax == solid[0].get_xdata()[-1]
+    for row in rows:
+        assert row["runs"] == (4 if row["name"] == "four" and row["loss"] >= 1e-3 else 3)
+        assert row["runs_in_all"] == (4 if row["name"] == "four" else 3)
+    assert figure.get_supxlabel().startswith("median, quartiles over 3 to 4 seeds; dashed:")
+    figure, _ = draw_against_loss([Line("", 3, curves[:3])], "", 1e-4)
+    assert figure.get_supxlabel() == "median, quartiles over 3 seeds"
+    plt.close("all")
+
+
+def test_bound_ends_where_determinant_changes_sign():
+    """At depth 2 the entry levels off, below the bound; at depth 3 it follows the bound to the end."""
+    follows, losses = theory_curve(), theory_curve().losses
+    curves = {
+        depth: Curve(follows.iterations, losses, values, (1.0, 1.0, 0.0), det_sign=-1)
+        for depth, values in ((2, np.minimum(follows.values, 7)), (3, follows.values), (4, 0 * follows.values))
+    }
+    lines = [Line("a", depth, [curve] * seeds) for depth, curve in curves.items() for seeds in (1, 2)]
+    figure, _ = draw_against_loss(lines, "", 1e-4, show_bound=True)
+    grey = [[line for line in axes.lines if line.get_color() == "0.45"] for axes in figure.axes]
+    assert [len(drawn) for drawn in grey] == [1, 1, 0]
+    # At 7 = (1 − s)² / s, s is 0.113.
+    assert grey[0][0].get_xdata()[-1] == pytest.approx(0.113**2 / 2, rel=0.1)
+    assert grey[1][0].get_xdata()[-1] == pytest.approx(1e-4)
+    labels = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
+    assert labels == [["a", "a", "lower bound while det < 0"]] * 2 + [["a", "a"]]
+    plt.close("all")
+
+
+def test_markers_of_coinciding_curves_do_not_overlap():
+    curve = theory_curve()
+    apart = Curve(curve.iterations, curve.losses, curve.values / 3)
+    figure = draw_curves(a=curve, b=curve, c=curve, d=apart)
+    axes = figure.axes[0]
+    markers = [line for line in axes.lines if line.get_marker() != "None"]
+    places = [axes.transData.transform(line.get_xydata()) for line in markers]
+    assert [len(of_line) for of_line in places] == [4, 4, 4, 4]
+    together = np.concatenate(places)
+    distances = np.linalg.norm(together[:, None] - together, axis=-1) + 100 * np.eye(len(together))
+    assert distances.min() > 5
+    # The curve that is apart has its last marker where the first has its own.
+    assert markers[3].get_xdata()[-1] == markers[0].get_xdata()[-1]
+    assert (markers[1].get_xdata() > markers[0].get_xdata()).all()
+    widths = [collection.get_linewidth()[0] for collection in axes.collections]
+    assert widths == sorted(set(widths), reverse=True)
+    plt.close(figure)
+
+
+def test_markers_are_inside_axes():
+    """The loss falls from 0.5 to 1e-7 between two validations."""
+    losses = np.array([1.0, 0.5, 1e-7])
+    figure = draw_curves(a=Curve(np.arange(1, 4), losses, np.array([0.0, 1.0, 2.0])))
+    assert all(len(line.get_xdata()) == 0 for line in figure.axes[0].lines if line.get_marker() != "None")
+    plt.close(figure)
+
+
+def test_effective_rank_is_drawn_as_excess_over_1_on_logarithmic_axis():
+    curve = theory_curve()
+    curve = Curve(curve.iterations, curve.losses, 1 + np.where(curve.losses > 1e-3, curve.losses, 0))
+    figure, rows = draw_against_loss([Line("a", 3, [curve])], "", 1e-4, "e2e_effective_rank")
+    axes = figure.axes[0]
+    assert axes.get_ylabel() == "effective rank − 1"
+    assert axes.get_yscale() == "symlog"
+    assert rows[0]["value"] == pytest.approx(rows[0]["loss"])
+    assert rows[-1]["value"] == 0
+    bottom, top = axes.transAxes.inverted().transform(axes.transData.transform([(0.1, 0), (0.1, 1e-6)]))[:, 1]
+    assert 0 < bottom < top - 0.05
+    plt.close(figure)
+
+
+def test_ranks_have_integer_ticks():
+    curve = theory_curve()
+    for ranks in (np.where(curve.losses > 1e-2, 2.0, 1.0), np.ones(len(curve.losses))):
+        figure, _ = draw_against_loss(
+            [Line("a", 3, [Curve(curve.iterations, curve.losses, ranks)])], "", 1e-4, "e2e_rank"
+        )
+        assert all(tick == round(tick) for tick in figure.axes[0].get_yticks())
+        plt.close(figure)
+
+
+@pytest.mark.parametrize("metric", ["", "fro_e2e_norm"])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_long_legends_are_inside_figure(metric, seeds):
+    """They are wrapped, and below the axes if they are too high."""
+    name = "lr 1.25e-3 init identity 1.25e-1, engine torch, validate_every 5000, completion_2x2_perturbed_w_-2_05_0"
+    for count in (1, 9):
+        lines = [Line(f"{name}, {k}", depth, [theory_curve(1000)] * seeds) for k in range(count) for depth in (2, 3)]
+        figure, _ = draw_against_loss(lines, "", 1e-4, metric)
+        figure.canvas.draw()
+        panels = figure.axes[:2]
+        boxes = [axes.get_legend().get_window_extent() for axes in panels]
+        assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+        assert all(figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes)
+        assert boxes[0].x1 <= boxes[1].x0
+        assert all(axes.bbox.height > 100 and axes.bbox.width > 150 for axes in panels)
+        if count == 9:
+            below = [axes.xaxis.get_tightbbox() for axes in panels]
+            assert all(box.y1 <= labels.y0 for box, labels in zip(boxes, below, strict=True))
+            assert all(box.y0 >= axes.get_tightbbox().y1 for axes in figure.axes[2:] for box in boxes)
+        plt.close(figure)
 
 
 def test_legend_does_not_overlap_curves():
@@ -154,6 +278,7 @@ def test_unusable_runs_are_skipped_with_reason(tmp_path):
         "unfinished": {**parameters, "status": {"finished": False}},
         "damaged": {**parameters, **status, "lr": 5e-3},
         "never_finite": {**parameters, **status, "lr": 6e-3},
+        "diverged": {**parameters, "status": {"finished": True, "stop_reason": "diverged"}},
         "wrong_type": {**parameters, "depth": "3"},
         "foreign": {"x": 1},
     }
@@ -166,13 +291,14 @@ def test_unusable_runs_are_skipped_with_reason(tmp_path):
         torch.save(dict(zip(("train_evaluator", "val_evaluator"), evaluators, strict=True)), checkpoint)
     (tmp_path / "damaged/checkpoints/2020_epoch_9.pt").write_bytes(b"PK")
     lines, skipped = read_lines(str(tmp_path), Wanted())
-    names = ["lr 1e-3 init identity 1e-1", "lr 2e-3 init 1e-1 in each factor"]
+    names = ["lr 1e-3 init identity 1e-1", "lr 2e-3 factor init 1e-1"]
     assert [(line.name, len(line.curves)) for line in lines] == [(name, 1) for name in names]
     reasons = dict(line.split(": ", 1) for line in skipped)
     assert reasons.keys() == written.keys() - {"good", "original"}
     assert "not finished" in reasons["unfinished"]
     assert "2020_epoch_9.pt: is not a torch.save file" in reasons["damaged"]
-    assert "no epoch with both loss and metric" in reasons["never_finite"]
+    assert reasons["never_finite"].endswith("2020_epoch_9.pt: diverged")
+    assert reasons["diverged"] == "diverged"
     assert "depth in run_params.json is '3'" in reasons["wrong_type"]
     shutil.rmtree(tmp_path / "damaged")
     with pytest.raises(NotRecorded, match=r"2020_epoch_9\.pt: this metric was not recorded; give one of sse"):
@@ -187,6 +313,22 @@ def make_run_folder(path, **parameters):
     torch.save(dict(zip(("train_evaluator", "val_evaluator"), evaluators, strict=True)), checkpoint)
     given = {"depth": 3, "lr": 1e-3, "init_alpha": 0.1, **parameters}
     (path / "run_params.json").write_text(json.dumps(given))
+
+
+@pytest.mark.parametrize(
+    "dataset, entry, corner, sign",
+    [
+        ("completion_2x2_w_1_1_0", (0, 0), (1, 1, 0), 1),
+        ("completion_2x2_perturbed_w_-2_05_01", (0, 0), (-2, 0.5, 0.1), -1),
+        ("completion_2x2_repositioned_w_1_0_1", (0, 1), (1, 1, 0), -1),
+    ],
+)
+def test_sign_of_determinant_while_bounds_hold(tmp_path, dataset, entry, corner, sign):
+    path = f"{ROOT}/data/dmf/{dataset}.pt"
+    make_run_folder(tmp_path / "a", dataset_path=path, num_samples=3, unobserved_entry=entry)
+    ((line,), _) = read_lines(str(tmp_path), Wanted("sse_loss_div_2", corner=True, entry=entry))
+    assert line.curves[0].corner == pytest.approx(corner)
+    assert line.curves[0].det_sign == sign
 
 
 @pytest.mark.parametrize(
@@ -212,7 +354,7 @@ def test_invalid_run_parameters_raise(tmp_path, changed, wanted, error, message)
 def test_label_of_unknown_initialization(tmp_path, changed):
     make_run_folder(tmp_path / "a", **changed)
     ((line,), _) = read_lines(str(tmp_path), Wanted())
-    assert "in each factor" in line.name
+    assert "factor init" in line.name
 
 
 def test_label_has_number_of_samples_unless_dataset_implies_it(tmp_path):

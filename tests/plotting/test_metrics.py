@@ -55,14 +55,48 @@ def test_figure_does_not_depend_on_previous_figures(tmp_path):
 
     def draw_all(*figures):
         for lines in figures:
-            draw_metrics({"figure": lines}, tmp_path)
-        return (tmp_path / "figure.png").read_bytes()
+            (name,) = lines
+            stalled = 100 if "stalled" in name else None
+            draw_metrics({name.removesuffix("_stalled"): lines}, tmp_path, stalled)
+        return (tmp_path / f"{name}.png").read_bytes()
 
     epochs = np.arange(0, 500, 50)
-    nothing = {"train_loss": (epochs[:0], np.zeros(0))}
-    some = {"train_loss": (epochs, epochs * 3.0)}
-    assert draw_all(nothing) == draw_all(some, nothing)
-    assert draw_all(some) == draw_all(nothing, some)
+    nothing = {"loss": (epochs[:0], np.zeros(0))}
+    some = {"loss": (epochs, epochs * 3.0)}
+    positive = {"mse_loss": (epochs, 10.0 ** -(epochs / 50))}
+    ranks = {"e2e_rank": (epochs, epochs * 0 + 1.0)}
+    stalled = {"mse_loss_stalled": positive["mse_loss"]}
+    for each in (nothing, some, positive, ranks):
+        alone = draw_all(each)
+        assert alone == draw_all(some, positive, ranks, stalled, each)
+        assert alone == draw_all(nothing, each)
+
+
+def test_losses_are_on_logarithmic_axes_if_positive(tmp_path):
+    values = {
+        "sse_loss_div_2": [1.0, 1e-4],
+        "mse_loss": [1.0, 0.0],
+        "norm": [1.0, 1e-4],
+        "reconstruction_error": [1, 0.1],
+    }
+    expected = {"sse_loss_div_2": "log", "mse_loss": "linear", "norm": "linear", "reconstruction_error": "log"}
+    for name, of_metric in values.items():
+        draw_figures({}, {name: make_series(of_metric)}, {}, tmp_path)
+        assert _figure().axes[0].get_yscale() == expected[name]
+    for ranks in ([1.0, 1.0, 2.0], [2.0, 2.0]):
+        draw_figures({}, {"e2e_rank": make_series(ranks)}, {}, tmp_path)
+        assert all(tick == round(tick) for tick in _figure().axes[0].get_yticks())
+
+
+def test_stall_is_marked(tmp_path):
+    lines = metric_lines({"train": {"mse_loss": make_series([1.0, 0.5, 0.5])}}, {})
+    draw_metrics(lines, tmp_path, stalled=50)
+    (axes,) = _figure().axes
+    assert list(axes.lines[-1].get_xdata()) == [50, 50]
+    assert axes.lines[-1].get_linestyle() == "--"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["train_mse_loss", "stalled"]
+    draw_metrics(lines, tmp_path)
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["train_mse_loss"]
 
 
 def test_import_does_not_load_torch_or_matplotlib():

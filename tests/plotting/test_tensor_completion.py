@@ -43,7 +43,7 @@ def test_read_results_of_this_and_original_code(tmp_path):
     assert [(r.num_samples, r.init_std) for r in results] == [(50, 1e-3), (50, 1e-2), (60, 2.5e-3), (70, None)]
     assert common_target_rank(results) == 1
     methods = list(dict.fromkeys(row["method"] for row in summarize(results)))
-    assert methods == ["linear", "tf, init 1e-2", "tf, init 2.5e-3", "tf, init 1e-3", "model"]
+    assert methods == ["linear", "tf, factor init 1e-2", "tf, factor init 2.5e-3", "tf, factor init 1e-3", "model"]
 
 
 def test_unusable_folders_are_skipped_with_reason(tmp_path):
@@ -113,9 +113,9 @@ def test_medians_and_quartiles(tmp_path):
             "repetitions"
         ]
 
-    np.testing.assert_allclose(quartiles("tf, init 1e-3", 200, "error")[0], [2e-6, 3e-6, 4e-6])
-    assert quartiles("tf, init 1e-3", 200, "rank") == ([2, 3, 4], 5)
-    assert quartiles("linear", 200, "error") == ([0.5] * 3, 10)
+    np.testing.assert_allclose(quartiles("tf, factor init 1e-3", 200, "error")[0], [2e-6, 3e-6, 4e-6])
+    assert quartiles("tf, factor init 1e-3", 200, "rank") == ([2, 3, 4], 5)
+    assert quartiles("linear", 200, "error") == ([0.5] * 3, 1)
     assert quartiles("linear", 200, "rank")[0][1] == 9
     lines = table(rows).splitlines()
     assert len(lines) == 1 + 6
@@ -132,7 +132,7 @@ def test_figure_matches_paper(tmp_path):
     assert [axes.get_xlabel() for axes in figure.axes] == ["# of observations"] * 2
     assert (errors.get_ylabel(), ranks.get_ylabel()) == ("reconstruction error", "rank")
     assert (errors.get_yscale(), ranks.get_yscale(), ranks.get_ylim()[0]) == ("log", "linear", 0)
-    names = ["linear", "tf, init 1e-2", "tf, init 1e-3"]
+    names = ["linear", "tf, factor init 1e-2", "tf, factor init 1e-3"]
     assert [text.get_text() for text in ranks.get_legend().get_texts()] == [*names, "ground truth"]
     assert errors.get_legend() is None
     for axes in figure.axes:
@@ -145,6 +145,42 @@ def test_figure_matches_paper(tmp_path):
     assert truth.get_color() == "red"
     assert set(truth.get_ydata()) == {1}
     assert figure.get_suptitle() == "title"
+    plt.close(figure)
+
+
+def test_error_bars_of_methods_do_not_overlap(tmp_path):
+    figure = draw_tensor_completion(summarize(make_repetitions(tmp_path)), 1, "")
+    for axes in figure.axes:
+        linear, *others = [c.lines[0].get_xdata() for c in axes.containers if c.get_label() != "ground truth"]
+        assert linear.tolist() == [100, 200]
+        assert (others[0] < others[1]).all()
+        assert all(abs(x - linear).max() < 2 for x in others)
+        assert all(tick == round(tick) for tick in axes.get_xticks())
+    assert all(tick == round(tick) for tick in figure.axes[1].get_yticks())
+    plt.close(figure)
+
+
+def test_linear_counts_once_for_each_dataset(tmp_path):
+    """Ranks that the original code found for one tensor differ; those of another dataset are a repetition."""
+    for number, (dataset, std, rank) in enumerate([("a", 1e-2, 8), ("a", 1e-3, 9), ("a", 1e-3, 13), ("b", 1e-3, 10)]):
+        parameters = {"num_samples": 50, "init_std": std, "random_seed": number, "dataset_path": f"{dataset}.pt"}
+        make_run_folder(tmp_path, str(number), parameters, ranks=(1, rank, 1))
+    rows = [row for row in summarize(read_results(str(tmp_path))[0]) if row["method"] == "linear"]
+    assert [(row["repetitions"], row["rank_median"]) for row in rows] == [(2, 9.5)]
+
+
+def test_long_legend_is_inside_figure(tmp_path):
+    for k in range(6):
+        parameters = {"num_samples": 50 + 50 * (k % 2), "init_std": 1e-3, "lr": 0.01 + k, "epochs": 1000 + k}
+        make_run_folder(tmp_path, str(k), parameters)
+    figure = draw_tensor_completion(summarize(read_results(str(tmp_path))[0]), 1, "")
+    figure.canvas.draw()
+    box, axes = figure.axes[1].get_legend().get_window_extent(), figure.axes[1]
+    assert figure.bbox.x1 >= box.x1
+    assert figure.bbox.y0 <= box.y0
+    assert box.y1 <= axes.xaxis.get_tightbbox().y0
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert names[1] == "tf, factor init 1e-3,\nepochs 1000, lr 0.01"
     plt.close(figure)
 
 
@@ -168,5 +204,5 @@ def test_runs_with_different_flags_are_separate_lines(tmp_path):
             make_run_folder(tmp_path, name, {**parameters, "provenance": {"identity": identity}})
     results, skipped = read_results(str(tmp_path))
     rows = {row["method"]: row["repetitions"] for row in summarize(results)}
-    assert rows == {"linear": 4, "tf, init 1e-3, lr 0.01": 2, "tf, init 1e-3, lr 0.02": 2}
+    assert rows == {"linear": 1, "tf, factor init 1e-3, lr 0.01": 2, "tf, factor init 1e-3, lr 0.02": 2}
     assert [line.split(": ")[1] for line in skipped] == ["was run again, with the same seed"] * 2
