@@ -93,7 +93,7 @@ def main() -> None:
         for text in skipped if parameters["list_skipped"] else count_reasons(skipped):
             print_line(f"  {text}")
         lines = rename(lines, names) if names else lines
-    title, min_loss = parameters["plot_title"], parameters["min_loss"]
+    title, min_loss = parameters["plot_title"] or "", parameters["min_loss"]
     with flag_errors("min_loss", f"{min_loss:g}"), flag_errors("plot_title", title, only=NotDrawable):
         figure, rows = draw_against_loss(lines, title, min_loss, metric, show_bound)
     save_figure(figure, rows, parameters)

@@ -29,7 +29,8 @@ def main() -> None:
     rows = tensor_completion.summarize(results)
     print_line(tensor_completion.table(rows))
     target_rank = tensor_completion.common_target_rank(results)
-    figure = tensor_completion.draw_tensor_completion(rows, target_rank, parameters["plot_title"])
+    title = parameters["plot_title"] or tensor_completion.default_title(results)
+    figure = tensor_completion.draw_tensor_completion(rows, target_rank, title)
     save_figure(figure, rows, parameters)
 
 

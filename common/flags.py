@@ -238,7 +238,8 @@ def add_figure_flags(parser: Parser) -> None:
     whether to list the folders that are skipped.
     """
     picture, table = optional(output_file(".png", ".pdf", ".svg")), optional(output_file(".csv"))
-    parser.add_argument("-plot_title", type=str, default="", help="title of the figure")
+    text = "title of the figure (default: made from the experiments)"
+    parser.add_argument("-plot_title", type=str, default=None, help=text)
     parser.add_argument("-save_plot_to", type=picture, default="", help="write the figure to this png, pdf or svg file")
     parser.add_argument("-save_data_to", type=table, default="", help="write the figure's data to this csv file")
     text = "list every folder that is skipped, instead of how many for which reason"

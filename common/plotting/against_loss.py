@@ -106,7 +106,7 @@ def draw_against_loss(
         first.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     first.set_ylabel(_LABELS.get(metric, metric.replace("_", " ")))
     if len(depths) == 1:
-        first.set_title(title)
+        first.set_title(title or (f"depth {depths[0]}" if depths[0] else ""))
     else:
         figure.suptitle(title)
     if of_seeds:

@@ -190,6 +190,16 @@ def _draw_lines(axes: Axes, rows: Sequence[Row], quantity: str) -> None:
         plt.setp(drawn.lines[2], alpha=0.6)
 
 
+def default_title(results: Sequence[Result]) -> str:
+    """Returns the shape, order and rank of the target as a title; "" if no result has the target."""
+    target = next((result.target for result in results if result.target is not None), None)
+    if target is None:
+        return ""
+    rank = common_target_rank(results)
+    shape = "x".join(map(str, target.shape))
+    return f"{shape} (order {target.dim()}){'' if rank is None else f' rank {rank}'} tensor completion"
+
+
 def common_target_rank(results: Sequence[Result]) -> int | None:
     """Returns the rank of the target in most of the results, None if it is in none."""
     ranks = [result.ranks["targets"] for result in results if result.ranks["targets"] is not None]

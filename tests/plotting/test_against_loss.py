@@ -367,6 +367,13 @@ def test_label_has_number_of_samples_unless_dataset_implies_it(tmp_path):
     assert [line.name for line in lines] == ["x, num_samples 3", "y, num_samples 4", "x, num_samples 2"]
 
 
+def test_default_title_is_the_depth():
+    for depth, title in ((4, "depth 4"), (0, "")):
+        figure, _ = draw_against_loss([Line("a", depth, [theory_curve()])], "", 1e-4)
+        assert figure.axes[0].get_title() == title
+        plt.close(figure)
+
+
 def test_runs_with_different_flags_are_separate_lines(tmp_path):
     """Of runs with equal flags and seed, only the newest is used."""
     defaults = {"engine": "auto", "validate_every": 50, "lr": 1e-3}

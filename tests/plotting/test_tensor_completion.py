@@ -7,6 +7,7 @@ from matplotlib import pyplot as plt
 
 from common.plotting.tensor_completion import (
     common_target_rank,
+    default_title,
     draw_tensor_completion,
     read_results,
     summarize,
@@ -191,6 +192,15 @@ def test_figure_without_ranks_has_one_panel(tmp_path):
     assert axes.get_ylabel() == "reconstruction error"
     assert axes.get_legend() is not None
     plt.close(figure)
+
+
+def test_default_title_describes_the_target(tmp_path):
+    make_run_folder(tmp_path, "a", {"num_samples": 50, "init_std": 1e-3}, target=torch.ones(2, 3, 4))
+    results, _ = read_results(str(tmp_path))
+    assert default_title(results) == "2x3x4 (order 3) rank 1 tensor completion"
+    (tmp_path / "other").mkdir()
+    make_run_folder(tmp_path / "other", "a_tensor_samples_70_2020_01_01-10_10_10", target=None)
+    assert default_title(read_results(str(tmp_path / "other"))[0]) == ""
 
 
 def test_runs_with_different_flags_are_separate_lines(tmp_path):
