@@ -241,7 +241,7 @@ def _draw_seeds(axes: Axes, lines: Sequence[Line], largest: float, min_loss: flo
         losses, values = values_below(line.curves, largest, min_loss)
         reached = np.isfinite(values).sum(axis=0)
         losses, values, reached = losses[reached > 0], values[:, reached > 0], reached[reached > 0]
-        low, median, high = np.nanpercentile(values, (25, 50, 75), axis=0)
+        low, median, high = np.nanpercentile(values, (25, 50, 75), axis=0) if len(losses) else np.empty((3, 0))
         name, num_runs = line.name, len(line.curves)
         left = sum(curve.losses.min() < min_loss for curve in line.curves)
         if left < num_runs:

@@ -169,6 +169,10 @@ def draw_tensor_completion(rows: Sequence[Row], target_rank: int | None, title: 
     handles, names = zip(*handles, strict=True)
     last.legend(handles, [wrapped(name, 26) for name in names], fontsize="small", borderaxespad=1.2)
     figure.suptitle(title)
+    seeds = sorted({row["repetitions"] for row in rows if row["method"] != "linear"})
+    if seeds and seeds[-1] > 1:
+        shown = " to ".join(map(str, sorted({seeds[0], seeds[-1]})))
+        figure.supxlabel(f"median, quartiles over {shown} seeds", fontsize="x-small")
     fit_legends(figure, [last], avoid_lines=True)
     return figure
 

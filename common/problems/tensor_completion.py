@@ -17,6 +17,7 @@ from common.metrics.cp_rank import estimate_cp_rank, unfolding_rank_bound
 from common.metrics.matrix import reconstruction_error
 from common.models.cp_factorization import CPFactorization, first_group_size, full_rank, initial_factors
 from common.problems.problem import Results
+from common.recorded_runs import TENSOR_METRICS
 from common.training.history import INTERRUPTED, Metrics, TrainingState
 from common.training.objectives import EntryObjective, entry_objective
 from common.training.optimizers import GradientDescent, GroupRMSprop
@@ -102,7 +103,7 @@ class TensorFactorization:
                 numbers |= {f"{name}_tensor_rank": rank, f"{name}_tensor_rank_lower_bound": bound}
             if ranks["model"][0] is not None:
                 extra_metrics["model_tensor_rank"] = ranks["model"][0]
-        return Results(files, "tensor_rank_and_reconstruction_metrics.json", numbers, extra_metrics)
+        return Results(files, TENSOR_METRICS, numbers, extra_metrics)
 
 
 def _rank_and_bound(tensor: Tensor, tol: float) -> tuple[int | None, int | None]:

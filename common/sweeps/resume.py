@@ -73,6 +73,6 @@ def restore(experiment: Experiment, run: RecordedRun) -> Experiment:
     if ended:
         state.stop_reason, experiment.final_output = checkpoint.stop_reason, checkpoint.output
     elif checkpoint.stop_reason == INTERRUPTED and between_validations:
-        # An undisturbed run has no such record.
+        # A run without interruption has no such record.
         state.history.drop_last(checkpoint.epoch)
     return experiment

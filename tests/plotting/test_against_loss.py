@@ -367,6 +367,14 @@ def test_label_has_number_of_samples_unless_dataset_implies_it(tmp_path):
     assert [line.name for line in lines] == ["x, num_samples 3", "y, num_samples 4", "x, num_samples 2"]
 
 
+def test_line_of_seeds_without_points_is_in_the_legend():
+    """No run of the first line has a loss below the largest one."""
+    single = Curve(np.array([50]), np.array([0.9]), np.array([1.0]))
+    figure, _ = draw_against_loss([Line("a", 3, [single, single]), Line("b", 3, [theory_curve()] * 2)], "", 1e-4)
+    assert [text.get_text().splitlines()[0] for text in figure.axes[0].get_legend().get_texts()] == ["a", "b"]
+    plt.close(figure)
+
+
 def test_default_title_is_the_depth():
     for depth, title in ((4, "depth 4"), (0, "")):
         figure, _ = draw_against_loss([Line("a", depth, [theory_curve()])], "", 1e-4)
