@@ -172,6 +172,7 @@ def draw_tensor_completion(rows: Sequence[Row], target_rank: int | None, title: 
     seeds = sorted({row["repetitions"] for row in rows if row["method"] != "linear"})
     if seeds and seeds[-1] > 1:
         shown = " to ".join(map(str, sorted({seeds[0], seeds[-1]})))
+        figure.set_figheight(figure.get_figheight() + 0.2)
         figure.supxlabel(f"median, quartiles over {shown} seeds", fontsize="x-small")
     fit_legends(figure, [last], avoid_lines=True)
     return figure

@@ -129,7 +129,7 @@ def test_medians_and_quartiles(tmp_path):
 def test_figure_matches_paper(tmp_path):
     figure = draw_tensor_completion(summarize(make_repetitions(tmp_path)), 1, "title")
     errors, ranks = figure.axes
-    assert figure.get_size_inches() == pytest.approx((5.63, 2.95))
+    assert figure.get_size_inches() == pytest.approx((5.63, 3.15))
     assert [axes.get_xlabel() for axes in figure.axes] == ["# of observations"] * 2
     assert (errors.get_ylabel(), ranks.get_ylabel()) == ("reconstruction error", "rank")
     assert (errors.get_yscale(), ranks.get_yscale(), ranks.get_ylim()[0]) == ("log", "linear", 0)
