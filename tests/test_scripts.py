@@ -281,10 +281,11 @@ def test_tensor_completion_sweep_and_plot(run_script, tmp_path):
     )
     (tmp_path / "edited.py").write_text(edited)
     result = assert_success(run_script(tmp_path / "edited.py", "-dataset_path", dataset, "-output_dir", "out"))
-    assert result.stdout.startswith("8 experiments\n")
+    assert result.stdout.startswith("8 experiments, 40 to 63 of 64 observations\n")
     folders = sorted((tmp_path / "out").iterdir())
     assert len(folders) == 8
-    names = {f"c_{dataset.stem}_samples_{n}_init_{std}" for n in (40, 63) for std in ("1e-2", "1e-3")}
+    bases = [f"c_{dataset.stem}_samples_{n}_init_{std}" for n in (40, 63) for std in ("1e-2", "1e-3")]
+    names = {f"{base}_seed_{seed}" for base in bases for seed in (0, 1)}
     assert {json.loads((folder / "run_params.json").read_text())["experiment_name"] for folder in folders} == names
     for folder in folders:
         files = {path.name for path in folder.iterdir()}
@@ -302,7 +303,7 @@ def test_tensor_completion_sweep_and_plot(run_script, tmp_path):
     assert [(line[0], line[1], line[-1]) for line in lines] == [
         (n, method, repetitions)
         for n in ("40", "63")
-        for method, repetitions in (("linear", "4"), ("tf,", "2"), ("tf,", "2"))
+        for method, repetitions in (("linear", "1"), ("tf,", "2"), ("tf,", "2"))
     ]
     assert (tmp_path / "figure.png").read_bytes().startswith(PNG)
 
@@ -317,8 +318,8 @@ def test_default_tensor_completion_experiments():
     assert len(listed) == 100
     assert {each["random_seed"] for each in listed} == {0, 1, 2, 3, 4}
     assert {each["num_samples"] for each in listed} == {*range(50, 500, 50), 511}
-    assert listed[0]["experiment_name"] == "c_README_samples_50_init_1e-2"
-    assert listed[-1]["experiment_name"] == "c_README_samples_511_init_1e-3"
+    assert listed[0]["experiment_name"] == "c_README_samples_50_init_1e-2_seed_0"
+    assert listed[-1]["experiment_name"] == "c_README_samples_511_init_1e-3_seed_4"
     expected = {"lr": 0.01, "use_adaptive_lr": True, "epochs": 10**6, "validate_every": 100, "save_every_num_val": 5}
     expected |= {"stop_on_zero_loss_tol": 1e-6, "tensor_rank_tol": 1e-6, "compute_final_tensor_ranks": True}
     assert all(each[name] == value for each in listed for name, value in expected.items())

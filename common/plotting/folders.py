@@ -53,7 +53,7 @@ def _nothing_found(skipped: Sequence[str], of_experiments: Sequence[str]) -> str
     if of_experiments:
         names = ", ".join(of_experiments[:10]) + (", …" if len(of_experiments) > 10 else "")
         return f"holds no finished experiment, but folders of experiments; give one of them: {names}"
-    reason = f"; {count_reasons(skipped)[0]}" if skipped else ""
+    reason = f"; {skipped[0] if len(skipped) == 1 else count_reasons(skipped)[0]}" if skipped else ""
     # Some reasons say what to do.
     remedy = "" if reason.count(";") > 1 else "; give a folder of such folders"
     return f"holds no finished experiment{reason}{remedy}"
