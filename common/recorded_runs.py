@@ -184,7 +184,9 @@ def labels(runs: Sequence[RecordedRun], bases: Sequence[str], shown: Collection[
     found = []
     for run, base, stem, values in zip(runs, bases, stems, compared(runs), strict=True):
         words = {name: f"{name} {run.values.get(name, values.get(name))}" for name in names}
+        checkpoint = Path(run.parameters.get("trainer_checkpoint") or "the start").name
         words |= {"dtype": str(run.parameters.get("dtype")), "dataset_path": "_".join(stem[begin : -end or None])}
+        words["trainer_checkpoint"] = f"from {checkpoint}"
         found.append(", ".join([base] * bool(base) + [words[name] for name in names]))
     return [
         each if found.count(each) == 1 else f"{each} ({run.path.name})" for each, run in zip(found, runs, strict=True)
