@@ -35,7 +35,7 @@ _CHECKS = {
     "provenance status provenance.sweep provenance.identity": lambda value: isinstance(value, dict),
     "provenance.identity.run provenance.identity.inputs": lambda value: isinstance(value, dict),
     "provenance.identity.origin": lambda value: isinstance(value, dict),
-    "dataset_path provenance.sweep.id provenance.sweep.start_time": lambda value: isinstance(value, str),
+    "dataset_path trainer_checkpoint provenance.sweep.id provenance.sweep.start_time": lambda value: isinstance(value, str),
     "provenance.sweep.experiment provenance.identity.occurrence": _is_count,
     "provenance.identity.seed": lambda value: type(value) is int,
     "provenance.identity.outputs": lambda value: isinstance(value, list) and {str} >= set(map(type, value)),
