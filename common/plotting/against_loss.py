@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from common.metrics import theory
 from common.naming import scientific
 from common.plotting.curves import Curve, Line, NoBound
-from common.plotting.figures import MARKERS, fit_legends, require_drawable, wrapped
+from common.plotting.figures import MARKERS, fit_legends, quartiles_of, require_drawable, wrapped
 from common.plotting.thinning import visible_points
 
 _COLOURS = LinearSegmentedColormap.from_list("iterations", ["#a9d6f5", "#2f7fc1", "#123a75", "#000000"])
@@ -130,9 +130,7 @@ def draw_against_loss(
 
 def _caption(lines: Sequence[Line], min_loss: float) -> str:
     """Returns what is drawn of lines of several seeds."""
-    numbers = sorted({len(line.curves) for line in lines})
-    seeds = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else f"{numbers[0]}"
-    text = f"median, quartiles over {seeds} seeds"
+    text = quartiles_of([len(line.curves) for line in lines])
     if any(curve.losses.min() >= min_loss for line in lines for curve in line.curves):
         text += "; dashed: over those that reach the loss"
     return text
@@ -215,8 +213,7 @@ def _place_markers(axes: Axes, lines: Sequence[Line], markers: Sequence[Line2D],
     placed = np.empty((0, 2))
     for line, marker in zip(lines, markers, strict=True):
         curve, own = line.curves[0], []
-        lowest_so_far = np.minimum.accumulate(curve.losses)
-        for first in np.searchsorted(-lowest_so_far, -thresholds, side="right"):
+        for first in curve.first_below(thresholds):
             # Where the loss jumps, its first value below may be outside the axes.
             if first[0] == len(curve.losses) or curve.losses[first[0]] < min_loss:
                 continue
@@ -270,8 +267,7 @@ def values_below(curves: Sequence[Curve], largest: float, min_loss: float) -> tu
     losses = np.geomspace(largest, min_loss, _NUM_LOSSES)
     values = np.full((len(curves), len(losses)), np.nan)
     for of_curve, curve in zip(values, curves, strict=True):
-        lowest_so_far = np.minimum.accumulate(curve.losses)
-        first = np.searchsorted(-lowest_so_far, -losses, side="right")
-        there = first < len(lowest_so_far)
+        first = curve.first_below(losses)
+        there = first < len(curve.losses)
         of_curve[there] = curve.values[first[there]]
     return losses, values

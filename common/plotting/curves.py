@@ -47,10 +47,13 @@ class Curve:
     # The sign of the determinant while the bounds hold.
     det_sign: int = 1
 
+    def first_below(self, losses: np.ndarray) -> np.ndarray:
+        """Returns the index of the first point below each of `losses`; n if there is none."""
+        return np.searchsorted(-np.minimum.accumulate(self.losses), -losses, side="right")
+
     def down_to(self, min_loss: float) -> "Curve":
         """Returns the curve up to its first loss below `min_loss`."""
-        below = np.flatnonzero(self.losses < min_loss)
-        end = below[0] + 1 if len(below) else len(self.losses)
+        end = int(self.first_below(np.array(min_loss))) + 1
         return replace(self, iterations=self.iterations[:end], losses=self.losses[:end], values=self.values[:end])
 
 
@@ -72,12 +75,13 @@ class Wanted:
     corner: bool = False  # whether to read the observations as well
 
 
-def load_curve(path: str, wanted: Wanted = Wanted()) -> Curve:
+def load_curve(path: str, wanted: Wanted = Wanted(), run: RecordedRun | None = None) -> Curve:
     """Returns the curve of a checkpoint of this project or of the original code. Pairs loss and metric by epoch.
 
-    Raises NotRecorded and NoBound; OSError, and ValueError if the file is something else.
+    `run` is what its folder records, if that has been read. Raises NotRecorded and NoBound; OSError, and ValueError if
+    the file is something else.
     """
-    run = read_run(Path(path).parent.parent)
+    run = run or read_run(Path(path).parent.parent)
     row, col = entry = wanted.entry or tuple(run.parameters.get("unobserved_entry") or (0, 0))
     metric = wanted.metric or f"e2e_{row}_{col}_value"
     content = load_dictionary(path)
@@ -160,7 +164,7 @@ def _read_curve(run: RecordedRun, wanted: Wanted) -> Curve:
     if not checkpoint:
         raise ValueError("has no checkpoint; give -store_checkpoints")
     try:
-        return load_curve(str(checkpoint), wanted)
+        return load_curve(str(checkpoint), wanted, run)
     except (OSError, ValueError) as error:
         kind = ValueError if isinstance(error, OSError) else type(error)
         raise kind(f"{checkpoint.name}: {error}") from None

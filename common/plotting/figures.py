@@ -57,6 +57,12 @@ def wrapped(label: str, width: int) -> str:
     return "\n".join(lines).replace("\xa0", " ")
 
 
+def quartiles_of(seeds: Sequence[int]) -> str:
+    """Returns the caption of lines that show medians and quartiles over so many seeds."""
+    shown = " to ".join(map(str, sorted({min(seeds), max(seeds)})))
+    return f"median, quartiles over {shown} seeds"
+
+
 def fit_legends(figure: Figure, panels: Sequence[Axes], avoid_lines: bool) -> bool:
     """Moves the legends of the panels below them if one is too high for its panel or, with `avoid_lines`, covers a
     line. Returns whether it did so.

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from common.files import load_json
 from common.naming import scientific
-from common.plotting.figures import MARKERS, fit_legends, wrapped
+from common.plotting.figures import MARKERS, fit_legends, quartiles_of, wrapped
 from common.plotting.folders import OF_MATRICES, read_each
 from common.recorded_runs import TENSOR_METRICS, RecordedRun, canonical, compared, is_number, labels
 from common.tensor_files import is_float_tensor, load_tensors
@@ -169,11 +169,10 @@ def draw_tensor_completion(rows: Sequence[Row], target_rank: int | None, title: 
     handles, names = zip(*handles, strict=True)
     last.legend(handles, [wrapped(name, 26) for name in names], fontsize="small", borderaxespad=1.2)
     figure.suptitle(title)
-    seeds = sorted({row["repetitions"] for row in rows if row["method"] != "linear"})
-    if seeds and seeds[-1] > 1:
-        shown = " to ".join(map(str, sorted({seeds[0], seeds[-1]})))
+    seeds = [row["repetitions"] for row in rows if row["method"] != "linear"]
+    if max(seeds, default=1) > 1:
         figure.set_figheight(figure.get_figheight() + 0.2)
-        figure.supxlabel(f"median, quartiles over {shown} seeds", fontsize="x-small")
+        figure.supxlabel(quartiles_of(seeds), fontsize="x-small")
     fit_legends(figure, [last], avoid_lines=True)
     return figure
 
