@@ -14,6 +14,7 @@ from matplotlib.transforms import ScaledTranslation
 
 from common.cli import print_line
 from common.files import write_atomically
+from common.naming import span
 
 MARKERS = "ov^Ds1^h"
 
@@ -59,8 +60,7 @@ def wrapped(label: str, width: int) -> str:
 
 def quartiles_of(seeds: Sequence[int]) -> str:
     """Returns the caption of lines that show medians and quartiles over so many seeds."""
-    shown = " to ".join(map(str, sorted({min(seeds), max(seeds)})))
-    return f"median, quartiles over {shown} seeds"
+    return f"median, quartiles over {span(seeds)} seeds"
 
 
 def fit_legends(figure: Figure, panels: Sequence[Axes], avoid_lines: bool) -> bool:

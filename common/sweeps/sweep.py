@@ -13,6 +13,7 @@ import torch
 
 from common.cli import Interrupted, Parameters, RunFailed, UserError, flag_error, signals_noted
 from common.files import utc_time
+from common.naming import span
 from common.problems.problem import Problem
 from common.recorded_runs import RecordedRun, read_runs
 from common.sweeps.batch import train_batch
@@ -137,7 +138,7 @@ def _run(sweep: Sweep, world: World, resume: bool, output_share: float = _OUTPUT
         failures = [] if stop else _train(batches, context)
         diverged = sum(each.state.stop_reason == DIVERGED for batch, _, _ in batches for each in batch)
         if diverged:
-            say(f"{diverged} of {total} experiment{'s' if total != 1 else ''} diverged")
+            say(f"{diverged} of {len(experiments)} experiment{'s' if len(experiments) != 1 else ''} diverged")
     if stop:
         raise Interrupted(stop.number, f"interrupted; {_how_to_resume(sweep)}")
     if failures:
@@ -147,11 +148,11 @@ def _run(sweep: Sweep, world: World, resume: bool, output_share: float = _OUTPUT
 
 def _observations(experiments: Iterable[Experiment]) -> str:
     """Returns how many observations of their datasets the experiments use, as text; "" if all of them."""
-    used, available = zip(*(each.problem.num_observations for each in experiments), strict=True)
-    if used == available:
+    numbers = [each.problem.num_observations for each in experiments]
+    if all(used == available for used, available in numbers):
         return ""
-    shown = (" to ".join(map(str, sorted({min(numbers), max(numbers)}))) for numbers in (used, available))
-    return f", {' of '.join(shown)} observations"
+    used, available = zip(*numbers, strict=True)
+    return f", {span(used)} of {span(available)} observations"
 
 
 def _previous(sweep: Sweep, directory: Path, lock: Path | None, context: SweepContext) -> dict[int, RecordedRun]:

@@ -116,6 +116,16 @@ def test_first_line_shows_number_of_observations(tmp_path, capsys, numbers, show
     assert capsys.readouterr().out.splitlines()[0] == expected
 
 
+def test_process_without_experiments(tmp_path, capsys, monkeypatch):
+    """Of three processes that share two experiments, the last has none."""
+    for name, value in {"RANK": "2", "WORLD_SIZE": "3"}.items():
+        monkeypatch.setenv(name, value)
+    experiments = [parse_parameters(output_dir=tmp_path, epochs=10, random_seed=seed) for seed in (0, 1)]
+    run_sweep(MatrixFactorization, experiments)
+    assert capsys.readouterr().out == "2 experiments, 0 of them for process 2 of 3\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_number_of_diverged_experiments_is_shown(tmp_path, capsys):
     run_experiments(tmp_path, {}, {"lr": 1e5, "init_alpha": 1}, {"lr": 1e6, "init_alpha": 1})
     assert capsys.readouterr().out.splitlines()[-1] == "2 of 3 experiments diverged"
