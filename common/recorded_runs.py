@@ -66,7 +66,8 @@ class RecordedRun:
         names that -resume compares ("outputs"), digests of the input files ("inputs"), the seed in the list ("seed"),
         the number among equal experiments ("occurrence"), and the start of the run that it continues ("origin").
         """
-        return self.provenance.get("identity") or {}
+        known = self.provenance.get("identity") or {}
+        return {name: value for name, value in known.items() if value is not None}
 
     @property
     def values(self) -> dict[str, Any]:

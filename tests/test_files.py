@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.files import load_json, open_regular, remove_temporary_files, save_json, write_atomically
-from common.recorded_runs import read_run
+from common.recorded_runs import compared, read_run
 from common.tensor_files import load_dictionary, load_tensors
 from tests.conftest import MATRIX
 
@@ -64,6 +64,14 @@ def test_deep_or_large_json_is_refused(tmp_path):
         (tmp_path / "run_params.json").write_text(content)
         with pytest.raises(ValueError, match=r"damaged: run_params.json"):
             read_run(tmp_path)
+
+
+def test_null_in_an_identity_counts_as_missing(tmp_path):
+    identity = dict.fromkeys(("run", "outputs", "inputs", "seed", "occurrence", "origin"))
+    content = {"depth": 3, "lr": 0.1, "provenance": {"identity": identity}}
+    (tmp_path / "run_params.json").write_text(json.dumps(content))
+    run = read_run(tmp_path)
+    assert (run.identity, run.values, compared([run])) == ({}, {"depth": 3, "lr": 0.1}, [{"depth": 3, "lr": 0.1}])
 
 
 @pytest.mark.parametrize("damage", [{"random_seed": "x"}, {"random_seed": -2}, {"depth": 0}, {"lr": "1"}])
