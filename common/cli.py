@@ -184,13 +184,13 @@ class Parameters:
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
 
-    def names(self, group: str) -> list[str]:
-        """Returns the sorted names of the parameters in a group of the parser: "start", "inputs", "outputs", "places",
+    def names(self, *groups: str) -> list[str]:
+        """Returns the sorted names of the parameters in groups of the parser: "start", "inputs", "outputs", "places",
         or "run" for the parser itself, without the seed.
         """
-        groups = ("start", "inputs", "outputs", "places")
-        group_of = {action.dest: each for each in groups for action in getattr(self.parser, each)._group_actions}
-        return sorted(name for name in self.values if name != "random_seed" and group_of.get(name, "run") == group)
+        known = ("start", "inputs", "outputs", "places")
+        group_of = {action.dest: each for each in known for action in getattr(self.parser, each)._group_actions}
+        return sorted(name for name in self.values if name != "random_seed" and group_of.get(name, "run") in groups)
 
 
 class Stop:

@@ -87,8 +87,7 @@ def identify(parameters: Parameters, values: Mapping[str, Any], equal: Counter) 
         if values[name]:
             with flag_errors(name, values[name]):
                 inputs[name] = sha256_of_file(values[name])
-    names = [*parameters.names("run"), *parameters.names("start")]
-    defaults = {name: parameters.parser.get_default(name) for name in names}
+    defaults = {name: parameters.parser.get_default(name) for name in parameters.names("run", "start")}
     record = {"run": defaults, "outputs": parameters.names("outputs"), "inputs": inputs}
     if values["trainer_checkpoint"]:
         record["origin"] = _origin(values["trainer_checkpoint"], [*parameters.names("start"), "random_seed"])

@@ -88,14 +88,13 @@ def planned_jobs(
         if all_plans or (plan_name and "output_dir" not in overriding):
             here["output_dir"] = f"{overriding.get('output_dir', directory)}/{plan_name}"
         _check(plan, of_plan)
-        run = {flag: overriding[flag] for flag in overriding.keys() & {*command.names("run"), *command.names("inputs")}}
+        run = {flag: overriding[flag] for flag in command.names("run", "start", "inputs") if flag in overriding}
         changed = any(each.get(flag, value) != value for each in plan.experiments for flag, value in run.items())
         plot = shlex.split(plan.plot) + ([] if changed else shlex.split(plan.labels))
-        repetitions = range(command["repetitions"] or plan.repetitions)
         experiments = []
         for number, experiment in enumerate(plan.experiments, start=1):
             try:
-                experiments += _repeated(parser, experiment, here, repetitions, name)
+                experiments += _repeated(parser, experiment, here, command["repetitions"] or plan.repetitions, name)
             except UserError as error:
                 raise UserError(f"experiment {number} of the list{of_plan}: {error}") from None
         folder = experiments[0]["output_dir"]
@@ -126,7 +125,7 @@ def _repeated(
     parser: Parser,
     experiment: Mapping[str, Any],
     overriding: Mapping[str, Any],
-    repetitions: Sequence[int],
+    repetitions: int,
     name: Callable[[Parameters], str],
 ) -> list[Parameters]:
     """Returns the parameters of each repetition of an experiment. Raises UserError."""
@@ -138,14 +137,11 @@ def _repeated(
     seed, shift = parameters["random_seed"], overriding.get("random_seed", 0)
     if "random_seed" in overriding:
         seed = shift if min(seed, shift) < 0 else seed + shift
-    seeds = [seed + k if seed >= 0 else seed for k in repetitions]
+    seeds = [seed + k if seed >= 0 else seed for k in range(repetitions)]
     if seeds[-1] > LARGEST_SEED:
         raise flag_error("random_seed", seeds[-1], f"must be at most {LARGEST_SEED}")
-    names = dict.fromkeys(seeds, parameters["experiment_name"])
-    if "experiment_name" not in parameters.given:
-        several = len(repetitions) > 1 and seed >= 0
-        names = {each: f"{name(parameters)}{f'_seed_{each}' if several else ''}" for each in seeds}
-    given = parameters.values
-    return [
-        replace(parameters, values={**given, "random_seed": each, "experiment_name": names[each]}) for each in seeds
-    ]
+    named = "experiment_name" in parameters.given
+    base = parameters["experiment_name"] if named else name(parameters)
+    names = [base if named or len(seeds) == 1 or seed < 0 else f"{base}_seed_{each}" for each in seeds]
+    own_values = [{"random_seed": each, "experiment_name": text} for each, text in zip(seeds, names, strict=True)]
+    return [replace(parameters, values={**parameters.values, **each}) for each in own_values]

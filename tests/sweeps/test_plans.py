@@ -66,8 +66,13 @@ def test_plot_command_is_quoted(monkeypatch):
 
 
 def test_labels_are_dropped_if_flags_change_the_plan():
-    plan = Plan("", [{"depth": 2}], "-show_bound", "-plot_title two")
-    for given, labelled in (({}, True), ({"depth": 2, "lr": 1e-4, "random_seed": 1}, True), ({"depth": 3}, False)):
+    plan = Plan("", [{"depth": 2, "init_alpha": 0.5}], "-show_bound", "-plot_title two")
+    for given, labelled in (
+        ({}, True),
+        ({"depth": 2, "lr": 1e-4, "random_seed": 1}, True),
+        ({"depth": 3}, False),
+        ({"init_alpha": 1.5}, False),
+    ):
         ((_, _, command),) = [vars(job).values() for job in jobs(plan, **given)]
         assert "-show_bound" in command
         assert ("-plot_title two" in command) == labelled
