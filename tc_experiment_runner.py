@@ -1,9 +1,9 @@
-"""Runs one tensor completion experiment: fits a CP factorization of full rank to some entries of a tensor, by gradient
+"""Runs one tensor completion experiment: fits a CP factorization to some entries of a tensor, by gradient
 descent from small initialization.
 """
 
 from common.cli import Parser, run_script
-from common.flags import add_resume_flag, add_runner_flags, real
+from common.flags import add_resume_flag, add_runner_flags, integer, real
 
 
 def add_flags(parser: Parser) -> None:
@@ -23,6 +23,9 @@ def add_flags(parser: Parser) -> None:
     add("-use_adaptive_lr", action="store_true", help="use GroupRMSprop instead of plain gradient descent")
     text = "CP rank: the mean squared error over all entries that an approximation must stay below"
     add("-tensor_rank_tol", type=real(0, above=True), default=1e-6, help=text)
+
+    text = "components of the factorization; 0: full rank, the product of all dimensions but the largest"
+    add("-num_components", type=integer(0), default=0, help=text)
 
     text = "standard deviation of the initial factors"
     parser.start.add_argument("-init_std", type=real(0), default=1e-3, help=text)

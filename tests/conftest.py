@@ -55,7 +55,8 @@ def make_trainer(experiments, native=False):
     problem, factors, kernel = experiments[0].problem, experiments[0].factors, None
     if native:
         shapes = [factor.shape for factor in factors]
-        kernel = native_kernel(problem.model, shapes, factors[0].dtype, problem.optimizer, problem.multiplications)
+        num_observed, _ = problem.num_observations
+        kernel = native_kernel(problem.model, shapes, factors[0].dtype, problem.optimizer, num_observed)
     engine = build_engine(experiments, torch.device("cpu"), kernel)
     states, every = [experiment.state for experiment in experiments], experiments[0].parameters["validate_every"]
     return Trainer(engine, states, every, problem.max_zero_loss_validations)

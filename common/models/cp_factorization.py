@@ -9,7 +9,7 @@ from operator import mul
 import torch
 from torch import Tensor
 
-from common.models.factorization import BatchedFactorization, batch_of_zeros, batched_matmul
+from common.models.factorization import BatchedFactorization, NativeStep, batch_of_zeros, batched_matmul
 
 
 class CPFactorization(BatchedFactorization):
@@ -20,17 +20,32 @@ class CPFactorization(BatchedFactorization):
     """
 
     factors_name = "factors"
-    kernel_source = "cp_factorization.c"
-    native_up_to = 3 * 10**7
+    native_up_to = 4 * 10**7
 
     @staticmethod
-    def kernel_constants(shapes: Sequence[Sequence[int]]) -> dict[str, int | str]:
-        """Returns the macros with which `kernel_source` is compiled, from the factors' shapes (d_k, R)."""
-        dims, rank = [dim for dim, _ in shapes], shapes[0][1]
+    def matrix_shape(shapes: Sequence[Sequence[int]]) -> tuple[int, int]:
+        """Returns (rows, cols) of the tensor as a matrix, from the factors' shapes (d_k, R)."""
+        dims = [dim for dim, _ in shapes]
         split = first_group_size(dims)
-        constants = {"DIMS": ", ".join(map(str, dims)), "ORDER": len(dims), "SPLIT": split, "RANK": rank}
-        constants |= {"ALL_DIMS": sum(dims), "LAST_DIM": dims[-1]}
-        return constants | {"ROWS": prod(dims[:split]), "COLS": prod(dims[split:])}
+        return prod(dims[:split]), prod(dims[split:])
+
+    @staticmethod
+    def native_step(shapes: Sequence[Sequence[int]], num_observed: int) -> NativeStep:
+        """Returns the native step for factors of shapes (d_k, R), of which `num_observed` entries are observed."""
+        (dims, (rank, *_)), (rows, cols) = zip(*shapes, strict=True), CPFactorization.matrix_shape(shapes)
+        split = first_group_size(dims)
+        macros = {"DIMS": ", ".join(map(str, dims)), "ORDER": len(dims), "SPLIT": split, "RANK": rank}
+        macros |= {
+            "ALL_DIMS": sum(dims),
+            "SPLIT_DIM": dims[split - 1],
+            "LAST_DIM": dims[-1],
+            "ROWS": rows,
+            "COLS": cols,
+        }
+        entries, count = "all_entries.h", rows * cols
+        if steps_on_observed_entries(dims, num_observed):
+            entries, count = "observed_entries.h", num_observed
+        return NativeStep(["khatri_rao.h", entries, "cp_factorization.c"], macros, 3 * count * rank)
 
     @cached_property
     def _products(self) -> tuple:
@@ -85,6 +100,11 @@ class _KhatriRao:
 def first_group_size(dims: Sequence[int]) -> int:
     """Returns how many modes the first group has: the number that makes the larger of rows and cols smallest."""
     return min(range(1, len(dims)), key=lambda split: max(prod(dims[:split]), prod(dims[split:])))
+
+
+def steps_on_observed_entries(dims: Sequence[int], num_observed: int) -> bool:
+    """Returns whether the native step computes only the observed entries: up to half of them it is the faster way."""
+    return 2 * num_observed <= prod(dims)
 
 
 def full_rank(dims: Sequence[int]) -> int:

@@ -8,20 +8,26 @@ from math import prod
 import torch
 from torch import Tensor
 
-from common.models.factorization import BatchedFactorization, batch_of_zeros, batched_matmul
+from common.models.factorization import BatchedFactorization, NativeStep, batch_of_zeros, batched_matmul
 
 
 class DeepMatrixFactorization(BatchedFactorization):
     """A batch of deep matrix factorizations; factor l has shape (B, d_l, d_{l+1})."""
 
     factors_name = "layers"
-    kernel_source = "deep_matrix_factorization.c"
     native_up_to = 80_000
 
     @staticmethod
-    def kernel_constants(shapes: Sequence[Sequence[int]]) -> dict[str, int]:
-        """Returns the macros with which `kernel_source` is compiled, from the factors' shapes (d_l, d_{l+1})."""
-        return {"ROWS": shapes[0][0], "COLS": shapes[-1][1], "DEPTH": len(shapes)}
+    def matrix_shape(shapes: Sequence[Sequence[int]]) -> tuple[int, int]:
+        """Returns (rows, cols) of the product of factors of these shapes (d_l, d_{l+1})."""
+        return shapes[0][0], shapes[-1][1]
+
+    @staticmethod
+    def native_step(shapes: Sequence[Sequence[int]], num_observed: int) -> NativeStep:
+        """Returns the native step for factors of these shapes (d_l, d_{l+1})."""
+        (rows, cols), depth = DeepMatrixFactorization.matrix_shape(shapes), len(shapes)
+        macros = {"ROWS": rows, "COLS": cols, "DEPTH": depth}
+        return NativeStep(["deep_matrix_factorization.c"], macros, 3 * depth * rows * cols * min(rows, cols))
 
     @cached_property
     def _products(self) -> tuple[Tensor, list[tuple], list[tuple]]:

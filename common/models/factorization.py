@@ -4,7 +4,8 @@ An experiment's bits do not depend on the rest of the batch. On the CPU this nee
 may depend on the batch size, and on the byte offset at which a matrix starts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 
 import torch
@@ -52,26 +53,35 @@ def _strides(shapes: Sequence[Sequence[int]], like: Tensor) -> list[int]:
     return [-(-prod(shape) // unit) * unit for shape in shapes]
 
 
+@dataclass(frozen=True)
+class NativeStep:
+    """A gradient step in C on one experiment: the files in common/training/kernels/ and the macros with which it is
+    compiled, and about how many multiplications it takes.
+    """
+
+    sources: Sequence[str]
+    macros: Mapping[str, int | str]
+    multiplications: int
+
+
 class BatchedFactorization(nn.Module):
     """A batch of factorizations, one for each experiment, from one tensor (B, *shape) for each factor.
 
     `views` are the factors (B, *shape), views of the flat buffer `values`, and `factor_gradients` their gradients,
     views of `gradients`. `output_shape` are the rows and columns of the end-to-end matrix, or of the end-to-end tensor
-    as a matrix. A subclass adds `kernel_constants`; `forward()`, which returns end-to-end matrices (B, *output_shape)
-    in a buffer that the next call overwrites; and `backpropagate(output_gradient)`, which computes `gradients` from the
-    gradient of the loss with respect to the last output.
+    as a matrix. A subclass adds `matrix_shape` and `native_step`; `forward()`, which returns end-to-end matrices
+    (B, *output_shape) in a buffer that the next call overwrites; and `backpropagate(output_gradient)`, which computes
+    `gradients` from the gradient of the loss with respect to the last output.
     """
 
     factors_name: str  # of the list of parameters
-    kernel_source: str  # the file in common/training/kernels/
     native_up_to: int  # the multiplications per step of an experiment up to which the native engine is faster
 
     def __init__(self, factors: Sequence[Tensor]):
         super().__init__()
         self.shapes = [factor.shape[1:] for factor in factors]
         self.batch_size = factors[0].shape[0]
-        constants = self.kernel_constants(self.shapes)
-        self.output_shape = constants["ROWS"], constants["COLS"]
+        self.output_shape = self.matrix_shape(self.shapes)
         self.values, views = batch_of_zeros(self.batch_size, self.shapes, like=factors[0])
         self.gradients, self.factor_gradients = batch_of_zeros(self.batch_size, self.shapes, like=factors[0])
         for view, factor in zip(views, factors, strict=True):

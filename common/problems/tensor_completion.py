@@ -1,4 +1,4 @@
-"""Tensor completion: a CP factorization of full rank, fitted to some of a tensor's entries."""
+"""Tensor completion: a CP factorization, fitted to some of a tensor's entries."""
 
 import math
 import re
@@ -11,11 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.cli import flag_error
 from common.datasets.tensor_completion import load_tensor_completion
 from common.flags import load_samples
 from common.metrics.cp_rank import estimate_cp_rank, unfolding_rank_bound
 from common.metrics.matrix import reconstruction_error
-from common.models.cp_factorization import CPFactorization, first_group_size, full_rank, initial_factors
+from common.models.cp_factorization import (
+    CPFactorization,
+    first_group_size,
+    full_rank,
+    initial_factors,
+    steps_on_observed_entries,
+)
 from common.problems.problem import Results
 from common.recorded_runs import TENSOR_METRICS
 from common.training.history import INTERRUPTED, Metrics, TrainingState
@@ -45,9 +52,13 @@ class TensorFactorization:
         self.measures_slowly = parameters["track_tensor_rank"]
         self.output_shape = dims = tuple(self.dataset.target_tensor.shape)
         self.num_observations = parameters["num_samples"], prod(dims)
-        rank, split = full_rank(dims), first_group_size(dims)
+        split, rank = first_group_size(dims), parameters["num_components"] or full_rank(dims)
+        if rank > prod(dims):
+            remedy = f"a tensor of {prod(dims)} entries needs no more components than entries; give at most that"
+            raise flag_error("num_components", rank, remedy)
         self.factor_shapes = [(dim, rank) for dim in dims]
-        self.batch_key = (dims, self.optimizer)
+        on_observed_entries = steps_on_observed_entries(dims, parameters["num_samples"])
+        self.batch_key = (dims, rank, self.optimizer, on_observed_entries)
         self.multiplications = 3 * prod(dims) * rank
         # Factors and Khatri–Rao products with their gradients and copies; outputs and observations.
         self.working_size = 6 * (sum(dims) + prod(dims[:split]) + prod(dims[split:])) * rank + 8 * prod(dims)

@@ -248,7 +248,8 @@ def _kernel(experiment: Experiment, device: torch.device) -> Kernel | None:
         if not problem.observes_entries:
             raise NotNative("needs observed entries, not other sensing matrices")
         dtype = getattr(torch, experiment.parameters["dtype"])
-        return native_kernel(problem.model, problem.factor_shapes, dtype, problem.optimizer, problem.multiplications)
+        num_observed, _ = problem.num_observations
+        return native_kernel(problem.model, problem.factor_shapes, dtype, problem.optimizer, num_observed)
     except NativeUnavailable as error:
         if choice == "native":
             raise flag_error("engine", choice, f"{error}; give auto or torch") from None

@@ -47,6 +47,7 @@ class NotNative(NativeUnavailable):
 class Kernel:
     """A kernel compiled for one shape, precision and optimizer."""
 
+    name: str  # recorded in run_params.json
     advance: Callable[..., int]  # see kernels/simd.h
     experiments_at_once: int  # how many are advanced together at the cost of one
     multiplications: int  # in a step of one experiment, approximately
@@ -57,20 +58,24 @@ def native_kernel(
     shapes: Sequence[Sequence[int]],
     dtype: torch.dtype,
     optimizer: type[Optimizer],
-    multiplications: int,
+    num_observed: int,
 ) -> Kernel:
-    """Returns the kernel of a model with factors of these `shapes`, compiled at first use. Raises NativeUnavailable."""
+    """Returns the kernel of a model with factors of these `shapes`, of which `num_observed` entries are observed. It is
+    compiled at first use. Raises NativeUnavailable.
+    """
     # `vars` excludes inherited constants: a subclass of an optimizer takes other steps.
     if "kernel_constants" not in vars(optimizer):
         raise NotNative(f"has no kernel for {optimizer.__name__}")
-    if multiplications > model.native_up_to:
+    step = model.native_step(shapes, num_observed)
+    if step.multiplications > model.native_up_to:
         raise NotNative(f"is not faster than PyTorch for factors of shapes {', '.join(map(str, map(tuple, shapes)))}")
     real, integer = {torch.float32: ("float", "int32_t"), torch.float64: ("double", "int64_t")}[dtype]
-    macros = {"REAL": real, "INTEGER": integer, **model.kernel_constants(shapes), **optimizer.kernel_constants}
-    library = compiled_kernel(model.kernel_source, **macros)
+    macros = {"REAL": real, "INTEGER": integer, **step.macros, **optimizer.kernel_constants}
+    library = compiled_kernel(*step.sources, **macros)
     library.advance.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p]
     library.experiments_at_once.restype = ctypes.c_int64
-    return Kernel(library.advance, library.experiments_at_once(), multiplications)
+    name = "native, observed entries" if "observed_entries.h" in step.sources else "native"
+    return Kernel(name, library.advance, library.experiments_at_once(), step.multiplications)
 
 
 @dataclass
@@ -82,9 +87,8 @@ class NativeEngine:
     optimizer: Optimizer
     kernel: Kernel
 
-    name = "native"
-
     def __post_init__(self) -> None:
+        self.name = self.kernel.name
         at_once = self.kernel.experiments_at_once
         multiplications = self.kernel.multiplications * at_once * -(-self.model.batch_size // at_once)
         self.max_steps_per_call = max(1, _MAX_MULTIPLICATIONS_PER_CALL // multiplications)
@@ -146,15 +150,15 @@ def _threads() -> ThreadPoolExecutor:
 
 
 @cache
-def compiled_kernel(source: str, **macros: int | float | str) -> ctypes.CDLL:
-    """Returns the library compiled from kernels/simd.h and kernels/`source` with these macros.
+def compiled_kernel(*sources: str, **macros: int | float | str) -> ctypes.CDLL:
+    """Returns the library compiled with these macros from kernels/simd.h and `sources` in kernels/, in this order.
 
     It is stored in the user's cache by source, options, compiler and processor. Several processes may compile the same
     kernel at the same time. Raises NativeUnavailable.
     """
     code = "".join(f"#define {name} {value}\n" for name, value in macros.items())
-    code += "".join((_SOURCES / name).read_text(encoding="utf-8") for name in ("simd.h", source))
-    name = Path(source).stem
+    code += "".join((_SOURCES / name).read_text(encoding="utf-8") for name in ("simd.h", *sources))
+    name = Path(sources[-1]).stem
     directory = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "implicit_regularization"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

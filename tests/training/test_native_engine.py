@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from math import prod
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def matrix_engines(shape, depth, batch_size, seed, dtype):
     numbers = torch.randint(1, numel + 1, (batch_size,), generator=generator).tolist()
     entries = [torch.randperm(numel, generator=generator)[:number] for number in numbers]
     lrs = [1e-2 / (1 + b % 5) for b in range(batch_size)]
-    kernel = native_kernel(DeepMatrixFactorization, shapes, dtype, GradientDescent, 100 * numel)
+    kernel = native_kernel(DeepMatrixFactorization, shapes, dtype, GradientDescent, numel)
 
     def engine(kind, *more):
         model = DeepMatrixFactorization(factors)
@@ -45,22 +46,26 @@ def matrix_engines(shape, depth, batch_size, seed, dtype):
     return engine(TorchEngine), engine(NativeEngine, kernel)
 
 
-def tensor_engines(dims, batch_size, seed, dtype, adaptive):
-    """Returns a torch and a native engine on the same random tensor completion problems."""
+def tensor_engines(dims, batch_size, seed, dtype, adaptive, kernel_for=1):
+    """Returns a torch and a native engine on the same random tensor completion problems. The kernel is the one for
+    `kernel_for` observed entries; the problems have one or more, the last one all of them.
+    """
     rank = full_rank(dims)
     drawn = [initial_factors(dims, rank, 0.3, make_generator(seed + b), dtype) for b in range(batch_size)]
     factors = [torch.stack(each) for each in zip(*drawn, strict=True)]
     shape = CPFactorization(factors).forward().shape
     targets = torch.randn(shape, generator=make_generator(seed), dtype=dtype)
     numel = shape[1] * shape[2]
-    entries = [torch.randperm(numel, generator=make_generator(seed + b))[: 1 + b % numel] for b in range(batch_size)]
+    numbers = [1 + b * seed % numel for b in range(batch_size - 1)] + [numel]
+    entries = [torch.randperm(numel, generator=make_generator(b))[:number] for b, number in enumerate(numbers)]
+    entries[0] = entries[0].repeat(2)  # a repeated entry counts once
     optimizer_type = GroupRMSprop if adaptive else GradientDescent
     shapes = [(dim, rank) for dim in dims]
-    kernel = native_kernel(CPFactorization, shapes, dtype, optimizer_type, 3 * numel * rank)
+    kernel = native_kernel(CPFactorization, shapes, dtype, optimizer_type, kernel_for)
 
     def engine(kind, *more):
         model = CPFactorization(factors)
-        objective = entry_objective(entries, targets, [2 / len(each) for each in entries])
+        objective = entry_objective(entries, targets, [2 / number for number in numbers])
         lrs = [1e-3 / (1 + b) for b in range(batch_size)]
         optimizer = GroupRMSprop(lrs, model.values) if adaptive else GradientDescent(lrs)
         return kind(model, objective, optimizer, *more)
@@ -89,15 +94,21 @@ def test_matrix_factorization_matches_torch_engine(shape, depth, batch_size, see
     assert_engines_match(*engines, [1, 49, 950, 1000], 3e-3 if dtype == torch.float32 else 1e-10)
 
 
+# Tensors of orders 2 to 6, of unequal dimensions.
+SHAPES = st.lists(st.integers(1, 9), min_size=2, max_size=6).filter(lambda dims: prod(dims) <= 1000)
+ALL_ENTRIES = 10**4
+
+
 @given(
-    dims=st.lists(st.integers(1, 5), min_size=2, max_size=5),
+    dims=SHAPES,
+    kernel_for=st.sampled_from([1, ALL_ENTRIES]),
     batch_size=st.integers(1, 6),
     seed=st.integers(0, 1000),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     adaptive=st.booleans(),
 )
-def test_tensor_factorization_matches_torch_engine(dims, batch_size, seed, dtype, adaptive):
-    engines = tensor_engines(tuple(dims), batch_size, seed, dtype, adaptive)
+def test_tensor_factorization_matches_torch_engine(dims, kernel_for, batch_size, seed, dtype, adaptive):
+    engines = tensor_engines(tuple(dims), batch_size, seed, dtype, adaptive, kernel_for)
     assert_engines_match(*engines, [1, 49, 150], 1e-3 if dtype == torch.float32 else 1e-8)
     if adaptive:
         states = [[engine.optimizer.experiment_state(b, 2) for b in range(batch_size)] for engine in engines]
@@ -105,6 +116,35 @@ def test_tensor_factorization_matches_torch_engine(dims, batch_size, seed, dtype
             assert native_state["state"]["step"] == torch_state["state"]["step"] == 200
             square_avg = torch_state["state"]["square_avg"]
             assert native_state["state"]["square_avg"] == pytest.approx(square_avg, rel=1e-2, abs=1e-12)
+
+
+@given(dims=SHAPES, kernel_for=st.sampled_from([1, ALL_ENTRIES]), seed=st.integers(0, 1000))
+def test_tensor_step_is_the_gradient_of_autograd(dims, kernel_for, seed):
+    _, engine = tensor_engines(tuple(dims), 3, seed, torch.float64, False, kernel_for)
+    factors = [view.clone().requires_grad_() for view in engine.model.views]
+    letters = "abcdef"[: len(dims)]
+    tensors = torch.einsum(f"{','.join(f'z{letter}r' for letter in letters)}->z{letters}", *factors)
+    objective = engine.objective
+    losses = (objective.weights * (tensors.reshape(objective.targets.shape) - objective.targets) ** 2).sum((1, 2)) / 2
+    gradients = torch.autograd.grad(losses.sum(), factors)
+    observed = engine.advance([1])
+    np.testing.assert_allclose(observed.losses[:, 0], losses.detach(), rtol=1e-12, atol=1e-14)
+    for before, gradient, after in zip(factors, gradients, engine.model.views, strict=True):
+        lrs = torch.tensor(engine.optimizer.lrs, dtype=torch.float64)[:, None, None]
+        torch.testing.assert_close(after, before - lrs * gradient, rtol=1e-12, atol=1e-14)
+
+
+def test_kernel_is_chosen_by_the_share_of_observed_entries():
+    def name(num_observed, dims=(8, 8, 8), rank=64):
+        return native_kernel(
+            CPFactorization, [(d, rank) for d in dims], torch.float32, GradientDescent, num_observed
+        ).name
+
+    assert [name(number) for number in (1, 256, 257, 512)] == ["native, observed entries"] * 2 + ["native"] * 2
+    # Too large for products of all entries.
+    assert name(5000, (50, 50, 50), 2500) == "native, observed entries"
+    with pytest.raises(NotNative, match="not faster than PyTorch"):
+        name(62501, (50, 50, 50), 2500)
 
 
 @pytest.mark.parametrize("shape, depth", [((2, 2), 3), ((3, 5), 2), ((4, 4), 1), ((6, 7), 4), ((12, 12), 3)])
@@ -115,8 +155,9 @@ def test_matrix_factorization_does_not_depend_on_batch(shape, depth, dtype):
 
 @pytest.mark.parametrize("dims", [(3, 4), (8, 8, 8), (5, 2, 7), (3, 4, 5, 6), (1, 3, 2)])
 @pytest.mark.parametrize("adaptive", [False, True])
-def test_tensor_factorization_does_not_depend_on_batch(dims, adaptive):
-    assert_independent_of_batch(lambda: tensor_engines(dims, 6, 5, torch.float32, adaptive)[1])
+@pytest.mark.parametrize("kernel_for", [1, ALL_ENTRIES])
+def test_tensor_factorization_does_not_depend_on_batch(dims, adaptive, kernel_for):
+    assert_independent_of_batch(lambda: tensor_engines(dims, 6, 5, torch.float32, adaptive, kernel_for)[1])
 
 
 def assert_independent_of_batch(make):
@@ -229,7 +270,7 @@ def test_optimizer_without_kernel_uses_torch_engine():
 
 def test_no_kernel_for_large_matrices():
     with pytest.raises(NotNative, match="not faster than PyTorch for factors of shapes"):
-        native_kernel(DeepMatrixFactorization, [(50, 50)] * 3, torch.float32, GradientDescent, 10**6)
+        native_kernel(DeepMatrixFactorization, [(50, 50)] * 3, torch.float32, GradientDescent, 2499)
 
 
 def test_deep_factorization_with_small_stack(tmp_path):

@@ -22,7 +22,9 @@ for kind, settings in [
     ("dmf", {"depth": 3, "lr": 1e5}),
     ("dmf", {"depth": 2, "dtype": "float64", **five}),
     ("tc", {"num_samples": 70, "use_adaptive_lr": True}),
+    ("tc", {"num_samples": 300, "use_adaptive_lr": True, "num_components": 33}),
     ("tc", {"dtype": "float64", **order_4}),
+    ("tc", {"dtype": "float64", **order_4, "num_samples": 4000, "num_components": 11}),
 ]:
     for count in (17,) if kind == "dmf" else (3,):
         train([make_experiment(kind, random_seed=seed, **common, **settings) for seed in range(count)], native=True)
