@@ -115,6 +115,7 @@ INVALID_FLAGS += [
         for line, expected in [
             (f"{TENSOR} -init_std -1", "-init_std -1: must be a finite number of at least 0"),
             (f"{TENSOR} -tensor_rank_tol 0", "-tensor_rank_tol 0: must be a finite number greater than 0"),
+            (f"{TENSOR} -num_components -1", "-num_components -1: must be an integer of at least 0"),
             (f"{TENSOR} -lr 0", "-lr 0: must be a finite number greater than 0"),
             (f"{TENSOR} -init 1", "-init 1: unknown flag; did you mean -init_std?"),
             ("-dataset_path none.pt", "-dataset_path none.pt: no such file"),

@@ -20,7 +20,7 @@ class CPFactorization(BatchedFactorization):
     """
 
     factors_name = "factors"
-    native_up_to = 4 * 10**7
+    native_up_to = 10**8
 
     @staticmethod
     def matrix_shape(shapes: Sequence[Sequence[int]]) -> tuple[int, int]:
@@ -45,7 +45,9 @@ class CPFactorization(BatchedFactorization):
         entries, count = "all_entries.h", rows * cols
         if steps_on_observed_entries(dims, num_observed):
             entries, count = "observed_entries.h", num_observed
-        return NativeStep(["khatri_rao.h", entries, "cp_factorization.c"], macros, 3 * count * rank)
+        # Of the entries, and of the Khatri–Rao products.
+        multiplications = (3 * count + 4 * (rows + cols)) * rank
+        return NativeStep(["khatri_rao.h", entries, "cp_factorization.c"], macros, multiplications)
 
     @cached_property
     def _products(self) -> tuple:

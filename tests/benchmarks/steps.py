@@ -8,7 +8,9 @@ recorded history and its metrics; the other implementations record nothing.
 
 - plain loop: batched experiments in PyTorch with autograd and in-place updates.
 - JAX, if installed: the same loss, with jit(vmap(fori_loop)) over gradient steps.
-- floor: for matrices only the arithmetic (floor.c), for tensors only the three matrix products of a step.
+- BLAS, for tensors: the three matrix products of a step on the whole tensor, by PyTorch.
+- floor: for matrices only the arithmetic of a step (floor.c), with the experiments in the lanes of vectors; for tensors
+  the multiply-adds of a step on the observed entries, at the processor's measured peak.
 """
 
 import ctypes
@@ -123,14 +125,17 @@ def jax_loop(experiments: list[Experiment], end_to_end: Callable, objective) -> 
     return run_steps
 
 
-def arithmetic_floor(depth: int, number: int, directory: Path) -> Steps:
-    """Returns the steps of floor.c on all threads."""
+def floor_library(depth: int, directory: Path) -> ctypes.CDLL:
     library = directory / f"floor_{depth}.so"
     source = Path(__file__).with_name("floor.c")
-    subprocess.run(
-        ["cc", "-O3", "-march=native", "-shared", "-fPIC", f"-DDEPTH={depth}", source, "-o", library], check=True
-    )
-    function = ctypes.CDLL(str(library)).steps
+    command = ["cc", "-O3", "-march=native", "-shared", "-fPIC", f"-DDEPTH={depth}", source, "-o", library]
+    subprocess.run(command, check=True)
+    return ctypes.CDLL(str(library))
+
+
+def arithmetic_floor(depth: int, number: int, directory: Path) -> Steps:
+    """Returns the steps of floor.c on all threads."""
+    function = floor_library(depth, directory).steps
     function.argtypes = [ctypes.c_void_p, ctypes.c_int64]
     num_blocks, size = -(-number // 16), (4 * depth + 9) * 64
     memory = np.zeros(num_blocks * size + 64, np.uint8)
@@ -152,8 +157,23 @@ def arithmetic_floor(depth: int, number: int, directory: Path) -> Steps:
     return run_steps
 
 
-def products_floor(experiments: list[Experiment]) -> Steps:
-    """Returns the three matrix products of a step for each experiment, with PyTorch's BLAS."""
+def peak_floor(experiments: list[Experiment], directory: Path) -> Steps:
+    """Returns the multiply-adds of a step on the observed entries, at the measured peak of all threads."""
+    function = floor_library(2, directory).multiply_adds
+    function.argtypes = [ctypes.c_int64]
+    pool = ThreadPoolExecutor(NUM_THREADS)
+    rank = experiments[0].factors[0].shape[1]
+    per_step = 3 * rank * sum(experiment.parameters["num_samples"] for experiment in experiments)
+
+    def run_steps(num_steps: int) -> None:
+        share = int(num_steps * per_step / NUM_THREADS)
+        list(pool.map(function, [share] * NUM_THREADS))
+
+    return run_steps
+
+
+def blas_products(experiments: list[Experiment]) -> Steps:
+    """Returns the three matrix products of a step on the whole tensor for each experiment, with PyTorch's BLAS."""
     factors = experiments[0].factors
     split, rank = first_group_size([len(factor) for factor in factors]), factors[0].shape[1]
     rows, cols = (int(np.prod([len(f) for f in group])) for group in (factors[:split], factors[split:]))
@@ -198,10 +218,22 @@ def dmf_experiments(depth: int, number: int) -> list[Experiment]:
     return [make_experiment(depth=depth, random_seed=seed, **parameters, **tracked) for seed in range(number)]
 
 
-def tc_experiments(order: int, number: int) -> list[Experiment]:
-    path = ROOT / f"data/tc/tensor_rank_1_fro_1_order_{order}_dim_8.pt"
-    parameters = {"init_std": 0.1, **_NO_STOPPING}
+def tc_experiments(path: Path, number: int, num_samples: int) -> list[Experiment]:
+    parameters = {"init_std": 0.1, "num_samples": num_samples, **_NO_STOPPING}
     return [make_experiment("tc", dataset_path=path, random_seed=seed, **parameters) for seed in range(number)]
+
+
+def tc_dataset(order: int, dim: int, directory: Path) -> Path:
+    """Returns the path of a dataset: a shipped one, or one that is made."""
+    if dim == 8:
+        return ROOT / f"data/tc/tensor_rank_1_fro_1_order_{order}_dim_8.pt"
+    path = directory / f"order_{order}_dim_{dim}.pt"
+    if not path.exists():
+        flags = f"-order {order} -mode_dim_size {dim} -random_seed 0 -output_dir {directory} -file_name {path.name}"
+        subprocess.run(
+            [sys.executable, "tc_data_generator.py", *flags.split()], cwd=ROOT, check=True, capture_output=True
+        )
+    return path
 
 
 def print_row(problem: str, number: int, times: dict[str, float]) -> None:
@@ -209,7 +241,7 @@ def print_row(problem: str, number: int, times: dict[str, float]) -> None:
         return f"{times[name] / times['ours']:.3g}" if name in times else ""
 
     floor_ratio = f"{times['ours'] / times['floor']:.2f}"
-    cells = [problem, number, f"{times['ours']:.3g}", ratio("plain loop"), ratio("JAX"), floor_ratio]
+    cells = [problem, number, f"{times['ours']:.3g}", ratio("plain loop"), ratio("JAX"), ratio("BLAS"), floor_ratio]
     print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
@@ -225,36 +257,42 @@ def wall_time(script: str, directory: Path) -> str:
     return f"{times[0]:.1f} s including kernel compilation, {min(times[1:]):.1f} s with a cached kernel"
 
 
+def print_times(
+    problem: str, experiments: list[Experiment], end_to_end: Callable, min_steps: int, more: dict[str, Steps]
+) -> None:
+    """Prints the row of a problem: the times of this project and of the others, `more` among them."""
+    problems = [experiment.problem for experiment in experiments]
+    objective = problems[0].objective(problems, experiments[0].factors[0])
+    competitors = {
+        "ours": our_trainer(experiments, min_steps),
+        "plain loop": pytorch_loop(experiments, end_to_end, objective),
+        **more,
+    }
+    if jax is not None:
+        competitors["JAX"] = jax_loop(experiments, end_to_end, objective)
+    # Small products are faster on one thread, also in PyTorch.
+    with one_thread() if problems[0].multiplications < 3 * 10**6 else nullcontext():
+        print_row(problem, len(experiments), median_times(competitors))
+
+
 def main() -> None:
-    print("| problem | experiments | µs per step | speedup over plain loop | speedup over JAX | time / floor |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    columns = "problem | experiments | µs per step | speedup over plain loop | over JAX | over BLAS | time / floor"
+    print(f"| {columns} |\n|{' --- |' * 7}")
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        cases = [("dmf", depth, number) for depth in (2, 3, 4) for number in (1, 12, 64, 1024)]
-        cases += [("tc", order, 50) for order in (3, 4)]
-        for kind, size, number in cases:
-            is_matrix = kind == "dmf"
-            experiments = (dmf_experiments if is_matrix else tc_experiments)(size, number)
-            end_to_end = matrix_product if is_matrix else cp_tensor
-            problems = [experiment.problem for experiment in experiments]
-            objective = problems[0].objective(problems, experiments[0].factors[0])
-            # Metrics are computed for many validations at a time.
-            min_steps = 4096 * experiments[0].parameters["validate_every"] if is_matrix else 1
-            competitors = {
-                "ours": our_trainer(experiments, min_steps),
-                "plain loop": pytorch_loop(experiments, end_to_end, objective),
-                "floor": arithmetic_floor(size, number, directory) if is_matrix else products_floor(experiments),
-            }
-            if jax is not None:
-                competitors["JAX"] = jax_loop(experiments, end_to_end, objective)
-            # Small products are faster on one thread, also in PyTorch.
-            with one_thread() if problems[0].multiplications < 3 * 10**6 else nullcontext():
-                times = median_times(competitors)
-            print_row(
-                f"2×2, depth {size}" if is_matrix else f"{'×'.join('8' * size)}, {8 ** (size - 1)} components",
-                number,
-                times,
-            )
+        for depth in (2, 3, 4):
+            for number in (1, 12, 64, 1024):
+                floor = {"floor": arithmetic_floor(depth, number, directory)}
+                experiments = dmf_experiments(depth, number)
+                # Metrics are computed for many validations at a time.
+                min_steps = 4096 * experiments[0].parameters["validate_every"]
+                print_times(f"2×2, depth {depth}", experiments, matrix_product, min_steps, floor)
+        cases = [(3, 8, 50, 50), (3, 8, 50, 511), *((4, 8, 12, n) for n in (100, 500, 1000, 2000, 4095))]
+        for order, dim, number, num_samples in [*cases, (4, 10, 4, 2000), (3, 50, 4, 5000)]:
+            experiments = tc_experiments(tc_dataset(order, dim, directory), number, num_samples)
+            more = {"BLAS": blas_products(experiments), "floor": peak_floor(experiments, directory)}
+            problem = f"{'×'.join([str(dim)] * order)}, {num_samples} observed"
+            print_times(problem, experiments, cp_tensor, 1, more)
         for script in ("dmf_multiple_experiments_runner.py", "tc_multiple_experiments_runner.py"):
             print(f"\n`python {script}`: {wall_time(script, directory)}", flush=True)
 

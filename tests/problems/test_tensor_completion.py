@@ -50,10 +50,13 @@ def reference_run(experiment, num_steps):
 
 
 @pytest.mark.parametrize("adaptive, lr", [(True, 1e-2), (False, 0.5)])
-def test_training_matches_reference_loop(adaptive, lr):
+@pytest.mark.parametrize("num_components", [0, 3])
+def test_training_matches_reference_loop(adaptive, lr, num_components):
     settings = {"dtype": "float64", "use_adaptive_lr": adaptive, "lr": lr, "init_std": 0.1, "epochs": 100}
+    settings["num_components"] = num_components
     experiments = [make_experiment("tc", num_samples=n, random_seed=n, **settings) for n in (60, 400)]
     for experiment, factors in zip(experiments, train(experiments), strict=True):
+        assert {len(factor[0]) for factor in factors} == {num_components or 64}
         expected, loss = reference_run(experiment, 100)
         assert experiment.state.history.train["mse_loss"].values[-1] == pytest.approx(loss, rel=1e-9)
         for factor, wanted in zip(factors, expected, strict=True):
@@ -218,3 +221,8 @@ def test_smaller_init_gives_lower_rank_and_smaller_error(tmp_path):
     large, middle, small = (float(np.median(each)) for each in errors)
     assert large > 10 * middle > 10 * small
     assert np.median(ranks[0]) > np.median(ranks[2]) == 1
+
+
+def test_more_components_than_entries_are_refused():
+    with pytest.raises(UserError, match="-num_components 513: a tensor of 512 entries needs no more"):
+        make_experiment("tc", num_components=513)

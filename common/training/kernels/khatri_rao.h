@@ -43,10 +43,13 @@ INLINE void tile(int64_t n, const real *a, int64_t a_row, int64_t a_step, const 
     for (int i = 0; i < TILE_ROWS; i++)
         for (int v = 0; v < TILE_VECTORS; v++)
             sums[i][v] = accumulate ? ((const vec *)(c + i * c_row))[v] : (vec){0};
-    for (int64_t p = 0; p < n; p++)
+    for (int64_t p = 0; p < n; p++) {
+        vec row[TILE_VECTORS];
+        memcpy(row, b + p * b_row, sizeof(row));
+        for (int v = 0; v < TILE_VECTORS; v++) IN_REGISTER(row[v]);
         for (int i = 0; i < TILE_ROWS; i++)
-            for (int v = 0; v < TILE_VECTORS; v++)
-                sums[i][v] += a[i * a_row + p * a_step] * ((const vec *)(b + p * b_row))[v];
+            for (int v = 0; v < TILE_VECTORS; v++) sums[i][v] += a[i * a_row + p * a_step] * row[v];
+    }
     for (int i = 0; i < TILE_ROWS; i++)
         for (int v = 0; v < TILE_VECTORS; v++) ((vec *)(c + i * c_row))[v] = sums[i][v];
 }

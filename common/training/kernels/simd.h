@@ -28,6 +28,12 @@ typedef INTEGER mask __attribute__((vector_size(VECTOR_BYTES)));
 #define MAX(a, b) ((a) > (b) ? (a) : (b))
 /* The smallest multiple of `unit` that is at least `size`. */
 #define PADDED(size, unit) (((size) + (unit) - 1) / (unit) * (unit))
+/* Keeps a value in a register. Otherwise GCC loads it from memory again for each use. */
+#if defined(__x86_64__)
+#define IN_REGISTER(value) __asm__("" : "+v"(value))
+#else
+#define IN_REGISTER(value) (void)(value)
+#endif
 #define INLINE static inline __attribute__((always_inline))
 
 /* A batch of experiments. Factor k of experiment b begins at values[offsets[k] + b * strides[k]], the targets and
