@@ -21,6 +21,8 @@ _TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?")
 # Before Linux 5.8, syncfs does not report write errors.
 _KERNEL = [int(number) for number in re.findall(r"\d+", platform.release())[:2]]
 _HAS_SYNCFS = platform.system() == "Linux" and _KERNEL >= [5, 8]
+# An open folder of each file system, by device; None if syncfs failed there.
+_file_systems: dict[int, int | None] = {}
 
 # A temporary file and its final path.
 Written = tuple[Path, Path]
@@ -74,16 +76,16 @@ def rename_files(files: Sequence[Written]) -> None:
 def sync_folders(folders: Iterable[Path]) -> dict[Path, OSError]:
     """Waits until everything in these folders is on the disk. Returns the error of each folder for which that failed.
 
-    This takes one call for each file system where syncfs is available and succeeds; otherwise one for each file.
+    This takes one call for each file system where syncfs is available and never failed, otherwise one for each file.
     """
     errors: dict[Path, OSError] = {}
-    synced: dict[int, bool] = {}
+    synced: set[int] = set()
     for folder in folders:
         try:
             device = folder.stat().st_dev
+            if device not in synced and _sync_file_system(folder, device):
+                synced.add(device)
             if device not in synced:
-                synced[device] = _HAS_SYNCFS and _sync_file_system(folder)
-            if not synced[device]:
                 for path in (*folder.rglob("*"), folder, folder.parent):
                     if path.is_file() or path.is_dir():
                         _sync(path)
@@ -92,13 +94,17 @@ def sync_folders(folders: Iterable[Path]) -> dict[Path, OSError]:
     return errors
 
 
-def _sync_file_system(path: Path) -> bool:
-    """Waits until everything on the file system of a folder is on the disk. Returns whether that succeeded."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        return ctypes.CDLL(None).syncfs(handle) == 0
-    finally:
+def _sync_file_system(folder: Path, device: int) -> bool:
+    """Waits until everything on the file system of a folder is on the disk. Returns whether that is known."""
+    if device not in _file_systems:
+        # Stays open: an error that another process was told of before it was opened would not be reported.
+        _file_systems[device] = os.open(folder, os.O_RDONLY) if _HAS_SYNCFS else None
+    handle = _file_systems[device]
+    if handle is not None and ctypes.CDLL(None).syncfs(handle):
+        # The next call would not report the error again, but fsync does, for the files that have it.
         os.close(handle)
+        handle = _file_systems[device] = None
+    return handle is not None
 
 
 def _sync(path: Path) -> None:

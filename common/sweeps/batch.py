@@ -61,7 +61,8 @@ def train_batch(
             _train(experiments, engine, context)
         else:
             for experiment in experiments:
-                _finish(experiment, experiment.final_output, context)
+                if not experiment.failed:
+                    _finish(experiment, experiment.final_output, context)
     except Exception as error:
         for experiment in experiments:
             if not experiment.released:
@@ -78,6 +79,8 @@ def _train(experiments: Sequence[Experiment], engine: Engine, context: SweepCont
             if context.stop.seconds() > _SAVING_SECONDS:
                 break  # these continue from older checkpoints
             experiment, output = experiment_of[state], torch.from_numpy(output)
+            if experiment.failed:
+                continue  # a file that it wrote before
             with context.guard(experiment):
                 if experiment.parameters["store_checkpoints"]:
                     save_checkpoint(context, experiment, last_engine, index, output)
@@ -178,6 +181,8 @@ def _interrupt(trainer: Trainer, experiments: Sequence[Experiment], context: Swe
     most_seconds = _SAVING_SECONDS - _SECONDS_PER_VALIDATION * (trainer.epoch // trainer.validate_every)
     num_unsaved = 0
     for experiment, (_, engine, index, _) in ended:
+        if experiment.failed:
+            continue
         with context.guard(experiment):
             if context.stop.seconds() <= _SAVING_SECONDS:
                 file = experiment.folder.write_parameters(False, INTERRUPTED, trainer.epoch)

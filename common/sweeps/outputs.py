@@ -173,7 +173,7 @@ def _due(trainer: Trainer, running: Sequence[Experiment], flag: str) -> list[int
     validations, rest = divmod(trainer.epoch + 1, trainer.validate_every)
     waited = [0 if rest else validations - each.saved_at.get(flag, 0) for each in running]
     due = [i for i, e in enumerate(running) if e.parameters[flag] and waited[i] >= e.parameters["save_every_num_val"]]
-    return sorted(due, key=lambda index: -waited[index])
+    return sorted((index for index in due if not running[index].failed), key=lambda index: -waited[index])
 
 
 def save_checkpoint(
@@ -261,6 +261,7 @@ class MetricPlots:
                 self._throttle.spend(seconds)
                 self._context.rename_after_sync(experiment, *files)
                 then()
+        self._context.sync_if_due()
 
     def close(self) -> None:
         """Waits until everything is plotted. After a signal, the rest is left to a resumed run."""
