@@ -76,7 +76,7 @@ def _train(experiments: Sequence[Experiment], engine: Engine, context: SweepCont
     outputs = [Checkpoints(context), *([context.plots] if context.plots else []), Progress(context, trainer)]
     while trainer.running and not context.stop:
         for state, last_engine, index, output in trainer.advance():
-            if context.stop.seconds() > _SAVING_SECONDS:
+            if context.seconds_after_signal() > _SAVING_SECONDS:
                 break  # these continue from older checkpoints
             experiment, output = experiment_of[state], torch.from_numpy(output)
             if experiment.failed:
@@ -184,11 +184,11 @@ def _interrupt(trainer: Trainer, experiments: Sequence[Experiment], context: Swe
         if experiment.failed:
             continue
         with context.guard(experiment):
-            if context.stop.seconds() <= _SAVING_SECONDS:
+            if context.seconds_after_signal() <= _SAVING_SECONDS:
                 file = experiment.folder.write_parameters(False, INTERRUPTED, trainer.epoch)
                 context.rename_after_sync(experiment, file)
             if experiment.parameters["store_checkpoints"] and trainer.epoch >= 0:
-                if context.stop.seconds() > most_seconds:
+                if context.seconds_after_signal() > most_seconds:
                     num_unsaved += 1
                     continue
                 trainer.sync(index)
@@ -197,7 +197,7 @@ def _interrupt(trainer: Trainer, experiments: Sequence[Experiment], context: Swe
     if num_unsaved:
         say(f"no time for {num_unsaved} of {len(ended)} checkpoints: -resume continues from older ones, if any")
     for experiment, (state, _, index, output) in ended:
-        if not experiment.failed and context.stop.seconds() <= most_seconds:
+        if not experiment.failed and context.seconds_after_signal() <= most_seconds:
             with context.guard(experiment):
                 trainer.sync(index)
                 _write_end(experiment, experiment.problem.results(state, torch.from_numpy(output)), context)

@@ -35,10 +35,12 @@ from common.training.trainer import Trainer
 _ONE_PROCESS_DRAWS = 20
 # Experiments that wait for their plots at most: then training waits.
 _MOST_WAITING = 16
-# Between two waits for the disk while experiments run, at least so many seconds pass, and at least so many times the
-# last wait. After a signal, files are made durable sooner, and until so many seconds after it.
+# Between two waits for the disk, at least so many seconds pass while experiments run, and at least so many times the
+# last wait; after a signal, less.
 _SYNC_SECONDS, _SYNC_RATIO = 1.0, 20
-_SYNC_SECONDS_AT_END, _MOST_SECONDS_AT_END = 0.2, 1.6
+_SYNC_SECONDS_AFTER_SIGNAL, _SYNC_RATIO_AFTER_SIGNAL = 0.4, 2
+# Seconds after a signal until which waiting for the disk may take: Python needs half a second to exit.
+_MOST_SYNC_SECONDS = 1.4
 
 
 def say(line: str) -> None:
@@ -127,14 +129,20 @@ class SweepContext:
 
     def sync_if_due(self) -> None:
         """Calls `sync` if something waits for it, and the last one is long enough ago."""
-        least = _SYNC_SECONDS_AT_END if self.stop else max(_SYNC_SECONDS, _SYNC_RATIO * self.last_sync_seconds)
-        if self.waiting and time.monotonic() - self.last_sync >= least:
+        seconds, ratio = _SYNC_SECONDS, _SYNC_RATIO
+        if self.stop:
+            seconds, ratio = _SYNC_SECONDS_AFTER_SIGNAL, _SYNC_RATIO_AFTER_SIGNAL
+        if self.waiting and time.monotonic() - self.last_sync >= max(seconds, ratio * self.last_sync_seconds):
             self.sync()
 
     def sync_all(self) -> None:
         """Calls `sync` until nothing waits for it. After a signal, what takes too long is left to a resumed run."""
-        while self.waiting and self.stop.seconds() <= _MOST_SECONDS_AT_END:
+        while self.waiting and self.seconds_after_signal() <= _MOST_SYNC_SECONDS:
             self.sync()
+
+    def seconds_after_signal(self) -> float:
+        """Returns the seconds from a signal until what is written now will be on the disk; 0 if there was none."""
+        return self.stop.seconds() + self.last_sync_seconds if self.stop else 0.0
 
     def log(self, experiment: Experiment, *lines: str) -> None:
         """Logs lines to the experiment's file, or to the console, which has room for one experiment's log."""
