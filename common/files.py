@@ -9,7 +9,7 @@ import platform
 import re
 import stat
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
@@ -50,10 +50,7 @@ def write_atomically(path: Path, write: Callable[[Path], None], overwrite: bool 
 
 
 def write_temporary(path: Path, write: Callable[[Path], None]) -> Written:
-    """Calls `write` with a temporary path beside `path`, and returns both. If `write` raises, leaves no file.
-
-    The file may get its final path, by `rename_files`, once it is on the disk.
-    """
+    """Calls `write` with a temporary path beside `path`, and returns both. If `write` raises, leaves no file."""
     temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         write(temporary)
@@ -63,14 +60,12 @@ def write_temporary(path: Path, write: Callable[[Path], None]) -> Written:
     return temporary, path
 
 
-def rename_files(files: Sequence[Written]) -> None:
-    """Moves temporary files to their final paths. If that fails for one, removes those that are left."""
+def rename(temporary: Path, path: Path) -> None:
+    """Moves a temporary file to its final path. If that fails, removes it."""
     try:
-        for temporary, path in files:
-            os.replace(temporary, path)
+        os.replace(temporary, path)
     finally:
-        for temporary, _ in files:
-            temporary.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def sync_folders(folders: Iterable[Path]) -> dict[Path, OSError]:

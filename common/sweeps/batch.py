@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from common.cli import Interrupted
-from common.files import json_bytes, rename_files, utc_time
+from common.files import json_bytes, rename, utc_time
 from common.problems.problem import Results
 from common.sweeps.experiment import Experiment
 from common.sweeps.folder import host_facts, new_folder, reopen_folder
@@ -80,7 +80,7 @@ def _train(experiments: Sequence[Experiment], engine: Engine, context: SweepCont
                 break  # these continue from older checkpoints
             experiment, output = experiment_of[state], torch.from_numpy(output)
             if experiment.failed:
-                continue  # a file that it wrote before
+                continue
             with context.guard(experiment):
                 if experiment.parameters["store_checkpoints"]:
                     save_checkpoint(context, experiment, last_engine, index, output)
@@ -119,29 +119,20 @@ def _begin(experiment: Experiment, context: SweepContext, device: torch.device, 
     # The host that computed the part before.
     provenance["before"] = {name: before.get(name) for name in facts if name != "command"}
     experiment.folder = folder = reopen_folder(previous.path, parameters, provenance)
-    rename = partial(rename_files, [folder.write_parameters(False, None, epoch)])
-    context.after_syncs(experiment, folder.path, rename, folder.remove_old_checkpoints)
+    file = folder.write_parameters(False, None, epoch)
+    context.after_syncs(experiment, folder.path, partial(rename, *file), folder.remove_old_checkpoints)
     where = f"after epoch {epoch:,}" if epoch >= 0 else "from the beginning"
     context.log(experiment, f"resumed {where}, device: {device}")
 
 
 def _finish(experiment: Experiment, output: torch.Tensor, context: SweepContext) -> None:
-    """Writes the results of an experiment that ended, all but its last checkpoint, and marks it as finished once they
-    are on the disk.
-    """
+    """Writes the results of an experiment that ended, all but its last checkpoint."""
     state, folder = experiment.state, experiment.folder
 
     def mark_finished() -> None:
-        temporary, _ = file = folder.write_parameters(True, state.stop_reason, state.epoch)
-
-        def rename() -> None:
-            if experiment.failed:
-                temporary.unlink()
-            else:
-                rename_files([file])
-
-        # The first sync is for the files, the second for their names, the third for the mark.
-        context.after_syncs(experiment, folder.path, lambda: None, rename, lambda: None)
+        file = folder.write_parameters(True, state.stop_reason, state.epoch)
+        # The first sync is for the content of all files, the second for their names, the third for this one's name.
+        context.after_syncs(experiment, folder.path, lambda: None, partial(rename, *file), lambda: None)
 
     with context.guard(experiment):
         try:

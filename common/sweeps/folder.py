@@ -15,7 +15,7 @@ import numpy
 import torch
 
 import common
-from common.files import Written, json_bytes, remove_temporary_files, rename_files, utc_time, write_temporary
+from common.files import Written, json_bytes, remove_temporary_files, utc_time, write_temporary
 from common.recorded_runs import newest_checkpoint
 from common.sweeps.processes import discard
 from common.tensor_files import tensor_bytes
@@ -69,9 +69,7 @@ class ExperimentFolder:
                 path.unlink(missing_ok=True)
 
     def publish(self) -> None:
-        """Renames a new folder to `{output_dir}/{experiment_name}_{time}`, with `_2`, `_3`, … appended if that exists.
-        No two processes get the same one.
-        """
+        """Renames a new folder to `{output_dir}/{experiment_name}_{time}`, with `_2`, … appended if that exists."""
         name = Path(self.parameters["output_dir"]) / f"{self.parameters['experiment_name']}_{utc_time()}"
         while True:
             _last_numbers[name] += 1
@@ -95,8 +93,8 @@ class ExperimentFolder:
 def new_folder(
     parameters: dict[str, Any], provenance: dict[str, Any], making: str, name: str, last_epoch: int = -1
 ) -> ExperimentFolder:
-    """Makes a folder with its run_params.json, with a name in the hidden folder `making` of the output folder, which no
-    other process uses. It is published when it is on the disk, so that no folder is without a run_params.json.
+    """Makes a folder with its run_params.json in the hidden folder `making`, which no other process uses. It is
+    published when it is on the disk, so that no folder is without a run_params.json.
     """
     directory = Path(parameters["output_dir"]) / making
     if directory.is_symlink():
@@ -104,7 +102,7 @@ def new_folder(
     folder = ExperimentFolder(directory / name, parameters, provenance)
     discard(folder.path)  # of a process of the same launch that died
     folder.path.mkdir(parents=True)
-    rename_files([folder.write_parameters(False, None, last_epoch)])
+    os.replace(*folder.write_parameters(False, None, last_epoch))
     return folder
 
 

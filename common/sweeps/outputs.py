@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.cli import Stop
-from common.files import Written, remove_temporary_files, rename_files, sync_folders
+from common.files import Written, remove_temporary_files, rename, sync_folders
 from common.plotting.metrics import Lines, draw_metrics, end_with_parent, metric_lines
 from common.sweeps.checkpoint import checkpoint_content
 from common.sweeps.experiment import Experiment
@@ -35,12 +35,10 @@ from common.training.trainer import Trainer
 _ONE_PROCESS_DRAWS = 20
 # Experiments that wait for their plots at most: then training waits.
 _MOST_WAITING = 16
-# Between two waits for the disk, at least so many seconds pass while experiments run, and at least so many times the
-# last wait; after a signal, less.
+# Between two waits for the disk, at least so many seconds pass, and at least so many times the last wait.
 _SYNC_SECONDS, _SYNC_RATIO = 1.0, 20
-_SYNC_SECONDS_AFTER_SIGNAL, _SYNC_RATIO_AFTER_SIGNAL = 0.4, 2
-# Seconds after a signal until which waiting for the disk may take: Python needs half a second to exit.
-_MOST_SYNC_SECONDS = 1.4
+# After a signal, so many seconds pass between two waits, which end within so many: Python needs half a second to exit.
+_SYNC_SECONDS_AFTER_SIGNAL, _MOST_SYNC_SECONDS = 0.4, 1.4
 
 
 def say(line: str) -> None:
@@ -93,28 +91,26 @@ class SweepContext:
         self.failures.append(f"{place}: {type(error).__name__}: {error}")
         say(f"{experiment.number}/{self.num_experiments} failed: {self.failures[-1]}")
         with suppress(Exception):
-            remove_temporary_files(folder.path / "plots")  # of a process that failed or was killed
+            # All but checkpoints that are written, which may continue the experiment
+            for directory in (folder.path, folder.path / "plots"):
+                remove_temporary_files(directory)
             self.rename_after_sync(experiment, folder.write_parameters(False, "failed", experiment.state.epoch))
             folder.log("failed: " + "".join(traceback.format_exception(error)))
         experiment.release()
 
     def after_syncs(self, experiment: Experiment, folder: Path, *actions: Callable[[], None]) -> None:
         """Does the first action when all that is in the experiment's folder now is on the disk, the second when what
-        the first did is, and so on: a file gets its final name when its content is on the disk, and what relies on the
-        name, such as the removal of an older file, is done when the name is, too.
-
-        Those of many experiments wait for the disk together; see `sync`. Of one experiment, they keep their order.
+        the first did is, and so on, unless the experiment fails: a file gets its final name when its content is on the
+        disk, and what relies on the name, such as the removal of an older file, is done when the name is, too.
         """
         self.waiting.append((experiment, folder, actions))
 
-    def rename_after_sync(self, experiment: Experiment, *files: Written) -> None:
-        """Gives files their final names when they are on the disk."""
-        self.after_syncs(experiment, experiment.folder.path, partial(rename_files, files))
+    def rename_after_sync(self, experiment: Experiment, file: Written) -> None:
+        """Gives a file its final name when it is on the disk."""
+        self.after_syncs(experiment, experiment.folder.path, partial(rename, *file))
 
     def sync(self) -> None:
-        """Waits until all files are on the disk, then does what waits for that. An error ends the experiments whose
-        files may be lost.
-        """
+        """Waits until all files are on the disk, then does what waits for that. An error fails its experiments."""
         waiting, self.waiting, begin = self.waiting, [], time.monotonic()
         errors = sync_folders(dict.fromkeys(folder for _, folder, _ in waiting))
         self.last_sync = time.monotonic()
@@ -124,15 +120,13 @@ class SweepContext:
                 if folder in errors:
                     raise errors[folder]
                 action()
-                if later:
+                if later and not experiment.failed:
                     self.waiting.append((experiment, folder, later))
 
     def sync_if_due(self) -> None:
         """Calls `sync` if something waits for it, and the last one is long enough ago."""
-        seconds, ratio = _SYNC_SECONDS, _SYNC_RATIO
-        if self.stop:
-            seconds, ratio = _SYNC_SECONDS_AFTER_SIGNAL, _SYNC_RATIO_AFTER_SIGNAL
-        if self.waiting and time.monotonic() - self.last_sync >= max(seconds, ratio * self.last_sync_seconds):
+        least = _SYNC_SECONDS_AFTER_SIGNAL if self.stop else max(_SYNC_SECONDS, _SYNC_RATIO * self.last_sync_seconds)
+        if self.waiting and time.monotonic() - self.last_sync >= least:
             self.sync()
 
     def sync_all(self) -> None:
@@ -190,7 +184,7 @@ def save_checkpoint(
     """Writes the checkpoint of an experiment whose parameters are at an index of the engine's batch."""
     folder = experiment.folder
     file = folder.write_checkpoint(checkpoint_content(experiment.state, engine, index, output))
-    context.after_syncs(experiment, folder.path, partial(rename_files, [file]), folder.remove_old_checkpoints)
+    context.after_syncs(experiment, folder.path, partial(rename, *file), folder.remove_old_checkpoints)
 
 
 class Checkpoints:
@@ -267,7 +261,8 @@ class MetricPlots:
             with self._context.guard(experiment):
                 seconds, files = future.result()
                 self._throttle.spend(seconds)
-                self._context.rename_after_sync(experiment, *files)
+                for file in files:
+                    self._context.rename_after_sync(experiment, file)
                 then()
         self._context.sync_if_due()
 

@@ -1,10 +1,10 @@
+import os
 import subprocess
 import sys
 
 import numpy as np
 from matplotlib.image import imread
 
-from common.files import rename_files
 from common.plotting import metrics
 from common.plotting.metrics import _figure, metric_lines
 from common.training.history import Series
@@ -19,7 +19,8 @@ def draw_metrics(*arguments, **given):
     """Draws plots and gives them their final names."""
     seconds, files = metrics.draw_metrics(*arguments, **given)
     assert seconds > 0
-    rename_files(files)
+    for file in files:
+        os.replace(*file)
 
 
 def draw_figures(train, validation, figures, directory):

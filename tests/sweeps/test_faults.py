@@ -68,6 +68,7 @@ def test_failed_write_fails_only_its_experiment(tmp_path, monkeypatch, three_exp
             fail_nth_replace(patched, number)
             with pytest.raises(RunFailed, match=r"^1 of 3 failed: \S+: OSError: .*No space left.*-resume$"):
                 run_without_output_limit(experiments)
+        assert list(path.rglob(".*")) == []
         # The other experiments are complete, and all checkpoints can be read.
         found = read_outputs(path)
         finished = {

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,6 @@ import pytest
 import torch
 
 from common.cli import RunFailed, UserError
-from common.files import rename_files
 from common.problems.matrix_factorization import MatrixFactorization
 from common.sweeps import sweep as sweep_module
 from common.sweeps.experiment import prepare
@@ -214,7 +214,7 @@ def test_checkpoints_and_plots_during_training(tmp_path, monkeypatch):
 
 def test_old_checkpoint_is_kept_until_new_one_has_its_name(tmp_path, monkeypatch):
     folder = new_folder({"output_dir": str(tmp_path), "experiment_name": "x"}, {}, ".making", "1")
-    rename_files([folder.write_checkpoint({"epoch": 1})])
+    os.replace(*folder.write_checkpoint({"epoch": 1}))
     (first,) = (folder.path / "checkpoints").iterdir()
     content = first.read_bytes()
 
@@ -229,7 +229,7 @@ def test_old_checkpoint_is_kept_until_new_one_has_its_name(tmp_path, monkeypatch
     file = folder.write_checkpoint({"epoch": 3})
     folder.remove_old_checkpoints()
     assert first.read_bytes() == content
-    rename_files([file])
+    os.replace(*file)
     folder.remove_old_checkpoints()
     (only,) = (folder.path / "checkpoints").iterdir()
     assert only.name.endswith("_epoch_3.pt")
