@@ -1,13 +1,15 @@
 """Files: written so that a crash leaves the old file or the new one, never a part; read only if they are regular."""
 
+import ctypes
 import errno
 import hashlib
 import json
 import os
+import platform
 import re
 import stat
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
@@ -16,6 +18,14 @@ from typing import Any, BinaryIO
 # JSON files of this project are smaller and less deeply nested.
 _MOST_JSON_BYTES, _MOST_JSON_LEVELS = 10**6, 20
 _TEMPORARY = re.compile(r"\..+-[a-z0-9_]{8}(\.\w+)?")
+# Before Linux 5.8, syncfs does not report write errors.
+_KERNEL = [int(number) for number in re.findall(r"\d+", platform.release())[:2]]
+_HAS_SYNCFS = platform.system() == "Linux" and _KERNEL >= [5, 8]
+# An open folder of each file system, by device; None if syncfs failed there.
+_file_systems: dict[int, int | None] = {}
+
+# A temporary file and its final path.
+Written = tuple[Path, Path]
 
 
 def utc_time() -> str:
@@ -28,21 +38,72 @@ def write_atomically(path: Path, write: Callable[[Path], None], overwrite: bool 
 
     Raises FileExistsError if `path` exists and `overwrite` is False, and what `write` raises. Then it leaves no file.
     """
-    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    temporary, _ = write_temporary(path, write)
     try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
+        _sync(temporary)
         if not overwrite:
             path.touch(exist_ok=False)
         os.replace(temporary, path)
-        sync_directory(path.parent)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def sync_directory(path: Path) -> None:
-    """Waits until changes to the list of files in a folder are on the disk, if the file system supports that."""
+def write_temporary(path: Path, write: Callable[[Path], None]) -> Written:
+    """Calls `write` with a temporary path beside `path`, and returns both. If `write` raises, leaves no file."""
+    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        write(temporary)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary, path
+
+
+def rename(temporary: Path, path: Path) -> None:
+    """Moves a temporary file to its final path. If that fails, removes it."""
+    try:
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folders(folders: Iterable[Path]) -> dict[Path, OSError]:
+    """Waits until everything in these folders is on the disk. Returns the error of each folder for which that failed.
+
+    This takes one call for each file system where syncfs is available and never failed, otherwise one for each file.
+    """
+    errors: dict[Path, OSError] = {}
+    synced: set[int] = set()
+    for folder in folders:
+        try:
+            device = folder.stat().st_dev
+            if device not in synced and _sync_file_system(folder, device):
+                synced.add(device)
+            if device not in synced:
+                for path in (*folder.rglob("*"), folder, folder.parent):
+                    if path.is_file() or path.is_dir():
+                        _sync(path)
+        except OSError as error:
+            errors[folder] = error
+    return errors
+
+
+def _sync_file_system(folder: Path, device: int) -> bool:
+    """Waits until everything on the file system of a folder is on the disk. Returns whether that is known."""
+    if device not in _file_systems:
+        # Stays open: an error that another process was told of before it was opened would not be reported.
+        _file_systems[device] = os.open(folder, os.O_RDONLY) if _HAS_SYNCFS else None
+    handle = _file_systems[device]
+    if handle is not None and ctypes.CDLL(None).syncfs(handle):
+        # The next call would not report the error again, but fsync does, for the files that have it.
+        os.close(handle)
+        handle = _file_systems[device] = None
+    return handle is not None
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file, or the list of files in a folder, is on the disk, if the file system supports that."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -79,11 +140,10 @@ def sha256_of_file(path: str) -> str:
     return digest.hexdigest()
 
 
-def save_json(content: Mapping[str, Any], path: Path) -> None:
-    """Writes a dictionary as JSON, with null for NaN and infinity."""
+def json_bytes(content: Mapping[str, Any]) -> bytes:
+    """Returns a dictionary as JSON, with null for NaN and infinity."""
     finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
-    text = json.dumps(finite, indent=2, allow_nan=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return (json.dumps(finite, indent=2, allow_nan=False) + "\n").encode()
 
 
 def load_json(path: Path) -> dict[str, Any]:

@@ -25,11 +25,18 @@ _NUMBER = rb"G.{8}|K.|M..|J.{4}"
 _ONE_NUMBER, _NUMBERS = re.compile(_NUMBER, re.DOTALL), re.compile(rb"(?:%s)+" % _NUMBER, re.DOTALL)
 
 
-def save_tensors(content: Any, path: Path, overwrite: bool = True) -> None:
-    """Writes a tensor, or a dictionary of tensors, numbers, strings, lists and dictionaries, with torch.save."""
+def tensor_bytes(content: Any) -> bytes:
+    """Returns what torch.save writes for a tensor, or a dictionary of tensors, numbers, strings, lists and
+    dictionaries.
+    """
     buffer = io.BytesIO()  # torch would report a full disk with a RuntimeError of many lines
     torch.save(content, buffer)
-    write_atomically(path, lambda temporary: temporary.write_bytes(buffer.getvalue()), overwrite)
+    return buffer.getvalue()
+
+
+def save_tensors(content: Any, path: Path, overwrite: bool = True) -> None:
+    """Writes the `tensor_bytes` of `content` to a file, which is on the disk then."""
+    write_atomically(path, lambda temporary: temporary.write_bytes(tensor_bytes(content)), overwrite)
 
 
 def load_tensors(path: str | Path) -> Any:

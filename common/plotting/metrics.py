@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.files import write_atomically
+from common.files import Written, write_temporary
 from common.plotting.thinning import visible_points
 
 if TYPE_CHECKING:
@@ -65,8 +65,9 @@ def _figure() -> "Figure":
     return figure
 
 
-def draw_metrics(lines: Lines, directory: Path, stalled: int | None = None) -> float:
-    """Saves each figure of `lines` in `directory`. Returns the seconds that it took.
+def draw_metrics(lines: Lines, directory: Path, stalled: int | None = None) -> tuple[float, list[Written]]:
+    """Writes each figure of `lines` to a temporary file in `directory`. Returns the seconds that it took, and the files
+    with their final paths.
 
     The axis of a loss is logarithmic if all values are positive. A vertical line marks the epoch `stalled`, from which
     the steps of the run changed no parameter.
@@ -77,6 +78,7 @@ def draw_metrics(lines: Lines, directory: Path, stalled: int | None = None) -> f
 
     figure = _figure()
     (axes,) = figure.axes
+    files = []
     for name, of_figure in lines.items():
         # Clearing the axes would make all ticks again.
         for line in list(axes.lines):
@@ -105,8 +107,8 @@ def draw_metrics(lines: Lines, directory: Path, stalled: int | None = None) -> f
             named.append(axes.axvline(stalled, color="0.45", linestyle="--", linewidth=1, label="stalled"))
         axes.legend(named, [line.get_label() for line in named], loc="best", fontsize="small")
         save = partial(figure.savefig, format="png", pil_kwargs={"compress_level": 1})
-        write_atomically(directory / f"{name}.png", save)
-    return time.monotonic() - begin
+        files.append(write_temporary(directory / f"{name}.png", save))
+    return time.monotonic() - begin, files
 
 
 def end_with_parent() -> None:

@@ -1,17 +1,18 @@
 """Trains a batch of experiments, and writes the folder of each."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from common.cli import Interrupted
-from common.files import save_json, utc_time
+from common.files import json_bytes, rename, utc_time
 from common.problems.problem import Results
 from common.sweeps.experiment import Experiment
 from common.sweeps.folder import host_facts, new_folder, reopen_folder
 from common.sweeps.outputs import Checkpoints, Progress, SweepContext, numbers, save_checkpoint, say
-from common.tensor_files import save_tensors
+from common.tensor_files import tensor_bytes
 from common.training.history import EPOCHS, INTERRUPTED, STALLED
 from common.training.native_engine import Engine, Kernel, NativeEngine
 from common.training.torch_engine import TorchEngine
@@ -52,6 +53,7 @@ def train_batch(
                 return
             with context.guard(experiment):
                 _begin(experiment, context, device, engine.name)
+        context.sync()
         indices = [index for index, experiment in enumerate(experiments) if not experiment.failed]
         if len(indices) < len(experiments):
             experiments, engine = [experiments[index] for index in indices], engine.select(torch.tensor(indices))
@@ -59,7 +61,8 @@ def train_batch(
             _train(experiments, engine, context)
         else:
             for experiment in experiments:
-                _finish(experiment, experiment.final_output, context)
+                if not experiment.failed:
+                    _finish(experiment, experiment.final_output, context)
     except Exception as error:
         for experiment in experiments:
             if not experiment.released:
@@ -73,16 +76,19 @@ def _train(experiments: Sequence[Experiment], engine: Engine, context: SweepCont
     outputs = [Checkpoints(context), *([context.plots] if context.plots else []), Progress(context, trainer)]
     while trainer.running and not context.stop:
         for state, last_engine, index, output in trainer.advance():
-            if context.stop.seconds() > _SAVING_SECONDS:
+            if context.seconds_after_signal() > _SAVING_SECONDS:
                 break  # these continue from older checkpoints
             experiment, output = experiment_of[state], torch.from_numpy(output)
+            if experiment.failed:
+                continue
             with context.guard(experiment):
                 if experiment.parameters["store_checkpoints"]:
-                    save_checkpoint(experiment, last_engine, index, output)
+                    save_checkpoint(context, experiment, last_engine, index, output)
                 _finish(experiment, output, context)
         running = [experiment_of[state] for state in trainer.running]
         for each in outputs:
             each.on_validation(trainer, running)
+        context.sync_if_due()
         trainer.discard(experiment.state for experiment in running if experiment.failed)
     outputs[-1].close()
     if trainer.running:
@@ -90,24 +96,31 @@ def _train(experiments: Sequence[Experiment], engine: Engine, context: SweepCont
 
 
 def _begin(experiment: Experiment, context: SweepContext, device: torch.device, engine_name: str) -> None:
-    """Makes or reopens the experiment's folder."""
+    """Makes or reopens the experiment's folder, which can be used after the next sync."""
     parameters, previous, epoch = experiment.parameters, experiment.previous, experiment.state.epoch
     facts = host_facts(device, engine_name)
     sweep = {**context.sweeps[Path(parameters["output_dir"]).resolve()], "experiment": experiment.number}
     provenance = {**facts, "start_time": utc_time(), "sweep": sweep, "identity": experiment.identity.record}
     if previous is None:
-        making = f".making-{context.world.launch}-{context.world.rank}"
-        experiment.folder = new_folder(parameters, provenance, making, epoch)
-        num_parameters = sum(factor.numel() for factor in experiment.factors)
-        last = f"model parameters: {num_parameters}, device: {device}"
-        context.log(experiment, *(f"{name}: {value}" for name, value in parameters.items()), last)
+        folder = new_folder(parameters, provenance, context.making, str(experiment.number), epoch)
+
+        def publish() -> None:
+            folder.publish()
+            experiment.folder = folder
+            num_parameters = sum(factor.numel() for factor in experiment.factors)
+            last = f"model parameters: {num_parameters}, device: {device}"
+            context.log(experiment, *(f"{name}: {value}" for name, value in parameters.items()), last)
+
+        context.after_syncs(experiment, folder.path, publish)
         return
     before = previous.provenance
     resumed = before.get("resumed") if isinstance(before.get("resumed"), int) else 0
     provenance |= {"start_time": before.get("start_time"), "sweep": before["sweep"], "resumed": resumed + 1}
     # The host that computed the part before.
     provenance["before"] = {name: before.get(name) for name in facts if name != "command"}
-    experiment.folder = reopen_folder(previous.path, parameters, provenance, epoch)
+    experiment.folder = folder = reopen_folder(previous.path, parameters, provenance)
+    file = folder.write_parameters(False, None, epoch)
+    context.after_syncs(experiment, folder.path, partial(rename, *file), folder.remove_old_checkpoints)
     where = f"after epoch {epoch:,}" if epoch >= 0 else "from the beginning"
     context.log(experiment, f"resumed {where}, device: {device}")
 
@@ -117,7 +130,9 @@ def _finish(experiment: Experiment, output: torch.Tensor, context: SweepContext)
     state, folder = experiment.state, experiment.folder
 
     def mark_finished() -> None:
-        folder.write_parameters(True, state.stop_reason, state.epoch)
+        file = folder.write_parameters(True, state.stop_reason, state.epoch)
+        # The first sync is for the content of all files, the second for their names, the third for this one's name.
+        context.after_syncs(experiment, folder.path, lambda: None, partial(rename, *file), lambda: None)
 
     with context.guard(experiment):
         try:
@@ -132,15 +147,16 @@ def _finish(experiment: Experiment, output: torch.Tensor, context: SweepContext)
         else:
             mark_finished()
         experiment.release()
+    context.sync_if_due()
 
 
 def _write_end(experiment: Experiment, results: Results, context: SweepContext) -> None:
     """Writes results, and says how the experiment ended."""
     state, folder = experiment.state, experiment.folder
     for name, tensor in results.tensors.items():
-        save_tensors(tensor, folder.path / name)
+        context.rename_after_sync(experiment, folder.write(name, tensor_bytes(tensor)))
     if results.numbers:
-        save_json(results.numbers, folder.path / results.name)
+        context.rename_after_sync(experiment, folder.write(results.name, json_bytes(results.numbers)))
     values = state.history.last_values() | results.extra_metrics
     headline = {name: value for name, value in values.items() if experiment.problem.headline.fullmatch(name)}
     reason = _REASONS.get(state.stop_reason, state.stop_reason.replace("_", " "))
@@ -156,19 +172,23 @@ def _interrupt(trainer: Trainer, experiments: Sequence[Experiment], context: Swe
     most_seconds = _SAVING_SECONDS - _SECONDS_PER_VALIDATION * (trainer.epoch // trainer.validate_every)
     num_unsaved = 0
     for experiment, (_, engine, index, _) in ended:
+        if experiment.failed:
+            continue
         with context.guard(experiment):
-            if context.stop.seconds() <= _SAVING_SECONDS:
-                experiment.folder.write_parameters(False, INTERRUPTED, trainer.epoch)
+            if context.seconds_after_signal() <= _SAVING_SECONDS:
+                file = experiment.folder.write_parameters(False, INTERRUPTED, trainer.epoch)
+                context.rename_after_sync(experiment, file)
             if experiment.parameters["store_checkpoints"] and trainer.epoch >= 0:
-                if context.stop.seconds() > most_seconds:
+                if context.seconds_after_signal() > most_seconds:
                     num_unsaved += 1
                     continue
                 trainer.sync(index)
-                save_checkpoint(experiment, engine, index)
+                save_checkpoint(context, experiment, engine, index)
+        context.sync_if_due()
     if num_unsaved:
         say(f"no time for {num_unsaved} of {len(ended)} checkpoints: -resume continues from older ones, if any")
     for experiment, (state, _, index, output) in ended:
-        if not experiment.failed and context.stop.seconds() <= most_seconds:
+        if not experiment.failed and context.seconds_after_signal() <= most_seconds:
             with context.guard(experiment):
                 trainer.sync(index)
                 _write_end(experiment, experiment.problem.results(state, torch.from_numpy(output)), context)

@@ -15,10 +15,10 @@ import numpy
 import torch
 
 import common
-from common.files import remove_temporary_files, save_json, sync_directory, utc_time
+from common.files import Written, json_bytes, remove_temporary_files, utc_time, write_temporary
 from common.recorded_runs import newest_checkpoint
 from common.sweeps.processes import discard
-from common.tensor_files import save_tensors
+from common.tensor_files import tensor_bytes
 
 # The names of checkpoints. Files with other names are the user's.
 _CHECKPOINT = re.compile(r"\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d_epoch_\d+\.pt")
@@ -28,18 +28,25 @@ _last_numbers: dict[Path, int] = defaultdict(int)
 
 @dataclass
 class ExperimentFolder:
-    """A folder to which nothing else writes. It records `parameters` and `provenance`, which repeat the run."""
+    """A folder to which nothing else writes. It records `parameters` and `provenance`, which repeat the run.
+
+    Files are written under temporary names; see `SweepContext.after_syncs`.
+    """
 
     path: Path
     parameters: dict[str, Any]
     provenance: dict[str, Any]
 
-    def write_parameters(self, finished: bool, stop_reason: str | None, last_epoch: int) -> None:
+    def write(self, name: str, content: bytes) -> Written:
+        """Writes a temporary file. Returns its path, and the path of the file `name`."""
+        return write_temporary(self.path / name, lambda temporary: temporary.write_bytes(content))
+
+    def write_parameters(self, finished: bool, stop_reason: str | None, last_epoch: int) -> Written:
         """Writes run_params.json: the flags, what repeats the run, and how far it is (`last_epoch` -1: nowhere)."""
         last = last_epoch if last_epoch >= 0 else None
         status = {"finished": finished, "stop_reason": stop_reason, "last_epoch": last}
         content = {**self.parameters, "provenance": self.provenance, "status": status}
-        save_json(content, self.path / "run_params.json")
+        return self.write("run_params.json", json_bytes(content))
 
     def log(self, *lines: str) -> None:
         """Appends lines, with the time, to the log file, if there is one."""
@@ -49,21 +56,32 @@ class ExperimentFolder:
             with open(self.path / f"{name}.log", "a", encoding="utf-8") as file:
                 file.writelines(f"{utc_time()} {line}\n" for line in lines)
 
-    def write_checkpoint(self, content: dict[str, Any]) -> None:
-        """Writes a checkpoint, then removes those before it."""
-        directory = self.path / "checkpoints"
-        if not directory.is_dir():
-            directory.mkdir()
-            sync_directory(self.path)
-        newest = directory / f"{utc_time()}_epoch_{content['epoch']}.pt"
-        save_tensors(content, newest)
-        self.remove_checkpoints(but=newest)
+    def write_checkpoint(self, content: dict[str, Any]) -> Written:
+        """Writes a checkpoint."""
+        (self.path / "checkpoints").mkdir(exist_ok=True)
+        return self.write(f"checkpoints/{utc_time()}_epoch_{content['epoch']}.pt", tensor_bytes(content))
 
-    def remove_checkpoints(self, but: Path | None) -> None:
-        """Removes all checkpoints but one."""
+    def remove_old_checkpoints(self) -> None:
+        """Removes all checkpoints but the newest, which must be on the disk."""
+        newest = newest_checkpoint(self.path)
         for path in self.path.glob("checkpoints/*_epoch_*.pt"):
-            if path != but and _CHECKPOINT.fullmatch(path.name):
+            if path != newest and _CHECKPOINT.fullmatch(path.name):
                 path.unlink(missing_ok=True)
+
+    def publish(self) -> None:
+        """Renames a new folder to `{output_dir}/{experiment_name}_{time}`, with `_2`, … appended if that exists."""
+        name = Path(self.parameters["output_dir"]) / f"{self.parameters['experiment_name']}_{utc_time()}"
+        while True:
+            _last_numbers[name] += 1
+            path = name if _last_numbers[name] == 1 else name.with_name(f"{name.name}_{_last_numbers[name]}")
+            try:
+                # Succeeds unless something else than an empty folder has this name.
+                os.replace(self.path, path)
+                self.path = path
+                return
+            except OSError:
+                if not os.path.lexists(path):
+                    raise
 
     def plots(self) -> Path:
         """The folder of the plots of the metrics, made if missing."""
@@ -73,49 +91,26 @@ class ExperimentFolder:
 
 
 def new_folder(
-    parameters: dict[str, Any], provenance: dict[str, Any], making: str, last_epoch: int = -1
+    parameters: dict[str, Any], provenance: dict[str, Any], making: str, name: str, last_epoch: int = -1
 ) -> ExperimentFolder:
-    """Makes `{output_dir}/{experiment_name}_{time}/`, with `_2`, `_3`, … appended if that exists.
-
-    It appears with its run_params.json in it, so that no folder is without, whatever happens; and no two processes get
-    the same one. `making` is the name that it has before, which no other process uses.
+    """Makes a folder with its run_params.json in the hidden folder `making`, which no other process uses. It is
+    published when it is on the disk, so that no folder is without a run_params.json.
     """
-    directory = Path(parameters["output_dir"])
-    directory.mkdir(parents=True, exist_ok=True)
-    folder = ExperimentFolder(directory / making, parameters, provenance)
-    try:
-        discard(folder.path)
-        folder.path.mkdir()
-        folder.write_parameters(False, None, last_epoch)
-        name = directory / f"{parameters['experiment_name']}_{utc_time()}"
-        while True:
-            _last_numbers[name] += 1
-            path = name if _last_numbers[name] == 1 else name.with_name(f"{name.name}_{_last_numbers[name]}")
-            try:
-                # Succeeds unless something else than an empty folder has this name.
-                folder.path = folder.path.rename(path)
-                break
-            except OSError:
-                if not os.path.lexists(path):
-                    raise
-        sync_directory(directory)
-    except BaseException:
-        discard(directory / making)
-        raise
+    directory = Path(parameters["output_dir"]) / making
+    if directory.is_symlink():
+        directory.unlink()
+    folder = ExperimentFolder(directory / name, parameters, provenance)
+    discard(folder.path)  # of a process of the same launch that died
+    folder.path.mkdir(parents=True)
+    os.replace(*folder.write_parameters(False, None, last_epoch))
     return folder
 
 
-def reopen_folder(
-    path: Path, parameters: dict[str, Any], provenance: dict[str, Any], last_epoch: int
-) -> ExperimentFolder:
-    """Reopens the folder of an experiment that continues from its newest checkpoint. Removes what a crash left in it:
-    unfinished files, and older checkpoints.
-    """
+def reopen_folder(path: Path, parameters: dict[str, Any], provenance: dict[str, Any]) -> ExperimentFolder:
+    """Reopens the folder of an experiment that continues. Removes the temporary files that a crash left in it."""
     folder = ExperimentFolder(path, parameters, provenance)
     for directory in (path, path / "checkpoints", path / "plots"):
         remove_temporary_files(directory)
-    folder.remove_checkpoints(but=newest_checkpoint(path))
-    folder.write_parameters(False, None, last_epoch)
     return folder
 
 

@@ -14,6 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.cli import Stop
+from common.files import Written, remove_temporary_files, rename, sync_folders
 from common.plotting.metrics import Lines, draw_metrics, end_with_parent, metric_lines
 from common.sweeps.checkpoint import checkpoint_content
 from common.sweeps.experiment import Experiment
@@ -33,6 +35,10 @@ from common.training.trainer import Trainer
 _ONE_PROCESS_DRAWS = 20
 # Experiments that wait for their plots at most: then training waits.
 _MOST_WAITING = 16
+# Between two waits for the disk, at least so many seconds pass, and at least so many times the last wait.
+_SYNC_SECONDS, _SYNC_RATIO = 1.0, 20
+# After a signal, so many seconds pass between two waits, which end within so many: Python needs half a second to exit.
+_SYNC_SECONDS_AFTER_SIGNAL, _MOST_SYNC_SECONDS = 0.4, 1.4
 
 
 def say(line: str) -> None:
@@ -58,6 +64,15 @@ class SweepContext:
     output_share: float  # of the time, for checkpoints, plots and logs
     plots: "MetricPlots | None" = None
     failures: list[str] = field(default_factory=list)  # a line for each experiment that failed
+    # Experiments, their folders, and what is to be done after the next syncs
+    waiting: list[tuple[Experiment, Path, Sequence[Callable[[], None]]]] = field(default_factory=list)
+    last_sync: float = field(default_factory=time.monotonic)  # when it ended
+    last_sync_seconds: float = 0.0  # that it took
+
+    @property
+    def making(self) -> str:
+        """The hidden name of the folder in an output folder in which new folders are made."""
+        return f".making-{self.world.launch}-{self.world.rank}"
 
     @contextmanager
     def guard(self, experiment: Experiment) -> Iterator[None]:
@@ -76,9 +91,52 @@ class SweepContext:
         self.failures.append(f"{place}: {type(error).__name__}: {error}")
         say(f"{experiment.number}/{self.num_experiments} failed: {self.failures[-1]}")
         with suppress(Exception):
-            folder.write_parameters(False, "failed", experiment.state.epoch)
+            # All but checkpoints that are written, which may continue the experiment
+            for directory in (folder.path, folder.path / "plots"):
+                remove_temporary_files(directory)
+            self.rename_after_sync(experiment, folder.write_parameters(False, "failed", experiment.state.epoch))
             folder.log("failed: " + "".join(traceback.format_exception(error)))
         experiment.release()
+
+    def after_syncs(self, experiment: Experiment, folder: Path, *actions: Callable[[], None]) -> None:
+        """Does the first action when all that is in the experiment's folder now is on the disk, the second when what
+        the first did is, and so on, unless the experiment fails: a file gets its final name when its content is on the
+        disk, and what relies on the name, such as the removal of an older file, is done when the name is, too.
+        """
+        self.waiting.append((experiment, folder, actions))
+
+    def rename_after_sync(self, experiment: Experiment, file: Written) -> None:
+        """Gives a file its final name when it is on the disk."""
+        self.after_syncs(experiment, experiment.folder.path, partial(rename, *file))
+
+    def sync(self) -> None:
+        """Waits until all files are on the disk, then does what waits for that. An error fails its experiments."""
+        waiting, self.waiting, begin = self.waiting, [], time.monotonic()
+        errors = sync_folders(dict.fromkeys(folder for _, folder, _ in waiting))
+        self.last_sync = time.monotonic()
+        self.last_sync_seconds = self.last_sync - begin
+        for experiment, folder, (action, *later) in waiting:
+            with self.guard(experiment):
+                if folder in errors:
+                    raise errors[folder]
+                action()
+                if later and not experiment.failed:
+                    self.waiting.append((experiment, folder, later))
+
+    def sync_if_due(self) -> None:
+        """Calls `sync` if something waits for it, and the last one is long enough ago."""
+        least = _SYNC_SECONDS_AFTER_SIGNAL if self.stop else max(_SYNC_SECONDS, _SYNC_RATIO * self.last_sync_seconds)
+        if self.waiting and time.monotonic() - self.last_sync >= least:
+            self.sync()
+
+    def sync_all(self) -> None:
+        """Calls `sync` until nothing waits for it. After a signal, what takes too long is left to a resumed run."""
+        while self.waiting and self.seconds_after_signal() <= _MOST_SYNC_SECONDS:
+            self.sync()
+
+    def seconds_after_signal(self) -> float:
+        """Returns the seconds from a signal until what is written now will be on the disk; 0 if there was none."""
+        return self.stop.seconds() + self.last_sync_seconds if self.stop else 0.0
 
     def log(self, experiment: Experiment, *lines: str) -> None:
         """Logs lines to the experiment's file, or to the console, which has room for one experiment's log."""
@@ -117,12 +175,16 @@ def _due(trainer: Trainer, running: Sequence[Experiment], flag: str) -> list[int
     validations, rest = divmod(trainer.epoch + 1, trainer.validate_every)
     waited = [0 if rest else validations - each.saved_at.get(flag, 0) for each in running]
     due = [i for i, e in enumerate(running) if e.parameters[flag] and waited[i] >= e.parameters["save_every_num_val"]]
-    return sorted(due, key=lambda index: -waited[index])
+    return sorted((index for index in due if not running[index].failed), key=lambda index: -waited[index])
 
 
-def save_checkpoint(experiment: Experiment, engine: Engine, index: int, output: Tensor | None = None) -> None:
+def save_checkpoint(
+    context: SweepContext, experiment: Experiment, engine: Engine, index: int, output: Tensor | None = None
+) -> None:
     """Writes the checkpoint of an experiment whose parameters are at an index of the engine's batch."""
-    experiment.folder.write_checkpoint(checkpoint_content(experiment.state, engine, index, output))
+    folder = experiment.folder
+    file = folder.write_checkpoint(checkpoint_content(experiment.state, engine, index, output))
+    context.after_syncs(experiment, folder.path, partial(rename, *file), folder.remove_old_checkpoints)
 
 
 class Checkpoints:
@@ -139,8 +201,9 @@ class Checkpoints:
                     if not self._context.stop:
                         with self._context.guard(running[index]):
                             trainer.sync(index)
-                            save_checkpoint(running[index], trainer.engine, index)
+                            save_checkpoint(self._context, running[index], trainer.engine, index)
                             running[index].saved_at["store_checkpoints"] = (trainer.epoch + 1) // trainer.validate_every
+                self._context.sync()
 
 
 class MetricPlots:
@@ -196,8 +259,12 @@ class MetricPlots:
         for future in done:
             experiment, then = self._waiting.pop(future)
             with self._context.guard(experiment):
-                self._throttle.spend(future.result())
+                seconds, files = future.result()
+                self._throttle.spend(seconds)
+                for file in files:
+                    self._context.rename_after_sync(experiment, file)
                 then()
+        self._context.sync_if_due()
 
     def close(self) -> None:
         """Waits until everything is plotted. After a signal, the rest is left to a resumed run."""

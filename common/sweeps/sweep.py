@@ -20,7 +20,7 @@ from common.sweeps.batch import train_batch
 from common.sweeps.experiment import Experiment, Identity, identify, prepare, resolve
 from common.sweeps.outputs import MetricPlots, SweepContext, say
 from common.sweeps.plans import Job
-from common.sweeps.processes import World, hold_run_lock, other_launch, partition, world_from_env
+from common.sweeps.processes import World, discard, hold_run_lock, other_launch, partition, world_from_env
 from common.sweeps.resume import match_previous_runs, restore
 from common.training.history import DIVERGED
 from common.training.native_engine import Kernel, NativeUnavailable, NotNative, native_kernel
@@ -116,6 +116,8 @@ def _run(sweep: Sweep, world: World, resume: bool, output_share: float = _OUTPUT
         locks = {directory: stack.enter_context(hold_run_lock(directory, world)) for directory in directories}
         record = {"id": world.launch, "start_time": utc_time(), "experiments": total}
         context = SweepContext(total, dict.fromkeys(directories, record), world, stop, output_share)
+        for directory in directories:
+            stack.callback(discard, directory / context.making)
         summary = f"{total} experiment{'s' if total != 1 else ''}{_observations(experiments.values())}"
         if sweep.num_repeats:
             summary += f"; {sweep.num_repeats} more of the list have the same parameters and seed, and are left out"
@@ -203,6 +205,7 @@ def _train(batches: Sequence[Batch], context: SweepContext) -> list[str]:
         torch.set_num_threads(NUM_THREADS)
         if context.plots:
             context.plots.close()
+        context.sync_all()
     return context.failures
 
 

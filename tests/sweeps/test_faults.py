@@ -16,6 +16,7 @@ import torch
 from common import files
 from common.cli import RunFailed, UserError
 from common.sweeps import batch
+from common.sweeps.folder import ExperimentFolder
 from common.sweeps.plans import Job
 from common.sweeps.sweep import run_jobs, run_sweep
 from common.training import native_engine
@@ -67,6 +68,7 @@ def test_failed_write_fails_only_its_experiment(tmp_path, monkeypatch, three_exp
             fail_nth_replace(patched, number)
             with pytest.raises(RunFailed, match=r"^1 of 3 failed: \S+: OSError: .*No space left.*-resume$"):
                 run_without_output_limit(experiments)
+        assert list(path.rglob(".*")) == []
         # The other experiments are complete, and all checkpoints can be read.
         found = read_outputs(path)
         finished = {
@@ -124,15 +126,15 @@ def test_no_plan_runs_if_one_is_invalid(tmp_path):
 
 
 def test_failed_plot_fails_only_its_experiment(tmp_path, three_experiments, monkeypatch):
-    begin = batch._begin
+    publish = ExperimentFolder.publish
 
-    def block_plots_folder(experiment, *arguments):
-        begin(experiment, *arguments)
-        if experiment.number == 2:
-            (experiment.folder.path / "plots").write_text("in the way")
+    def block_plots_folder(self):
+        publish(self)
+        if self.provenance["sweep"]["experiment"] == 2:
+            (self.path / "plots").write_text("in the way")
 
     with monkeypatch.context() as patched, pytest.raises(RunFailed, match=r"^1 of 3 failed: .*plots"):
-        patched.setattr(batch, "_begin", block_plots_folder)
+        patched.setattr(ExperimentFolder, "publish", block_plots_folder)
         run_without_output_limit(
             parameter_list(tmp_path, *({**each, "plot_metrics": True} for each in three_experiments))
         )

@@ -27,8 +27,14 @@ def experiments(tmp_path):
     experiments = [make_experiment(epochs=200, output_dir=tmp_path, random_seed=seed) for seed in range(3)]
     train(experiments)
     for experiment in experiments:
-        experiment.folder = new_folder(experiment.parameters, {}, ".making")
+        experiment.folder = new_folder(experiment.parameters, {}, ".making", str(experiment.parameters["random_seed"]))
     return experiments
+
+
+def close(plots, context):
+    """Waits until everything is plotted and on the disk."""
+    plots.close()
+    context.sync_all()
 
 
 def plot_files(experiment):
@@ -47,7 +53,7 @@ def test_all_experiments_are_plotted_if_queue_is_full(context, experiments, monk
     plots, done = MetricPlots(context, len(experiments)), []
     for experiment in experiments:
         plots.draw(experiment, lambda experiment=experiment: done.append(experiment.number))
-    plots.close()
+    close(plots, context)
     assert len(done) == 3
     assert [len(plot_files(experiment)) for experiment in experiments] == [8, 8, 8]
     assert context.failures == []
@@ -62,7 +68,7 @@ def test_killed_plot_process_loses_only_its_plots(context, experiments):
     wait_for(lambda: plots.collect(0.1) or context.failures)
     assert [each.failed for each in experiments] == [True, False, False]
     plots.draw(experiments[1])
-    plots.close()
+    close(plots, context)
     assert len(plot_files(experiments[1])) == 8
     assert len(context.failures) == 1
     assert "BrokenProcessPool" in context.failures[0]
@@ -74,7 +80,7 @@ def test_plot_process_ignores_signals(context, experiments):
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(process.pid, number)
     plots.draw(experiments[0])
-    plots.close()
+    close(plots, context)
     assert len(plot_files(experiments[0])) == 8
     assert context.failures == []
 

@@ -88,11 +88,12 @@ def test_symlinks_are_not_followed(tmp_path, capsys):
     with hold_run_lock(out, World("a")) as lock:
         assert other_launch(lock) is None
         assert json.loads(lock.read_text())["pid"] == os.getpid()
-        folder = new_folder({"output_dir": str(out), "experiment_name": "x"}, {}, ".making-a-0").path
-    assert not folder.is_symlink()
+        new = new_folder({"output_dir": str(out), "experiment_name": "x"}, {}, ".making-a-0", "1")
+        new.publish()
+    assert not new.path.is_symlink()
     assert {path.name: path.is_file() and path.read_text() for path in outside.iterdir()} == {"precious": "content"}
     remaining = [path.name for path in out.iterdir()]
-    assert sorted(remaining) == [".lock-dead-1", ".lock-dead-2", ".lock-dead-3", folder.name]
+    assert sorted(remaining) == [".lock-dead-1", ".lock-dead-2", ".lock-dead-3", ".making-a-0", new.path.name]
     assert capsys.readouterr().err.count("skipped (is not a regular file") == 3
 
 

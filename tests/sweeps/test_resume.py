@@ -91,13 +91,19 @@ def test_resume_after_interruption_between_validations(tmp_path, monkeypatch):
 
 
 def test_interruption_is_recorded_before_checkpoint(tmp_path, monkeypatch):
-    recorded = []
+    recorded, replace = [], os.replace
 
-    def save(experiment, engine, index):
-        recorded.append(json.loads((experiment.folder.path / "run_params.json").read_text())["status"])
+    def record(source, target):
+        if target.suffix == ".pt" and (status := read_status(target.parents[1]))["stop_reason"]:
+            recorded.append(status)
+        replace(source, target)
 
-    monkeypatch.setattr(batch, "save_checkpoint", save)
-    interrupt_at_epoch(400, parameter_list(tmp_path, {"validate_every": 1}), monkeypatch)
+    def read_status(folder):
+        return json.loads((folder / "run_params.json").read_text())["status"]
+
+    monkeypatch.setattr(os, "replace", record)
+    without_results = {"validate_every": 1, "save_results": False}
+    interrupt_at_epoch(400, parameter_list(tmp_path, without_results), monkeypatch)
     ((parameters, _),) = runs_by_number(tmp_path)[1]
     assert recorded == [parameters["status"]]
     assert recorded[0]["stop_reason"] == "interrupted"

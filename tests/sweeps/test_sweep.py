@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -133,9 +134,13 @@ def test_number_of_diverged_experiments_is_shown(tmp_path, capsys):
 
 def test_folder_names_are_unique(tmp_path):
     parameters = {"output_dir": str(tmp_path), "experiment_name": "same"}
-    paths = [new_folder(parameters, {}, ".making").path for _ in range(5)]
+    folders = [new_folder(parameters, {}, ".making", str(number)) for number in range(5)]
+    assert [path.name for path in tmp_path.iterdir()] == [".making"]
+    for folder in folders:
+        folder.publish()
+    paths = [folder.path for folder in folders]
     assert len(set(paths)) == 5
-    assert sorted(tmp_path.iterdir()) == sorted(paths)
+    assert sorted(tmp_path.glob("[!.]*")) == sorted(paths)
     assert all((path / "run_params.json").exists() for path in paths)
 
 
@@ -187,8 +192,13 @@ def test_throttle_limits_share_of_time():
 
 
 def test_checkpoints_and_plots_during_training(tmp_path, monkeypatch):
-    saved, drawn = [], []
-    monkeypatch.setattr(ExperimentFolder, "write_checkpoint", lambda self, content: saved.append(content["epoch"]))
+    saved, drawn, write_checkpoint = [], [], ExperimentFolder.write_checkpoint
+
+    def write(self, content):
+        saved.append(content["epoch"])
+        return write_checkpoint(self, content)
+
+    monkeypatch.setattr(ExperimentFolder, "write_checkpoint", write)
 
     def draw(self, experiment, then=lambda: None):
         drawn.append(len(experiment.state.history.train["mse_loss"].epochs))
@@ -202,9 +212,9 @@ def test_checkpoints_and_plots_during_training(tmp_path, monkeypatch):
     assert drawn == [2, 4, 6, 8, 10]
 
 
-def test_old_checkpoint_is_kept_until_new_one_is_written(tmp_path, monkeypatch):
-    folder = new_folder({"output_dir": str(tmp_path), "experiment_name": "x"}, {}, ".making")
-    folder.write_checkpoint({"epoch": 1})
+def test_old_checkpoint_is_kept_until_new_one_has_its_name(tmp_path, monkeypatch):
+    folder = new_folder({"output_dir": str(tmp_path), "experiment_name": "x"}, {}, ".making", "1")
+    os.replace(*folder.write_checkpoint({"epoch": 1}))
     (first,) = (folder.path / "checkpoints").iterdir()
     content = first.read_bytes()
 
@@ -216,7 +226,11 @@ def test_old_checkpoint_is_kept_until_new_one_is_written(tmp_path, monkeypatch):
         patched.setattr(Path, "write_bytes", breaking)
         folder.write_checkpoint({"epoch": 2})
     assert [path.read_bytes() for path in (folder.path / "checkpoints").iterdir()] == [content]
-    folder.write_checkpoint({"epoch": 3})
+    file = folder.write_checkpoint({"epoch": 3})
+    folder.remove_old_checkpoints()
+    assert first.read_bytes() == content
+    os.replace(*file)
+    folder.remove_old_checkpoints()
     (only,) = (folder.path / "checkpoints").iterdir()
     assert only.name.endswith("_epoch_3.pt")
 
