@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from common.training.history import DIVERGED, EPOCHS, INTERRUPTED, STALLED, ZERO_LOSS, History, Metrics, TrainingState
-from common.training.native_engine import Engine
+from common.training.native_engine import Engine, in_parallel
 from common.training.torch_engine import Observations, on_host
 
-# Size of the buffer of the observations of all experiments. When it is full, the metrics are computed.
-_BUFFER_BYTES = 64 * 2**20
+# Size of the buffer of the observations of all experiments, and the most validations in it.
+_BUFFER_BYTES, _BUFFER_ROWS = 64 * 2**20, 8192
 # Validations from which metrics are computed at once: few enough for the intermediate results to stay in the cache.
 _ROWS_AT_ONCE = 4096
 
@@ -65,12 +65,13 @@ class Trainer:
 
         shape, dtype = engine.model.output_shape, engine.model.values[:0].cpu().numpy().dtype
         most_rows = int(self._last_epochs.max() - self.epoch) // validate_every + 2
-        num_rows = max(1, min(most_rows, _BUFFER_BYTES // (len(states) * prod(shape) * dtype.itemsize)))
+        num_rows = max(1, min(most_rows, _BUFFER_ROWS, _BUFFER_BYTES // (len(states) * prod(shape) * dtype.itemsize)))
         self._epoch_rows = np.zeros(num_rows, dtype=np.int64)
         self._loss_rows = np.zeros((len(states), num_rows), dtype)
         self._output_rows = np.zeros((len(states), num_rows, *shape), dtype)
-        # The number of rows, and how many of them each history has; the index of each experiment in the buffer.
-        self._num_rows, self._num_measured = 0, np.zeros(len(states), dtype=np.int64)
+        # The number of rows, how many of them all histories have, and how many each has; the index of each experiment in
+        # the buffer.
+        self._num_rows, self._num_rows_measured, self._num_measured = 0, 0, np.zeros(len(states), dtype=np.int64)
         self._places = np.arange(len(states))
 
     def advance(self) -> list[Ended]:
@@ -98,6 +99,8 @@ class Trainer:
             for index, position in zip(indices, positions, strict=True):
                 ended.append(Ended(self.running[index], engine, position, observed.outputs[index, column].copy()))
         self.discard([each.state for each in ended])
+        if self._num_rows - self._num_rows_measured >= _ROWS_AT_ONCE // 2 and not self._measures_slowly():
+            self._measure_histories()
         return ended
 
     def _interval_ends(self) -> np.ndarray:
@@ -108,10 +111,12 @@ class Trainer:
         longest = done + self.engine.max_steps_per_call
         if min(next_validation, last) > longest:
             return np.array([longest])
-        slow = any(state.measures_slowly for state in self.running)
-        count = 1 if slow else max(1, min(self.engine.max_steps_per_chunk // every, len(self._epoch_rows)))
+        count = 1 if self._measures_slowly() else max(1, min(self.engine.max_steps_per_chunk // every, len(self._epoch_rows)))
         validations = next_validation + every * np.arange(count)
         return np.append(validations[validations < last], last)[:count]
+
+    def _measures_slowly(self) -> bool:
+        return any(state.measures_slowly for state in self.running)
 
     def _decide_stops(self, ends: np.ndarray, observed: Observations) -> dict[int, int]:
         """Updates the counts of zero losses, whether parameters moved, and the states of the experiments that end.
@@ -181,16 +186,30 @@ class Trainer:
     def _append(self, epochs: np.ndarray, losses: np.ndarray, outputs: np.ndarray) -> int:
         """Appends rows to the buffer, which is emptied first if they do not fit. Returns the index of the first."""
         if self._num_rows + len(epochs) > len(self._epoch_rows):
-            for index, state in enumerate(self.running):
-                if state.keeps_history:
-                    self._measure(index, self._num_rows)
-            self._num_rows, self._num_measured[:] = 0, 0
+            self._measure_histories()
+            self._num_rows, self._num_rows_measured, self._num_measured[:] = 0, 0, 0
             self._epoch_rows = np.empty_like(self._epoch_rows)  # histories share views of the old one
         first, self._num_rows = self._num_rows, self._num_rows + len(epochs)
         rows = slice(first, self._num_rows)
         self._epoch_rows[rows] = epochs
         self._loss_rows[self._places, rows], self._output_rows[self._places, rows] = losses, outputs
         return first
+
+    def _measure_histories(self) -> None:
+        """Adds what is missing of the metrics of all rows to the histories."""
+        indices = [index for index, state in enumerate(self.running) if state.keeps_history]
+
+        def measure(part: tuple[int, int]) -> None:
+            for index in indices[slice(*part)]:
+                self._measure(index, self._num_rows)
+
+        # PyTorch starts threads of its own for more numbers than 32768.
+        is_small = _ROWS_AT_ONCE * prod(self._output_rows.shape[2:]) < 32768
+        if indices and is_small and not self._measures_slowly():
+            in_parallel(measure, len(indices))
+        else:
+            measure((0, len(indices)))
+        self._num_rows_measured = self._num_rows
 
     def _measure(self, index: int, num_rows: int) -> None:
         """Adds what is missing of the metrics of the first `num_rows` rows to an experiment's history."""

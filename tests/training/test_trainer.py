@@ -139,7 +139,7 @@ def test_last_values_without_history(monkeypatch, native):
 
 
 def test_latest_metrics(native):
-    experiment = make_experiment(epochs=10**8, lr=1e-6, dtype="float64")
+    experiment = make_experiment(epochs=10**8, lr=1e-6, dtype="float64", validate_every=500)
     trainer = make_trainer([experiment], native=native)
     assert trainer.latest(0) == {}
     trainer.advance()
