@@ -30,8 +30,8 @@ def _svdvals(matrices: Tensor) -> Tensor:
 
 def _svdvals_2x2(matrices: Tensor) -> Tensor:
     """Returns the singular values of 2×2 matrices, many times faster than LAPACK. [[a, b], [c, d]] is a rotation scaled
-    by ½‖(a + d, c − b)‖ plus a reflection scaled by ½‖(a − d, c + b)‖, whose sum is the first singular value. The second
-    one is |ad − bc| / σ_1, where the products of float32 numbers are exact in float64.
+    by ½‖(a + d, c − b)‖ plus a reflection scaled by ½‖(a − d, c + b)‖; σ_1 is the sum of the scales. σ_2 is
+    |ad − bc| / σ_1, where products of float32 numbers are exact in float64.
     """
     # Products of entries scaled by a power of two do not overflow.
     largest = matrices.abs().amax((-2, -1))

@@ -11,10 +11,13 @@ from common.training.history import DIVERGED, EPOCHS, INTERRUPTED, STALLED, ZERO
 from common.training.native_engine import Engine, in_parallel
 from common.training.torch_engine import Observations, on_host
 
-# Size of the buffer of the observations of all experiments, and the most validations in it.
-_BUFFER_BYTES, _BUFFER_ROWS = 64 * 2**20, 8192
-# Validations from which metrics are computed at once: few enough for the intermediate results to stay in the cache.
-_ROWS_AT_ONCE = 4096
+# Size of the buffer of the observations of all experiments.
+_BUFFER_BYTES = 64 * 2**20
+# The most validations in the buffer: few enough for the intermediate results of metrics to stay in the cache. When half
+# as many are new, metrics are computed.
+_BUFFER_ROWS = 8192
+# PyTorch starts threads of its own for operations on more numbers.
+_ONE_THREAD_UP_TO = 32768
 
 
 class Ended(NamedTuple):
@@ -69,9 +72,9 @@ class Trainer:
         self._epoch_rows = np.zeros(num_rows, dtype=np.int64)
         self._loss_rows = np.zeros((len(states), num_rows), dtype)
         self._output_rows = np.zeros((len(states), num_rows, *shape), dtype)
-        # The number of rows, how many of them all histories have, and how many each has; the index of each experiment in
-        # the buffer.
+        # The number of rows, how many of them all histories have, and how many each has.
         self._num_rows, self._num_rows_measured, self._num_measured = 0, 0, np.zeros(len(states), dtype=np.int64)
+        # The index of each experiment in the buffer.
         self._places = np.arange(len(states))
 
     def advance(self) -> list[Ended]:
@@ -99,7 +102,7 @@ class Trainer:
             for index, position in zip(indices, positions, strict=True):
                 ended.append(Ended(self.running[index], engine, position, observed.outputs[index, column].copy()))
         self.discard([each.state for each in ended])
-        if self._num_rows - self._num_rows_measured >= _ROWS_AT_ONCE // 2 and not self._measures_slowly():
+        if self._num_rows - self._num_rows_measured >= _BUFFER_ROWS // 2 and not self._measures_slowly():
             self._measure_histories()
         return ended
 
@@ -111,7 +114,11 @@ class Trainer:
         longest = done + self.engine.max_steps_per_call
         if min(next_validation, last) > longest:
             return np.array([longest])
-        count = 1 if self._measures_slowly() else max(1, min(self.engine.max_steps_per_chunk // every, len(self._epoch_rows)))
+        count = (
+            1
+            if self._measures_slowly()
+            else max(1, min(self.engine.max_steps_per_chunk // every, len(self._epoch_rows)))
+        )
         validations = next_validation + every * np.arange(count)
         return np.append(validations[validations < last], last)[:count]
 
@@ -203,8 +210,7 @@ class Trainer:
             for index in indices[slice(*part)]:
                 self._measure(index, self._num_rows)
 
-        # PyTorch starts threads of its own for more numbers than 32768.
-        is_small = _ROWS_AT_ONCE * prod(self._output_rows.shape[2:]) < 32768
+        is_small = _BUFFER_ROWS * prod(self._output_rows.shape[2:]) <= _ONE_THREAD_UP_TO
         if indices and is_small and not self._measures_slowly():
             in_parallel(measure, len(indices))
         else:
@@ -218,9 +224,8 @@ class Trainer:
             return
         if not state.keeps_history:
             state.history, begin = History(), num_rows - 1
-        for row in range(begin, num_rows, _ROWS_AT_ONCE):
-            rows = slice(row, min(row + _ROWS_AT_ONCE, num_rows))
-            state.history.extend(self._epoch_rows[rows], *self._metrics(index, rows))
+        rows = slice(begin, num_rows)
+        state.history.extend(self._epoch_rows[rows], *self._metrics(index, rows))
         self._num_measured[index] = num_rows
 
     def _metrics(self, index: int, rows: slice) -> tuple[Metrics, Metrics]:
