@@ -30,12 +30,18 @@ def _svdvals(matrices: Tensor) -> Tensor:
 
 def _svdvals_2x2(matrices: Tensor) -> Tensor:
     """Returns the singular values of 2×2 matrices, many times faster than LAPACK. [[a, b], [c, d]] is a rotation scaled
-    by ½‖(a + d, c − b)‖ plus a reflection scaled by ½‖(a − d, c + b)‖; the values are sum and difference of the scales.
+    by ½‖(a + d, c − b)‖ plus a reflection scaled by ½‖(a − d, c + b)‖; σ_1 is the sum of the scales. σ_2 is
+    |ad − bc| / σ_1, where products of float32 numbers are exact in float64.
     """
-    (a, b), (c, d) = (row.unbind(-1) for row in matrices.unbind(-2))
-    rotation, reflection = torch.hypot(a + d, c - b), torch.hypot(a - d, c + b)
+    # Products of entries scaled by a power of two do not overflow.
+    largest = matrices.abs().amax((-2, -1))
+    scale = torch.where(largest > 0, largest / (2 * torch.frexp(largest).mantissa), 1)
+    (a, b), (c, d) = (row.unbind(-1) for row in (matrices / scale[..., None, None]).unbind(-2))
+    first = (torch.hypot(a + d, c - b) + torch.hypot(a - d, c + b)) / 2
+    # The scaled σ_1 is at least ½, or eps/2 if it was denormal, or 0.
+    second = torch.minimum((a * d - b * c).abs_() / first.clamp_min(2.0**-60), first)
     # Each singular value is contiguous in memory, so that sums over them add long vectors.
-    return torch.stack([rotation + reflection, (rotation - reflection).abs_()]).mul_(0.5).movedim(0, -1)
+    return torch.stack([first, second]).mul_(scale).movedim(0, -1)
 
 
 def frobenius_norm(singular_values: Tensor) -> Tensor:
@@ -53,7 +59,7 @@ def effective_rank(singular_values: Tensor) -> Tensor:
     matrix (Roy & Vetterli 2007).
     """
     total = singular_values.sum(-1, keepdim=True)
-    shares = singular_values / total.clamp_min(torch.finfo(total.dtype).tiny)
+    shares = singular_values / torch.where(total > 0, total, 1)
     return torch.special.entr(shares).sum(-1).exp()
 
 

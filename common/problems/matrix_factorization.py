@@ -15,8 +15,11 @@ from common.metrics import matrix as matrix_metrics
 from common.models.deep_matrix_factorization import DeepMatrixFactorization, factor_shapes, initial_factors
 from common.problems.problem import Results
 from common.training.history import Metrics, TrainingState
+from common.training.native_metrics import FIRST_SINGULAR_VALUE, metrics_2x2
 from common.training.objectives import Objective, SensingObjective, entry_objective
 from common.training.optimizers import GradientDescent
+
+_NORMS_AND_RANKS = "fro_e2e_norm", "nuc_e2e_norm", "e2e_effective_rank", "distance_from_rank_1", "e2e_rank"
 
 
 class MatrixFactorization:
@@ -94,21 +97,33 @@ class MatrixFactorization:
 
     def measure(self, losses: np.ndarray, outputs: np.ndarray) -> tuple[Metrics, Metrics]:
         dtype, num_samples = getattr(torch, self.parameters["dtype"]), self.parameters["num_samples"]
+        track_singular_values = self.parameters["track_singular_values"]
+        if self.output_shape == (2, 2):
+            others = {f"e2e_{row}_{col}_value": 2 * row + col for row, col in self._tracked}
+            others |= {"singular_value_0": FIRST_SINGULAR_VALUE} if track_singular_values else {}
+            metrics = metrics_2x2(losses, outputs, num_samples, list(others.values()))
+            if metrics is not None:
+                mse, loss, *metrics = metrics
+                validation = dict(zip((*_NORMS_AND_RANKS, *others), metrics, strict=True))
+                if track_singular_values:
+                    validation["singular_value_1"] = validation["distance_from_rank_1"]
+                return {"mse_loss": mse, "sse_loss_div_2": loss}, validation
         loss = torch.from_numpy(losses)
         # Each entry contiguous in memory: what is computed from the entries are long vectors.
         entries = torch.from_numpy(np.ascontiguousarray(np.moveaxis(outputs, 0, -1)))
         singular_values = matrix_metrics.singular_values(entries.double().movedim(-1, 0))
         train = {"mse_loss": 2 * loss.double() / num_samples, "sse_loss_div_2": loss}
-        validation = {
-            "fro_e2e_norm": matrix_metrics.frobenius_norm(singular_values),
-            "nuc_e2e_norm": matrix_metrics.nuclear_norm(singular_values),
-            "e2e_effective_rank": matrix_metrics.effective_rank(singular_values),
-            "distance_from_rank_1": matrix_metrics.distance_from_rank_1(singular_values),
-            "e2e_rank": matrix_metrics.rank(singular_values, self.output_shape, dtype),
-        }
+        measured = (
+            matrix_metrics.frobenius_norm(singular_values),
+            matrix_metrics.nuclear_norm(singular_values),
+            matrix_metrics.effective_rank(singular_values),
+            matrix_metrics.distance_from_rank_1(singular_values),
+            matrix_metrics.rank(singular_values, self.output_shape, dtype),
+        )
+        validation = dict(zip(_NORMS_AND_RANKS, measured, strict=True))
         for row, col in self._tracked:
             validation[f"e2e_{row}_{col}_value"] = entries[row, col]
-        if self.parameters["track_singular_values"]:
+        if track_singular_values:
             for index in range(singular_values.shape[1]):
                 validation[f"singular_value_{index}"] = singular_values[:, index]
         return _as_arrays(train, dtype), _as_arrays(validation, dtype)

@@ -26,49 +26,58 @@ class History:
     """Train and validation metrics of one experiment, by name. Metrics recorded at the same epochs share that array."""
 
     def __init__(self, train: Mapping[str, Series] | None = None, validation: Mapping[str, Series] | None = None):
-        # A metric's parts are joined when it is read.
-        self._train = {name: [series] for name, series in (train or {}).items()}
-        self._validation = {name: [series] for name, series in (validation or {}).items()}
+        self._train, self._validation = dict(train or {}), dict(validation or {})
+        # Epochs, train and validation metrics that were appended since a metric was read. They are joined when one is.
+        self._new: list[tuple[np.ndarray, Metrics, Metrics]] = []
 
     @property
     def train(self) -> dict[str, Series]:
-        return _joined(self._train)
+        self._join()
+        return dict(self._train)
 
     @property
     def validation(self) -> dict[str, Series]:
-        return _joined(self._validation)
+        self._join()
+        return dict(self._validation)
 
     def extend(self, epochs: np.ndarray, train: Metrics, validation: Metrics) -> None:
         """Appends values (n,) of every metric at `epochs` (n,)."""
-        for parts, new in ((self._train, train), (self._validation, validation)):
-            for name, values in new.items():
-                parts.setdefault(name, []).append(Series(epochs, values))
+        self._new.append((epochs, train, validation))
+
+    def _join(self) -> None:
+        if not self._new:
+            return
+        (all_epochs, *new), self._new = zip(*self._new, strict=True), []
+        joined: dict[tuple[int, ...], np.ndarray] = {}
+        for metrics, new_metrics in zip((self._train, self._validation), new, strict=True):
+            parts = {name: [series] for name, series in metrics.items()}
+            for epochs, values_by_name in zip(all_epochs, new_metrics, strict=True):
+                for name, values in values_by_name.items():
+                    parts.setdefault(name, []).append(Series(epochs, values))
+            for name, series in parts.items():
+                epochs, values = zip(*series, strict=True)
+                if (key := tuple(map(id, epochs))) not in joined:
+                    joined[key] = np.concatenate(epochs)
+                metrics[name] = Series(joined[key], np.concatenate(values))
 
     def drop_last(self, epoch: int) -> None:
         """Removes the records of `epoch`, which no records follow."""
+        self._join()
         for metrics in (self._train, self._validation):
-            for name, (epochs, values) in _joined(metrics).items():
+            for name, (epochs, values) in list(metrics.items()):
                 kept = len(epochs) - (epochs[-1] == epoch)
-                metrics[name] = [Series(epochs[:kept], values[:kept])]
+                metrics[name] = Series(epochs[:kept], values[:kept])
                 if not kept:
                     del metrics[name]
 
     def last_values(self) -> dict[str, float]:
         """Returns the last value of every metric that was recorded at the last epoch."""
-        last = {name: parts[-1] for name, parts in (self._train | self._validation).items()}
-        newest = max((series.epochs[-1] for series in last.values()), default=-1)
-        return {name: float(values[-1]) for name, (epochs, values) in last.items() if epochs[-1] == newest}
-
-
-def _joined(metrics: dict[str, list[Series]]) -> dict[str, Series]:
-    joined: dict[tuple[int, ...], np.ndarray] = {}
-    for parts in metrics.values():
-        if len(parts) > 1:
-            epochs = [series.epochs for series in parts]
-            if (key := tuple(map(id, epochs))) not in joined:
-                joined[key] = np.concatenate(epochs)
-            parts[:] = [Series(joined[key], np.concatenate([series.values for series in parts]))]
-    return {name: series for name, (series,) in metrics.items()}
+        if self._new:
+            _, train, validation = self._new[-1]
+            return {name: float(values[-1]) for name, values in {**train, **validation}.items()}
+        metrics = self._train | self._validation
+        newest = max((series.epochs[-1] for series in metrics.values()), default=-1)
+        return {name: float(values[-1]) for name, (epochs, values) in metrics.items() if epochs[-1] == newest}
 
 
 @dataclass(eq=False)

@@ -118,8 +118,7 @@ class NativeEngine:
         def advance_part(part: tuple[int, int]) -> int:
             return self.kernel.advance(*part, batch.ctypes.data, observations.ctypes.data)
 
-        parts = _parts(model.batch_size, self.kernel.experiments_at_once)
-        if any(map(advance_part, parts) if len(parts) == 1 else _threads().map(advance_part, parts)):
+        if any(in_parallel(advance_part, model.batch_size, self.kernel.experiments_at_once)):
             raise MemoryError("no memory for a step of the native engine")
         return observed
 
@@ -135,6 +134,12 @@ Engine = TorchEngine | NativeEngine
 def _struct(*fields: int | np.ndarray) -> np.ndarray:
     """Returns a C struct of integers and pointers, all of 64 bits, as an array."""
     return np.array([field.ctypes.data if isinstance(field, np.ndarray) else field for field in fields])
+
+
+def in_parallel(function: Callable[[tuple[int, int]], object], batch_size: int, at_once: int = 1) -> list:
+    """Calls `function((begin, end))` on all threads, for parts of a batch. Returns the results."""
+    parts = _parts(batch_size, at_once)
+    return list(map(function, parts) if len(parts) == 1 else _threads().map(function, parts))
 
 
 def _parts(batch_size: int, at_once: int) -> list[tuple[int, int]]:

@@ -8,13 +8,16 @@ import numpy as np
 import torch
 
 from common.training.history import DIVERGED, EPOCHS, INTERRUPTED, STALLED, ZERO_LOSS, History, Metrics, TrainingState
-from common.training.native_engine import Engine
+from common.training.native_engine import Engine, in_parallel
 from common.training.torch_engine import Observations, on_host
 
-# Size of the buffer of the observations of all experiments. When it is full, the metrics are computed.
+# Size of the buffer of the observations of all experiments.
 _BUFFER_BYTES = 64 * 2**20
-# Validations from which metrics are computed at once: few enough for the intermediate results to stay in the cache.
-_ROWS_AT_ONCE = 4096
+# The most validations in the buffer: few enough for the intermediate results of metrics to stay in the cache. When half
+# as many are new, metrics are computed.
+_BUFFER_ROWS = 8192
+# PyTorch starts threads of its own for operations on more numbers.
+_ONE_THREAD_UP_TO = 32768
 
 
 class Ended(NamedTuple):
@@ -65,12 +68,13 @@ class Trainer:
 
         shape, dtype = engine.model.output_shape, engine.model.values[:0].cpu().numpy().dtype
         most_rows = int(self._last_epochs.max() - self.epoch) // validate_every + 2
-        num_rows = max(1, min(most_rows, _BUFFER_BYTES // (len(states) * prod(shape) * dtype.itemsize)))
+        num_rows = max(1, min(most_rows, _BUFFER_ROWS, _BUFFER_BYTES // (len(states) * prod(shape) * dtype.itemsize)))
         self._epoch_rows = np.zeros(num_rows, dtype=np.int64)
         self._loss_rows = np.zeros((len(states), num_rows), dtype)
         self._output_rows = np.zeros((len(states), num_rows, *shape), dtype)
-        # The number of rows, and how many of them each history has; the index of each experiment in the buffer.
-        self._num_rows, self._num_measured = 0, np.zeros(len(states), dtype=np.int64)
+        # The number of rows, how many of them all histories have, and how many each has.
+        self._num_rows, self._num_rows_measured, self._num_measured = 0, 0, np.zeros(len(states), dtype=np.int64)
+        # The index of each experiment in the buffer.
         self._places = np.arange(len(states))
 
     def advance(self) -> list[Ended]:
@@ -98,6 +102,8 @@ class Trainer:
             for index, position in zip(indices, positions, strict=True):
                 ended.append(Ended(self.running[index], engine, position, observed.outputs[index, column].copy()))
         self.discard([each.state for each in ended])
+        if self._num_rows - self._num_rows_measured >= _BUFFER_ROWS // 2 and not self._measures_slowly():
+            self._measure_histories()
         return ended
 
     def _interval_ends(self) -> np.ndarray:
@@ -108,22 +114,35 @@ class Trainer:
         longest = done + self.engine.max_steps_per_call
         if min(next_validation, last) > longest:
             return np.array([longest])
-        slow = any(state.measures_slowly for state in self.running)
-        count = 1 if slow else max(1, min(self.engine.max_steps_per_chunk // every, len(self._epoch_rows)))
+        count = (
+            1
+            if self._measures_slowly()
+            else max(1, min(self.engine.max_steps_per_chunk // every, len(self._epoch_rows)))
+        )
         validations = next_validation + every * np.arange(count)
         return np.append(validations[validations < last], last)[:count]
+
+    def _measures_slowly(self) -> bool:
+        return any(state.measures_slowly for state in self.running)
 
     def _decide_stops(self, ends: np.ndarray, observed: Observations) -> dict[int, int]:
         """Updates the counts of zero losses, whether parameters moved, and the states of the experiments that end.
 
         Returns the column of `ends` (K,) at which each of these ends, by index.
         """
-        losses, outputs, moved = observed
-        moved[:, 0] |= self._moved
-        is_validation = ends[None] % self.validate_every == 0  # (1, K)
-        at_last_epoch = ends == self._last_epochs[:, None] + 1  # (B, K)
-        zero_losses = _in_a_row(losses < self._tolerances[:, None], is_validation, self._zero_losses)
-        self._moved, self._zero_losses = moved[:, -1] & ~is_validation[:, -1], zero_losses[:, -1].copy()
+        observed.moved[:, 0] |= self._moved
+        is_validation = ends % self.validate_every == 0  # (K,): all but the last are
+        self._moved = observed.moved[:, -1] & ~is_validation[-1]
+        may_end = np.flatnonzero(self._may_end(ends, observed))
+        zero_losses_before = self._zero_losses[may_end]
+        if is_validation[0]:
+            self._zero_losses[:] = 0
+        if not len(may_end):
+            return {}
+        losses, outputs, moved = (each[may_end] for each in observed)
+        at_last_epoch = ends == self._last_epochs[may_end, None] + 1  # (those that may end, K)
+        zero_losses = _in_a_row(losses < self._tolerances[may_end, None], is_validation, zero_losses_before)
+        self._zero_losses[may_end] = zero_losses[:, -1]
         # If several hold, the last one is recorded.
         reasons = {
             EPOCHS: at_last_epoch,
@@ -132,25 +151,39 @@ class Trainer:
             DIVERGED: (is_validation | at_last_epoch) & ~_all_finite(losses, outputs),
         }
         ended = np.any(list(reasons.values()), axis=0)
-        columns = {index: int(ended[index].argmax()) for index in np.flatnonzero(ended.any(axis=1)).tolist()}
-        for index, column in columns.items():
-            state = self.running[index]
-            state.stop_reason = [name for name, holds in reasons.items() if holds[index, column]][-1]
+        columns = {}
+        for row in np.flatnonzero(ended.any(axis=1)).tolist():
+            index, column = int(may_end[row]), int(ended[row].argmax())
+            columns[index], state = column, self.running[index]
+            state.stop_reason = [name for name, holds in reasons.items() if holds[row, column]][-1]
             state.epoch = int(ends[column]) - 1
-            state.zero_loss_validations = int(zero_losses[index, column])
-            state.moved_since_validation = bool(moved[index, column] and not is_validation[0, column])
+            state.zero_loss_validations = int(zero_losses[row, column])
+            state.moved_since_validation = bool(moved[row, column] and not is_validation[column])
         return columns
+
+    def _may_end(self, ends: np.ndarray, observed: Observations) -> np.ndarray:
+        """Returns False (B,) for the experiments, most of them, of which extreme values show that they do not end, and
+        that no loss counts as zero.
+        """
+        losses, outputs, moved = observed
+        entries = outputs.reshape(len(outputs), -1)
+        with np.errstate(over="ignore", invalid="ignore"):
+            largest = np.maximum(entries.max(axis=1), -entries.min(axis=1))
+            finite = np.isfinite(2 * losses.max(axis=1) + prod(outputs.shape[2:]) * largest)  # see _all_finite
+        stalled = ~moved.all(axis=1) & self.engine.optimizer.is_stateless
+        return ~finite | stalled | (losses.min(axis=1) < self._tolerances) | (ends[-1] == self._last_epochs + 1)
 
     def _record(self, ends: np.ndarray, observed: Observations, end_columns: dict[int, int]) -> None:
         """Appends observations to the buffer, and computes the metrics that are not postponed."""
-        is_observed = (ends % self.validate_every == 0) | (ends == self._last_epochs[:, None] + 1)
-        if not is_observed.any():
+        # All ends but the last are validations.
+        is_observed = (ends[-1] % self.validate_every == 0) | (ends[-1] == self._last_epochs + 1)
+        if len(ends) == 1 and not is_observed.any():
             return
         first_row = self._append(ends - 1, observed.losses, observed.outputs)
         for index, state in enumerate(self.running):
             if index in end_columns:
                 self._measure(index, first_row + end_columns[index] + 1)
-            elif not is_observed[index, -1]:
+            elif not is_observed[index]:
                 # The last epoch of another experiment, between validations: the row is not of this one.
                 self._measure(index, self._num_rows - 1)
                 self._num_measured[index] = self._num_rows
@@ -160,15 +193,29 @@ class Trainer:
     def _append(self, epochs: np.ndarray, losses: np.ndarray, outputs: np.ndarray) -> int:
         """Appends rows to the buffer, which is emptied first if they do not fit. Returns the index of the first."""
         if self._num_rows + len(epochs) > len(self._epoch_rows):
-            for index, state in enumerate(self.running):
-                if state.keeps_history:
-                    self._measure(index, self._num_rows)
-            self._num_rows, self._num_measured[:] = 0, 0
+            self._measure_histories()
+            self._num_rows, self._num_rows_measured, self._num_measured[:] = 0, 0, 0
+            self._epoch_rows = np.empty_like(self._epoch_rows)  # histories share views of the old one
         first, self._num_rows = self._num_rows, self._num_rows + len(epochs)
         rows = slice(first, self._num_rows)
         self._epoch_rows[rows] = epochs
         self._loss_rows[self._places, rows], self._output_rows[self._places, rows] = losses, outputs
         return first
+
+    def _measure_histories(self) -> None:
+        """Adds what is missing of the metrics of all rows to the histories."""
+        indices = [index for index, state in enumerate(self.running) if state.keeps_history]
+
+        def measure(part: tuple[int, int]) -> None:
+            for index in indices[slice(*part)]:
+                self._measure(index, self._num_rows)
+
+        is_small = _BUFFER_ROWS * prod(self._output_rows.shape[2:]) <= _ONE_THREAD_UP_TO
+        if indices and is_small and not self._measures_slowly():
+            in_parallel(measure, len(indices))
+        else:
+            measure((0, len(indices)))
+        self._num_rows_measured = self._num_rows
 
     def _measure(self, index: int, num_rows: int) -> None:
         """Adds what is missing of the metrics of the first `num_rows` rows to an experiment's history."""
@@ -177,9 +224,8 @@ class Trainer:
             return
         if not state.keeps_history:
             state.history, begin = History(), num_rows - 1
-        for row in range(begin, num_rows, _ROWS_AT_ONCE):
-            rows = slice(row, min(row + _ROWS_AT_ONCE, num_rows))
-            state.history.extend(self._epoch_rows[rows].copy(), *self._metrics(index, rows))
+        rows = slice(begin, num_rows)
+        state.history.extend(self._epoch_rows[rows], *self._metrics(index, rows))
         self._num_measured[index] = num_rows
 
     def _metrics(self, index: int, rows: slice) -> tuple[Metrics, Metrics]:
@@ -229,7 +275,7 @@ class Trainer:
 
 
 def _in_a_row(holds: np.ndarray, counted: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Returns for each column (B, K) how often in a row, up to there, `holds` was true in `counted` (1, K) columns.
+    """Returns for each column (B, K) how often in a row, up to there, `holds` was true in `counted` (K,) columns.
     Before the first column it was true `before` (B,) times in a row. All columns but the last must be counted.
     """
     columns = np.arange(1, holds.shape[1] + 1)

@@ -11,7 +11,8 @@ from tests.conftest import ROOT
 from tests.training.test_compilation import write_compiler
 
 OPTIONS = "-fsanitize=address,undefined -fno-sanitize-recover=all"
-# Sizes above and below the vector width, batch sizes that are not a multiple of it, and both optimizers.
+# Sizes above and below the vector width, batch sizes that are not a multiple of it, both optimizers, and
+# validations above and below the width.
 TRAINING = """
 from tests.conftest import ROOT, make_experiment, train
 
@@ -20,6 +21,7 @@ five = {"dataset_path": ROOT / "data/dmf/completion_5x5_w_1_1_0.pt", "num_sample
 order_4 = {"dataset_path": ROOT / "data/tc/tensor_rank_1_fro_1_order_4_dim_8.pt", "num_samples": 70}
 for kind, settings in [
     ("dmf", {"depth": 3, "lr": 1e5}),
+    ("dmf", {"depth": 3, "dtype": "float64", "validate_every": 1, "track_singular_values": True}),
     ("dmf", {"depth": 2, "dtype": "float64", **five}),
     ("tc", {"num_samples": 70, "use_adaptive_lr": True}),
     ("tc", {"num_samples": 300, "use_adaptive_lr": True, "num_components": 33}),
@@ -27,7 +29,7 @@ for kind, settings in [
     ("tc", {"dtype": "float64", **order_4, "num_samples": 4000, "num_components": 11}),
 ]:
     for count in (17,) if kind == "dmf" else (3,):
-        train([make_experiment(kind, random_seed=seed, **common, **settings) for seed in range(count)], native=True)
+        train([make_experiment(kind, random_seed=seed, **{**common, **settings}) for seed in range(count)], native=True)
 print("trained")
 """
 

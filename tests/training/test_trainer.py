@@ -125,6 +125,23 @@ def test_history_longer_than_buffer(monkeypatch):
         assert series.values.tobytes() == small.state.history.validation[name].values.tobytes()
 
 
+@pytest.mark.parametrize("num_rows", [1, 7, 64])
+def test_histories_do_not_depend_on_rows_in_buffer(monkeypatch, native, num_rows):
+    def run():
+        common = {"validate_every": 5, "lr": 1e-3, "init_alpha": 0.3, "track_singular_values": True}
+        experiments = [make_experiment(random_seed=s, epochs=400 + 37 * s, **common) for s in range(12)]
+        train(experiments, native=native)
+        return experiments
+
+    expected = run()
+    monkeypatch.setattr("common.training.trainer._BUFFER_ROWS", num_rows)
+    for experiment, other in zip(run(), expected, strict=True):
+        metrics = recorded_metrics(experiment)
+        for name, series in recorded_metrics(other).items():
+            assert metrics[name].epochs.tolist() == series.epochs.tolist()
+            assert metrics[name].values.tobytes() == series.values.tobytes()
+
+
 def test_last_values_without_history(monkeypatch, native):
     monkeypatch.setattr("common.training.trainer._BUFFER_BYTES", 7 * 16 * 3)
     experiments = [make_experiment(epochs=1000 + 20 * s, validate_every=10, lr=1e-3, init_alpha=0.3) for s in range(3)]
@@ -139,7 +156,7 @@ def test_last_values_without_history(monkeypatch, native):
 
 
 def test_latest_metrics(native):
-    experiment = make_experiment(epochs=10**8, lr=1e-6, dtype="float64")
+    experiment = make_experiment(epochs=10**8, lr=1e-6, dtype="float64", validate_every=500)
     trainer = make_trainer([experiment], native=native)
     assert trainer.latest(0) == {}
     trainer.advance()

@@ -1,0 +1,122 @@
+/* Metrics of 2x2 matrices, computed in float64 by the formulas of common/metrics/matrix.py. */
+
+#include <float.h>
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
+
+/* Multiplications and additions are not contracted, so that |ad - bc| is 0 where ad = bc. */
+#ifdef __clang__
+#pragma STDC FP_CONTRACT OFF
+#else
+#pragma GCC optimize("fp-contract=off")
+#endif
+
+/* As many matrices at once as a vector has numbers of 64 bits. */
+#define WIDTH (VECTOR_BYTES / 8)
+typedef double doubles __attribute__((vector_size(VECTOR_BYTES)));
+typedef int64_t integers __attribute__((vector_size(VECTOR_BYTES)));
+typedef real reals __attribute__((vector_size(WIDTH * sizeof(real))));
+
+#define UNROLL _Pragma("GCC unroll 16")
+#define SIGN_BIT INT64_MIN
+#define EXPONENT_BITS 0x7ff0000000000000
+#define LN2 0x1.62e42fefa39efp-1
+/* Less than scaled singular values that are not zero, also of denormal numbers. */
+#define SMALL 0x1p-60
+#define SQRT_HALF_BITS 0x3fe6a09e667f3bcd
+
+INLINE doubles all(double x) { return (doubles){0} + x; }
+
+INLINE doubles choose(integers condition, doubles yes, doubles no) {
+    return (doubles)((condition & (integers)yes) | (~condition & (integers)no));
+}
+
+INLINE doubles absolute(doubles x) { return (doubles)((integers)x & ~SIGN_BIT); }
+
+INLINE doubles maximum(doubles x, doubles y) { return choose(x > y, x, y); }
+
+INLINE doubles minimum(doubles x, doubles y) { return choose(x < y, x, y); }
+
+INLINE doubles square_root(doubles x) {
+#if defined(__AVX512F__)
+    return (doubles)_mm512_sqrt_pd((__m512d)x);
+#elif defined(__AVX__)
+    return (doubles)_mm256_sqrt_pd((__m256d)x);
+#else
+    for (int l = 0; l < WIDTH; l++) x[l] = sqrt(x[l]);
+    return x;
+#endif
+}
+
+INLINE doubles norm(doubles x, doubles y) { return square_root(x * x + y * y); }
+
+/* Returns x log x for x = 0 and normal x > 0. With x = m 2^e and m in [1/sqrt(2), sqrt(2)), log x = e log 2 + log m,
+   and log m = 2 artanh s = 2 (s + s^3 / 3 + s^5 / 5 + ...) where s = (m - 1) / (m + 1), |s| < 0.172. */
+INLINE doubles x_log_x(doubles x) {
+    const integers exponents = ((integers)x - SQRT_HALF_BITS) >> 52;
+    const doubles m = (doubles)((integers)x - (exponents << 52)), s = (m - 1) / (m + 1), square = s * s;
+    doubles sum = all(1. / 21);
+    UNROLL for (int n = 19; n > 1; n -= 2) sum = sum * square + 1. / n;
+    return x * (__builtin_convertvector(exponents, doubles) * LN2 + 2 * (s + s * (square * sum)));
+}
+
+/* Returns exp x for x in [0, log 2], as exp r or 2 exp r with |r| <= log(2) / 2: 1 + r (1 + r/2 (1 + r/3 (1 + ...))). */
+INLINE doubles exponential(doubles x) {
+    const doubles twice = choose(x > LN2 / 2, all(1), all(0)), r = x - twice * LN2;
+    doubles sum = all(1);
+    UNROLL for (int n = 13; n > 0; n--) sum = sum * (r * (1. / n)) + 1;
+    return sum + twice * sum;
+}
+
+/* Rounds to REAL. */
+INLINE void store(doubles values, int64_t number, real *target) {
+    const reals rounded = __builtin_convertvector(values, reals);
+    memcpy(target, &rounded, number * sizeof(real));
+}
+
+INLINE void measure(int64_t number, int64_t count, const real *losses, const real *matrices, double num_samples,
+                    double eps, int64_t num_others, const int64_t *others, real *results) {
+    doubles loss = {0}, entries[4] = {{0}};
+    for (int64_t l = 0; l < number; l++) {
+        loss[l] = losses[l];
+        for (int e = 0; e < 4; e++) entries[e][l] = matrices[4 * l + e];
+    }
+    /* NaN if an entry is not finite, else zero. */
+    const doubles nan_or_0 = entries[0] * 0 + entries[1] * 0 + entries[2] * 0 + entries[3] * 0;
+    /* Products of entries scaled by a power of two do not overflow. */
+    doubles scale = all(DBL_MIN);
+    for (int e = 0; e < 4; e++) scale = maximum(scale, absolute(entries[e]));
+    scale = (doubles)((integers)scale & EXPONENT_BITS);
+    const doubles inverse = 1 / scale;
+    const doubles a = entries[0] * inverse, b = entries[1] * inverse, c = entries[2] * inverse, d = entries[3] * inverse;
+    const doubles first = (norm(a + d, c - b) + norm(a - d, c + b)) * 0.5 + nan_or_0;
+    const doubles second = minimum(absolute(a * d - b * c) / maximum(first, all(SMALL)), first) + nan_or_0;
+    const doubles sum = first + second, inverse_sum = 1 / maximum(sum, all(SMALL));
+    const doubles entropy = -(x_log_x(first * inverse_sum) + x_log_x(second * inverse_sum));
+    const doubles threshold = first * (2 * eps);
+    const integers rank = -(first > threshold) - (second > threshold);
+    store(2 * loss / num_samples, number, results);
+    store(loss, number, results + count);
+    store(norm(first, second) * scale, number, results + 2 * count);
+    store(sum * scale, number, results + 3 * count);
+    store(exponential(entropy), number, results + 4 * count);
+    store(second * scale, number, results + 5 * count);
+    store(__builtin_convertvector(rank, doubles) + nan_or_0, number, results + 6 * count);
+    for (int64_t k = 0; k < num_others; k++)
+        store(others[k] < 4 ? entries[others[k]] : first * scale, number, results + (7 + k) * count);
+}
+
+/* Computes metrics (7 + num_others, count) from losses (count,) and matrices (count, 2, 2): the mean squared error, the
+   loss, Frobenius norm, nuclear norm, effective rank, second singular value and rank. `others` selects what follows: an
+   entry of the matrix (0 to 3) or the first singular value (4). `eps` is that of REAL. */
+void metrics(int64_t count, const real *losses, const real *matrices, double num_samples, double eps,
+             int64_t num_others, const int64_t *others, real *results) {
+    for (int64_t i = 0; i < count; i += WIDTH) {
+        const real *matrix = matrices + 4 * i;
+        if (count - i >= WIDTH) /* The compiler knows the number. */
+            measure(WIDTH, count, losses + i, matrix, num_samples, eps, num_others, others, results + i);
+        else
+            measure(count - i, count, losses + i, matrix, num_samples, eps, num_others, others, results + i);
+    }
+}

@@ -1,0 +1,54 @@
+"""Metrics of 2×2 matrices in C (kernels/matrix_metrics_2x2.c), ten times faster than with PyTorch."""
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+
+from common.training.native_engine import NativeUnavailable, compiled_kernel
+
+FIRST_SINGULAR_VALUE = 4
+
+
+def metrics_2x2(
+    losses: np.ndarray, matrices: np.ndarray, num_samples: int, others: Sequence[int]
+) -> Sequence[np.ndarray] | None:
+    """Returns metrics (n,) of losses (n,) and matrices (n, 2, 2) of the same dtype, or None if there is no C compiler:
+    the mean squared error of `num_samples` observations, the loss, Frobenius norm, nuclear norm, effective rank,
+    distance from rank 1, and rank; then `others`, the entry 2 · row + column or FIRST_SINGULAR_VALUE.
+
+    They are computed in float64 and rounded. In float32 they are equal to those of common/metrics/matrix.py or differ
+    by one unit in the last place; in float64 they differ by at most 5. The bits of a result depend on its loss and
+    matrix alone.
+    """
+    library = _library(losses.dtype)
+    if library is None:
+        return None
+    # Every array whose address is passed has a name here, so that it lives until the kernel has returned.
+    losses, matrices = np.ascontiguousarray(losses), np.ascontiguousarray(matrices)
+    others, results = np.array(others, np.int64), np.empty((7 + len(others), len(losses)), losses.dtype)
+    library.metrics(
+        len(losses),
+        losses.ctypes.data,
+        matrices.ctypes.data,
+        num_samples,
+        np.finfo(losses.dtype).eps,
+        len(others),
+        others.ctypes.data,
+        results.ctypes.data,
+    )
+    return results
+
+
+@cache
+def _library(dtype: np.dtype) -> ctypes.CDLL | None:
+    real, integer = {"float32": ("float", "int32_t"), "float64": ("double", "int64_t")}[dtype.name]
+    try:
+        library = compiled_kernel("matrix_metrics_2x2.c", REAL=real, INTEGER=integer)
+    except NativeUnavailable:
+        return None
+    integer, number, address = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
+    library.metrics.argtypes = [integer, address, address, number, number, integer, address, address]
+    library.metrics.restype = None
+    return library

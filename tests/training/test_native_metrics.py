@@ -1,0 +1,186 @@
+"""Tests of the metrics in C against those of common/metrics/matrix.py."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.training import native_metrics
+from common.training.native_engine import NativeUnavailable
+from common.training.native_metrics import FIRST_SINGULAR_VALUE, metrics_2x2
+from tests.conftest import make_experiment, recorded_metrics, train
+
+TRACKED = {"tracked_e2e_value_of": [[0, 0], [1, 0]], "track_singular_values": True}
+
+
+KINDS = [
+    "normal",
+    "rank 1",
+    "nearly rank 1",
+    "scaled",
+    "of any magnitudes",
+    "of special values",
+    "not finite",
+    "multiples of rotations",
+    "zero",
+]
+
+
+def both(losses, matrices, **given):
+    """Returns the recorded metrics (number, n) of losses and matrices in C and with PyTorch."""
+    problem = make_experiment(dtype=losses.dtype.name, **TRACKED, **given).problem
+    native = problem.measure(losses, matrices)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("common.problems.matrix_factorization.metrics_2x2", lambda *arguments: None)
+        reference = problem.measure(losses, matrices)
+    for left, right in zip(native, reference, strict=True):
+        assert left.keys() == right.keys()
+        assert all(values.dtype == losses.dtype for values in (left | right).values())
+    native, reference = (train | validation for train, validation in (native, reference))
+    return native, {name: reference[name] for name in native}
+
+
+def assert_equal_within(ulps, native, reference):
+    """Checks that metrics are equal, or differ by units in the last place; NaN equals NaN."""
+    for name, expected in reference.items():
+        seen = native[name]
+        distance = np.abs(seen - expected) / np.spacing(np.abs(expected))
+        equal = (seen == expected) | (np.isnan(seen) & np.isnan(expected)) | (distance <= ulps)
+        assert equal.all(), (name, seen[~equal][:3], expected[~equal][:3])
+
+
+def matrices_of(kind, dtype, number, generator):
+    """Returns random matrices (n, 2, 2), rounded to `dtype`."""
+    limits = np.finfo(dtype)
+    normal = generator.standard_normal((number, 2, 2))
+    rank_1 = generator.standard_normal((number, 2, 1)) * generator.standard_normal((number, 1, 2))
+    # Up to where the reference does not overflow, and down to normal numbers.
+    exponents = np.log10(limits.tiny) + 2, np.log10(limits.max) - 2
+    tiny, largest = limits.smallest_subnormal, limits.max / 8
+    special = [0, -0.0, 1, -1, 3, 0.1, largest, -largest]
+    if dtype == "float32":
+        special += [tiny, -tiny, limits.tiny]
+    matrices = {
+        "normal": lambda: normal,
+        "rank 1": lambda: rank_1,
+        "nearly rank 1": lambda: rank_1 + 1e-8 * normal,
+        "scaled": lambda: normal * 10.0 ** generator.uniform(*exponents, (number, 1, 1)),
+        "of any magnitudes": lambda: normal * 10.0 ** generator.uniform(*exponents, (number, 2, 2)),
+        "of special values": lambda: generator.choice(special, (number, 2, 2)),
+        "not finite": lambda: generator.choice([*special, np.nan, np.inf, -np.inf], (number, 2, 2)),
+        "multiples of rotations": lambda: normal[:, :1, :1] * np.array([[0.6, -0.8], [0.8, 0.6]]),
+        "zero": lambda: np.zeros((number, 2, 2)),
+    }[kind]
+    return matrices().astype(dtype)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype, ulps", [("float32", 1), ("float64", 5)])
+def test_metrics_match_reference(kind, dtype, ulps):
+    generator = np.random.default_rng(0)
+    losses = np.append(generator.random(19_998), [np.nan, np.inf]).astype(dtype)
+    assert_equal_within(ulps, *both(losses, matrices_of(kind, dtype, 20_000, generator)))
+
+
+@given(st.lists(st.lists(st.floats(width=32, allow_subnormal=True), min_size=4, max_size=4), min_size=1, max_size=20))
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow")
+def test_any_float32_matrices_match_reference(entries):
+    matrices = np.array(entries, np.float32).reshape(-1, 2, 2)
+    assert_equal_within(1, *both(matrices[:, 0, 0] ** 2, matrices))
+
+
+def test_known_values():
+    matrices = np.array([[[3, 0], [0, 0]], [[2, 0], [0, -2]], [[1e200, 0], [0, 1e-50]], [[5e-324, 0], [0, 0]]])
+    losses = np.array([0.5, 2.0, 0.0, np.nan])
+    mse, loss, fro, nuclear, effective_rank, distance, rank, first, entry = metrics_2x2(
+        losses, matrices, 4, [FIRST_SINGULAR_VALUE, 3]
+    )
+    np.testing.assert_array_equal(mse, losses / 2)
+    np.testing.assert_array_equal(loss, losses)
+    np.testing.assert_allclose(fro, [3, 8**0.5, 1e200, 5e-324], rtol=1e-15)
+    np.testing.assert_array_equal(nuclear, [3, 4, 1e200, 5e-324])
+    np.testing.assert_array_equal(effective_rank, [1, 2, 1, 1])
+    np.testing.assert_allclose(distance, [0, 2, 1e-50, 0], rtol=1e-15)
+    np.testing.assert_array_equal(rank, [1, 2, 1, 1])
+    np.testing.assert_array_equal(first, [3, 2, 1e200, 5e-324])
+    np.testing.assert_array_equal(entry, [0, -2, 1e-50, 0])
+
+
+def test_no_overflow_of_largest_matrices():
+    largest = np.finfo(np.float64).max
+    matrices = np.array([[[largest, 0], [0, largest]], [[largest, largest], [0, 0]]])
+    _, _, _, _, effective_rank, distance, rank = metrics_2x2(np.zeros(2), matrices, 3, [])
+    np.testing.assert_array_equal(effective_rank, [2, 1])
+    np.testing.assert_array_equal(distance, [largest, 0])
+    np.testing.assert_array_equal(rank, [2, 1])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_bits_do_not_depend_on_batch_or_alignment(dtype):
+    generator = np.random.default_rng(1)
+    matrices = matrices_of("of any magnitudes", dtype, 60, generator)
+    matrices[::7, 0, 1] = np.nan
+    losses = generator.random(60).astype(dtype)
+    whole = metrics_2x2(losses, matrices, 3, [0, FIRST_SINGULAR_VALUE])
+    for begin in range(0, 60, 3):
+        for end in range(begin + 1, 61):
+            part = metrics_2x2(losses[begin:end], matrices[begin:end], 3, [0, FIRST_SINGULAR_VALUE])
+            assert part.tobytes() == np.ascontiguousarray(whole[:, begin:end]).tobytes()
+    shuffled = generator.permutation(60)
+    moved = metrics_2x2(losses[shuffled], matrices[shuffled], 3, [0, FIRST_SINGULAR_VALUE])
+    assert moved.tobytes() == np.ascontiguousarray(whole[:, shuffled]).tobytes()
+
+
+def test_arrays_that_are_not_contiguous():
+    matrices, losses = np.random.default_rng(2).standard_normal((10, 2, 2)), np.arange(10.0)
+    expected = metrics_2x2(losses, matrices, 3, [1])
+    entries_first = np.ascontiguousarray(np.moveaxis(matrices, 0, -1))
+    strided = metrics_2x2(np.repeat(losses, 2)[::2], np.moveaxis(entries_first, -1, 0), 3, [1])
+    assert strided.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("dtype, ulps", [("float32", 1), ("float64", 5)])
+def test_recorded_metrics_match_reference(native, dtype, ulps, monkeypatch):
+    """Trains the same experiments with metrics in C and with PyTorch; one diverges, others end at different epochs."""
+
+    def run():
+        experiments = [
+            make_experiment(random_seed=seed, epochs=3000 + 130 * seed, lr=lr, init_alpha=0.3, dtype=dtype, **TRACKED)
+            for seed, lr in enumerate([1e-2, 1e-3, 10.0, 1e-2])
+        ]
+        train(experiments, native=native)
+        return experiments
+
+    seen = run()
+    monkeypatch.setattr("common.problems.matrix_factorization.metrics_2x2", lambda *arguments: None)
+    for experiment, expected in zip(seen, run(), strict=True):
+        assert experiment.state.epoch == expected.state.epoch
+        assert experiment.state.stop_reason == expected.state.stop_reason
+        metrics, reference = recorded_metrics(experiment), recorded_metrics(expected)
+        assert metrics.keys() == reference.keys()
+        for name, series in reference.items():
+            assert metrics[name].epochs.tolist() == series.epochs.tolist()
+        finite = {name: np.isfinite(series.values) for name, series in reference.items()}
+        assert_equal_within(
+            ulps,
+            {name: series.values[finite[name]] for name, series in metrics.items()},
+            {name: series.values[finite[name]] for name, series in reference.items()},
+        )
+
+
+def test_without_compiler(monkeypatch):
+    def unavailable(*arguments, **macros):
+        raise NativeUnavailable("needs a C compiler")
+
+    monkeypatch.setattr(native_metrics, "compiled_kernel", unavailable)
+    native_metrics._library.cache_clear()
+    try:
+        assert metrics_2x2(np.zeros(1), np.zeros((1, 2, 2)), 3, []) is None
+        train_metrics, validation = make_experiment().problem.measure(
+            np.ones(3, np.float32), np.ones((3, 2, 2), np.float32)
+        )
+        assert validation["e2e_rank"].tolist() == [1, 1, 1]
+        assert train_metrics["sse_loss_div_2"].tolist() == [1, 1, 1]
+    finally:
+        native_metrics._library.cache_clear()
