@@ -36,7 +36,7 @@ _ONE_PROCESS_DRAWS = 20
 # Experiments that wait for their plots at most: then training waits.
 _MOST_WAITING = 16
 # Between two waits for the disk, at least so many seconds pass, and at least so many times the last wait.
-_SYNC_SECONDS, _SYNC_RATIO = 1.0, 20
+_SYNC_SECONDS, _SYNC_RATIO = 1.0, 50
 # After a signal, so many seconds pass between two waits, which end within so many: Python needs half a second to exit.
 _SYNC_SECONDS_AFTER_SIGNAL, _MOST_SYNC_SECONDS = 0.4, 1.4
 

@@ -174,6 +174,6 @@ def test_slow_syncs_are_rarer(tmp_path):
     context, synced = SweepContext(1, {}, World("launch"), Stop(), 1.0), []
     for seconds_ago, expected in ((500, []), (700, [1])):
         context.waiting = [(None, tmp_path, [lambda: synced.append(1)])]
-        context.last_sync, context.last_sync_seconds = time.monotonic() - seconds_ago, 30
+        context.last_sync, context.last_sync_seconds = time.monotonic() - seconds_ago, 12
         context.sync_if_due()
         assert synced == expected
