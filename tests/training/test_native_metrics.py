@@ -37,6 +37,7 @@ def both(losses, matrices, **given):
         assert left.keys() == right.keys()
         assert all(values.dtype == losses.dtype for values in (left | right).values())
     native, reference = (train | validation for train, validation in (native, reference))
+    assert not (native["singular_value_0"] < native["singular_value_1"]).any()
     return native, {name: reference[name] for name in native}
 
 

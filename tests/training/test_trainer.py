@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.training.torch_engine import Observations, TorchEngine
 from tests.conftest import ROOT, make_experiment, make_trainer, recorded_metrics, train
 
 PERTURBED = str(ROOT / "data/dmf/completion_2x2_perturbed_w_-2_05_01.pt")
@@ -45,6 +46,27 @@ def test_zero_loss_stops_after_11_consecutive_validations(native):
     assert experiment.state.stop_reason == "zero_loss"
     assert (losses[-11:] < 1e-2).all()
     assert losses[-12] >= 1e-2
+
+
+@pytest.mark.parametrize("steps_per_chunk", [0, 35])
+def test_zero_losses_are_counted_in_a_row(monkeypatch, steps_per_chunk):
+    """Losses between validations, here at the last epoch of another experiment, are not counted."""
+
+    def advance(engine, intervals):
+        size = engine.model.batch_size, len(intervals)
+        is_zero = [end % 10 == 0 and end != 60 for end in trainer.epoch + 1 + np.cumsum(intervals)]
+        losses = np.where(is_zero, 0, 1) * np.ones(size)
+        return Observations(losses.astype(np.float32), np.ones((*size, 2, 2), np.float32), np.ones(size, bool))
+
+    monkeypatch.setattr(TorchEngine, "advance", advance)
+    monkeypatch.setattr(TorchEngine, "max_steps_per_call", 100)
+    monkeypatch.setattr(TorchEngine, "max_steps_per_chunk", steps_per_chunk)
+    short, long = (make_experiment(epochs=epochs, validate_every=10) for epochs in (105, 1000))
+    trainer = make_trainer([short, long])
+    while trainer.running:
+        trainer.advance()
+    assert (short.state.stop_reason, short.state.epoch, short.state.zero_loss_validations) == ("epochs", 104, 4)
+    assert (long.state.stop_reason, long.state.epoch, long.state.zero_loss_validations) == ("zero_loss", 169, 11)
 
 
 def test_run_with_unchanged_parameters_is_stalled(native):

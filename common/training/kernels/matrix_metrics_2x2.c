@@ -82,16 +82,14 @@ INLINE void measure(int64_t number, int64_t count, const real *losses, const rea
         loss[l] = losses[l];
         for (int e = 0; e < 4; e++) entries[e][l] = matrices[4 * l + e];
     }
-    /* NaN if an entry is not finite, else zero. */
-    const doubles nan_or_0 = entries[0] * 0 + entries[1] * 0 + entries[2] * 0 + entries[3] * 0;
-    /* Products of entries scaled by a power of two do not overflow. */
+    /* Products of entries scaled by a power of two do not overflow. If an entry is not finite, the norms are NaN. */
     doubles scale = all(DBL_MIN);
     for (int e = 0; e < 4; e++) scale = maximum(scale, absolute(entries[e]));
     scale = (doubles)((integers)scale & EXPONENT_BITS);
     const doubles inverse = 1 / scale;
     const doubles a = entries[0] * inverse, b = entries[1] * inverse, c = entries[2] * inverse, d = entries[3] * inverse;
-    const doubles first = (norm(a + d, c - b) + norm(a - d, c + b)) * 0.5 + nan_or_0;
-    const doubles second = minimum(absolute(a * d - b * c) / maximum(first, all(SMALL)), first) + nan_or_0;
+    const doubles first = (norm(a + d, c - b) + norm(a - d, c + b)) * 0.5;
+    const doubles second = minimum(absolute(a * d - b * c) / maximum(first, all(SMALL)), first);
     const doubles sum = first + second, inverse_sum = 1 / maximum(sum, all(SMALL));
     const doubles entropy = -(x_log_x(first * inverse_sum) + x_log_x(second * inverse_sum));
     const doubles threshold = first * (2 * eps);
@@ -102,7 +100,7 @@ INLINE void measure(int64_t number, int64_t count, const real *losses, const rea
     store(sum * scale, number, results + 3 * count);
     store(exponential(entropy), number, results + 4 * count);
     store(second * scale, number, results + 5 * count);
-    store(__builtin_convertvector(rank, doubles) + nan_or_0, number, results + 6 * count);
+    store(__builtin_convertvector(rank, doubles) + first * 0, number, results + 6 * count);
     for (int64_t k = 0; k < num_others; k++)
         store(others[k] < 4 ? entries[others[k]] : first * scale, number, results + (7 + k) * count);
 }
