@@ -19,8 +19,8 @@ def metrics_2x2(
     distance from rank 1, and rank; then `others`, the entry 2 · row + column or FIRST_SINGULAR_VALUE.
 
     They are computed in float64 and rounded. In float32 they are equal to those of common/metrics/matrix.py or differ
-    by one unit in the last place; in float64 they differ by at most 5. The bits of a result depend on its loss and
-    matrix alone.
+    by one unit in the last place; in float64 they differ by at most 5, unless they are denormal or the nuclear norm
+    overflows. The bits of a result depend on its loss and matrix alone.
     """
     library = _library(losses.dtype)
     if library is None:

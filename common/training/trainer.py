@@ -32,8 +32,8 @@ class Ended(NamedTuple):
 class Trainer:
     """Trains a batch of experiments that are at the same epoch and are validated at the same epochs.
 
-    Observations at validations are rows of a buffer. Metrics are computed from them when they are needed, or when the
-    buffer is full.
+    Observations at validations are rows of a buffer. Metrics are computed from them when they are needed, or when there
+    are many new rows.
 
     Parameters
     ----------
