@@ -1,0 +1,91 @@
+"""Checks the pages of the documentation: their links, and all of their commands."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from tests.pages import PAGES, commands
+from tests.test_scripts import assert_success
+
+page_of = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+# Instead of the numbers in the commands, so that they take a second each.
+FEWER = {
+    "dmf_experiment_runner.py": ["-epochs", 500],
+    "dmf_multiple_experiments_runner.py": ["-epochs", 500, "-repetitions", 2],
+    "tc_experiment_runner.py": ["-epochs", 200],
+    "tc_multiple_experiments_runner.py": ["-epochs", 200, "-repetitions", 1, "-num_samples", 100],
+}
+
+
+def anchors(path):
+    """Returns the anchors of the headings of a page, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@page_of
+def test_links_lead_somewhere(page):
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        path = page.parent / path if path else page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), target
+
+
+@page_of
+def test_lines_fit_on_a_page(page):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert [
+        line for line in lines if len(line) > 120 and not line.startswith(("|", "    -", "python", "torchrun"))
+    ] == []
+
+
+@page_of
+def test_commands(page, run_main, tmp_path):
+    if page.parent.name != "data":  # which makes the files that are there
+        (tmp_path / "data").mkdir()
+        for kind in ("dmf", "tc"):
+            (tmp_path / "data" / kind).mkdir()
+            for path in (ROOT / "data" / kind).iterdir():
+                (tmp_path / "data" / kind / path.name).symlink_to(path)
+    for command in commands(page):
+        words = shlex.split(command)
+        if words[0] in ("torchrun", "srun"):
+            script = re.search(r"(\w+\.py)( -[^']*)", command)
+            words = ["python", script[1], *script[2].split()]
+        if words[:2] == ["python", "-m"]:
+            assert importlib.util.find_spec(words[2]), command
+        elif words[0] == "python":
+            _, script, *flags = words
+            assert_success(run_main(script, *flags, *FEWER.get(script, [])))
+        else:
+            assert words[:2] == ["pip", "install"], command
+
+
+def test_shipped_datasets_are_those_of_the_commands(run_main, tmp_path):
+    """Equal in every number, whatever the version of PyTorch writes around them."""
+    for command in commands(ROOT / "data/README.md"):
+        _, script, *flags = shlex.split(command)
+        if "generator" in script and "-output_dir" not in flags:
+            assert_success(run_main(script, *flags))
+    made = sorted(path.relative_to(tmp_path) for path in tmp_path.glob("data/*/*.pt"))
+    assert made == sorted(path.relative_to(ROOT) for path in ROOT.glob("data/*/*.pt"))
+    for path in made:
+        ours, shipped = (torch.load(root / path, weights_only=True) for root in (tmp_path, ROOT))
+        assert ours.keys() == shipped.keys()
+        assert all(
+            torch.equal(ours[key], shipped[key]) if isinstance(ours[key], torch.Tensor) else ours[key] == shipped[key]
+            for key in ours
+        ), path
+
+
+def test_readme_is_short():
+    assert len(Path(ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200
