@@ -22,6 +22,8 @@ pairs = {"nargs": 2, "action": "append", "default": [], "metavar": ("I", "J")}
 add("-unobserved_entry", type=integer(0), **pairs, help=text)
 text = "sensing (Gaussian sensing matrices) or completion (distinct random entries)"
 add("-task_type", choices=["sensing", "completion"], default="sensing", help=text)
+text = "store the observed entries instead of sensing matrices: a much smaller file, for this project only"
+add("-store_entries", action="store_true", help=text)
 text = "standard deviation of the entries of Gaussian sensing matrices"
 add("-sensing_std", type=real(0, above=True), default=1.0, help=text)
 
@@ -53,6 +55,9 @@ def check(parameters: Parameters) -> None:
             raise flag_error("use_custom_sensing_matrices", True, remedy)
     elif unobserved:
         raise flag_error("unobserved_entry", unobserved[0], "needs -use_custom_sensing_matrices")
+    elif parameters["store_entries"] and parameters["task_type"] == "sensing":
+        remedy = "Gaussian sensing matrices do not observe entries; give -task_type completion, or leave it out"
+        raise flag_error("store_entries", True, remedy)
     elif parameters["task_type"] == "completion" and parameters["num_samples"] > rows * cols:
         remedy = f"a {size} target has {rows * cols} entries; give at most as many"
         raise flag_error("num_samples", parameters["num_samples"], remedy)
@@ -98,7 +103,8 @@ def main() -> None:
     if parameters["target_entries"] or parameters["use_custom_target"]:
         target_rank = int(rank(singular_values(target.double()), (rows, cols), target.dtype))
     name = f"{task_type}_rank_{target_rank}_{rows}x{cols}{'_sym' if symmetric else ''}"
-    path = save_dataset({**problem.state_dict(), "random_seed": seed}, parameters, name)
+    content = {**problem.state_dict(parameters["store_entries"]), "random_seed": seed}
+    path = save_dataset(content, parameters, name)
     print(f"{path}: {len(sensing)} observations of a {rows}x{cols} target of rank {target_rank}, random_seed {seed}")
 
 

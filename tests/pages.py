@@ -13,7 +13,13 @@ def blocks(page, language):
 
 
 def commands(page):
-    """Returns the shell commands of a page, without comments, each in one line."""
-    lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
-    lines = [re.sub(r"\s+# .*|^# .*", "", line) for line in lines]
+    """Returns the shell commands of a page, without comments, each in one line. Loops are written out."""
+    text = "".join(blocks(page, "sh")).replace("\\\n", " ")
+    text = re.sub(r"^for (\w+) in (.*); do (.*); done$", _commands_of_loop, text, flags=re.MULTILINE)
+    lines = [re.sub(r"\s+# .*|^# .*", "", line) for line in text.splitlines()]
     return [re.sub(r"\s+", " ", part).strip() for line in lines for part in line.split(" && ") if part.strip()]
+
+
+def _commands_of_loop(loop):
+    name, values, command = loop.groups()
+    return "\n".join(re.sub(rf"\$({name}\b|{{{name}}})", value, command) for value in values.split())

@@ -84,6 +84,7 @@ INVALID_FLAGS = [
     (GENERATOR, "-target_entries 1 2 3", "-target_entries 1.0 2.0 3.0: there are 3; a 50x50 target has 2500"),
     (GENERATOR, "-num_rows 1 -num_cols 2 -target_entries 1 nan", "-target_entries nan: must be a finite number"),
     (GENERATOR, "-target_entries 1 -use_custom_target", "-target_entries: contradicts -use_custom_target"),
+    (GENERATOR, "-store_entries", "-store_entries: Gaussian sensing matrices do not observe entries"),
     (GENERATOR, "-unobserved_entry 0 1", "-unobserved_entry 0 1: needs -use_custom_sensing_matrices"),
     (GENERATOR, "-use_custom_sensing_matrices -unobserved_entry 0 50", "-unobserved_entry 0 50: the target is 50x50"),
     (GENERATOR, "-rank 1 -num_rows 1 -num_cols 1 -use_custom_sensing_matrices", "no entry of the 1x1 target is left"),

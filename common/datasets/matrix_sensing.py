@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +13,14 @@ from common.tensor_files import is_float_tensor, load_dictionary
 
 @dataclass(frozen=True)
 class MatrixSensing:
-    """Sensing matrices (n, rows, cols), observations (n,) and target matrix (rows, cols)."""
+    """Sensing matrices (n, rows, cols), observations (n,) and target matrix (rows, cols). Instead of the sensing
+    matrices, the flat (row-major) entries (n,) that are observed may be stored.
+    """
 
-    sensing_matrices: Tensor
+    sensing_matrices: Tensor | None
     observations: Tensor
     target_matrix: Tensor
+    stored_entries: Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -26,21 +30,27 @@ class MatrixSensing:
         """Returns the problem with the first `num_samples` observations. Raises ValueError if there are fewer."""
         if num_samples > len(self.observations):
             raise ValueError(f"the dataset has only {len(self.observations)} samples; give at most as many")
-        return MatrixSensing(self.sensing_matrices[:num_samples], self.observations[:num_samples], self.target_matrix)
+        matrices, entries = (
+            each if each is None else each[:num_samples] for each in (self.sensing_matrices, self.stored_entries)
+        )
+        return MatrixSensing(matrices, self.observations[:num_samples], self.target_matrix, entries)
 
     @cached_property
     def observed_entries(self) -> Tensor | None:
         """Flat (row-major) indices (n,) of the observed entries for matrix completion, that is, if the sensing matrices
         are distinct standard-basis matrices; otherwise None.
         """
+        if self.stored_entries is not None:
+            return self.stored_entries
         flat = self.sensing_matrices.flatten(1)
         entries = flat.argmax(dim=1)
         is_basis = (flat.count_nonzero(dim=1) == 1).all() and (flat.amax(dim=1) == 1).all()
         return entries if is_basis and len(entries.unique()) == len(entries) else None
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The content of a dataset file."""
-        return {"A": self.sensing_matrices, "y": self.observations, "target_matrix": self.target_matrix}
+    def state_dict(self, store_entries: bool = False) -> dict[str, Tensor]:
+        """The content of a dataset file, with the sensing matrices or, with `store_entries`, the observed entries."""
+        observed = {"observed_entries": self.observed_entries} if store_entries else {"A": self.sensing_matrices}
+        return {**observed, "y": self.observations, "target_matrix": self.target_matrix}
 
 
 def load_matrix_sensing(path: str) -> MatrixSensing:
@@ -50,19 +60,35 @@ def load_matrix_sensing(path: str) -> MatrixSensing:
     def invalid(problem: str) -> ValueError:
         return ValueError(f"{problem}; give a file made by dmf_data_generator.py")
 
-    for key in ("A", "y", "target_matrix"):
+    has_entries = "A" not in content and "observed_entries" in content
+    for key in ("y", "target_matrix") if has_entries else ("A", "y", "target_matrix"):
         if not is_float_tensor(content.get(key)):
             raise invalid(f"holds no tensor of floating-point numbers {key!r}")
         if not content[key].isfinite().all():
             raise invalid(f"{key!r} holds NaN or infinity")
-    matrices, observations, target = (content[key].detach() for key in ("A", "y", "target_matrix"))
-    sensing_shape, shape = tuple(matrices.shape), tuple(target.shape)
+    observations, target = content["y"].detach(), content["target_matrix"].detach()
+    shape = tuple(target.shape)
     if target.dim() != 2 or 0 in shape:
         raise invalid(f"'target_matrix' has shape {shape}, expected (rows, cols)")
+    if has_entries:
+        entries = content["observed_entries"]
+        if not _are_entries(entries, target.numel()) or observations.shape != entries.shape:
+            raise invalid("'observed_entries' are not distinct flat entries of 'target_matrix', one for each of 'y'")
+        return MatrixSensing(None, observations, target, entries)
+    matrices = content["A"].detach()
+    sensing_shape = tuple(matrices.shape)
     if observations.dim() != 1 or sensing_shape != (len(observations), *shape):
         shapes = f"'A' has shape {sensing_shape}, 'y' {tuple(observations.shape)} and 'target_matrix' {shape}"
         raise invalid(f"{shapes}, expected (n, rows, cols), (n,) and (rows, cols)")
     return MatrixSensing(matrices, observations, target)
+
+
+def _are_entries(entries: Any, numel: int) -> bool:
+    """Returns whether `entries` is a tensor (n,) of distinct integers from 0 to `numel` - 1."""
+    if not (isinstance(entries, Tensor) and entries.dtype == torch.int64 and entries.dim() == 1):
+        return False
+    within = ((entries >= 0) & (entries < numel)).all()
+    return bool(within) and len(entries.unique()) == len(entries)
 
 
 def sense(sensing_matrices: Tensor, target_matrix: Tensor) -> MatrixSensing:

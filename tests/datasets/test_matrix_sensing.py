@@ -8,6 +8,7 @@ from common.datasets.matrix_sensing import (
     entry_sensing,
     gaussian_sensing,
     infinite_norm_target,
+    load_matrix_sensing,
     random_entries,
     random_target,
     sense,
@@ -58,3 +59,23 @@ def test_random_target_rank_and_norm(symmetric):
 def test_infinite_norm_target():
     assert infinite_norm_target(2, 2).tolist() == [[0, 1], [1, 0]]
     assert infinite_norm_target(3, 4).tolist() == [[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0]]
+
+
+def test_stored_entries_are_the_same_problem(tmp_path):
+    problem = sense(entry_sensing(torch.tensor([5, 0, 3]), 2, 3), torch.randn(2, 3))
+    for name, store_entries in (("a.pt", False), ("b.pt", True)):
+        torch.save(problem.state_dict(store_entries), tmp_path / name)
+    read = [load_matrix_sensing(str(tmp_path / name)) for name in ("a.pt", "b.pt")]
+    assert read[1].sensing_matrices is None
+    for first, second in (read, [each.first(2) for each in read]):
+        for field in ("observations", "target_matrix", "observed_entries"):
+            assert torch.equal(getattr(first, field), getattr(second, field))
+
+
+@pytest.mark.parametrize("entries", [[0, 0], [0, 6], [-1, 0], [[0, 1]], [0.0, 1.0], "01", [0]])
+def test_wrong_entries_are_refused(entries, tmp_path):
+    entries = torch.tensor(entries) if isinstance(entries, list) else entries
+    content = {"observed_entries": entries, "y": torch.zeros(2), "target_matrix": torch.zeros(2, 3)}
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"give a file made by dmf_data_generator\.py"):
+        load_matrix_sensing(str(tmp_path / "x.pt"))
