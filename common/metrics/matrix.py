@@ -1,6 +1,8 @@
 """Metrics of batches of matrices and tensors."""
 
+from collections.abc import Sequence
 from functools import reduce
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -54,6 +56,11 @@ def nuclear_norm(singular_values: Tensor) -> Tensor:
     return singular_values.sum(-1)
 
 
+def schatten_quasi_norm(singular_values: Tensor, p: float) -> Tensor:
+    """Returns the Schatten-p quasi-norm (Σ σ_i^p)^(1/p) (...) from `singular_values` (..., k), for p > 0."""
+    return singular_values.pow(p).sum(-1).pow(1 / p)
+
+
 def effective_rank(singular_values: Tensor) -> Tensor:
     """Returns exp of the entropy (natural logarithm) of `singular_values` (..., k) normalized to sum 1; 1 for the zero
     matrix (Roy & Vetterli 2007).
@@ -81,5 +88,26 @@ def rank(singular_values: Tensor, shape: tuple[int, int], dtype: torch.dtype) ->
 
 
 def reconstruction_error(tensors: Tensor, target: Tensor) -> Tensor:
-    """Returns ‖T − target‖_F / ‖target‖_F (n,) of `tensors` (n, numel) and `target` (numel,)."""
-    return torch.linalg.vector_norm(tensors - target, dim=1) / torch.linalg.vector_norm(target)
+    """Returns ‖T − target‖_F / ‖target‖_F (n,) of `tensors` (n, ...) and `target` (...), which is not zero."""
+    norms = tensors - target
+    # One dimension after the other: torch sums a single long row on several threads, and so in another order.
+    while norms.ndim > 1:
+        norms = torch.linalg.vector_norm(norms, dim=-1)
+    return norms / torch.linalg.vector_norm(target)
+
+
+def balancedness(factors: Sequence[Tensor]) -> Tensor:
+    """Returns the largest ‖W_lᵀ W_l − W_{l+1} W_{l+1}ᵀ‖_F (...) of successive factors W_l (..., d_l, d_{l+1}), or 0 if
+    there is one factor. Gradient flow on a loss of the product W_1 ⋯ W_L does not change it (Arora et al. 2018).
+    """
+    differences = [left.mT @ left - right @ right.mT for left, right in pairwise(factors)]
+    norms = [torch.linalg.matrix_norm(difference) for difference in differences]
+    return reduce(torch.maximum, norms, factors[0].new_zeros(factors[0].shape[:-2]))
+
+
+def component_norms(factors: Sequence[Tensor]) -> Tensor:
+    """Returns the norms (..., R) of the components of a CP factorization, descending: the products over the modes of
+    the norms of the columns of factors (..., d_k, R).
+    """
+    norms = torch.stack([torch.linalg.vector_norm(factor, dim=-2) for factor in factors])
+    return norms.prod(0).sort(dim=-1, descending=True).values

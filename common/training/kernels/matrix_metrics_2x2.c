@@ -76,7 +76,8 @@ INLINE void store(doubles values, int64_t number, real *target) {
 }
 
 INLINE void measure(int64_t number, int64_t count, const real *losses, const real *matrices, double num_samples,
-                    double eps, int64_t num_others, const int64_t *others, real *results) {
+                    double eps, int64_t num_others, const int64_t *others, const double *target, double target_norm,
+                    real *results) {
     doubles loss = {0}, entries[4] = {{0}};
     for (int64_t l = 0; l < number; l++) {
         loss[l] = losses[l];
@@ -103,20 +104,36 @@ INLINE void measure(int64_t number, int64_t count, const real *losses, const rea
     store(exponential(entropy), number, results + 4 * count);
     store(second * scale, number, results + 5 * count);
     store(__builtin_convertvector(rank, doubles) + nan_or_0, number, results + 6 * count);
-    for (int64_t k = 0; k < num_others; k++)
-        store(others[k] < 4 ? entries[others[k]] : first * scale, number, results + (7 + k) * count);
+    for (int64_t k = 0; k < num_others; k++) {
+        doubles values;
+        if (others[k] < 4) {
+            values = entries[others[k]];
+        } else if (others[k] == 4) {
+            values = first * scale;
+        } else if (others[k] == 5) {
+            doubles squares = {0};
+            for (int e = 0; e < 4; e++) squares += (entries[e] - target[e]) * (entries[e] - target[e]);
+            values = square_root(squares) / target_norm;
+        } else {
+            values = (sum + 2 * square_root(first * second)) * scale;
+        }
+        store(values, number, results + (7 + k) * count);
+    }
 }
 
 /* Computes metrics (7 + num_others, count) from losses (count,) and matrices (count, 2, 2): the mean squared error, the
    loss, Frobenius norm, nuclear norm, effective rank, second singular value and rank. `others` selects what follows: an
-   entry of the matrix (0 to 3) or the first singular value (4). `eps` is that of REAL. */
+   entry of the matrix (0 to 3), the first singular value (4), the distance from `target` (4,) in units of its norm (5),
+   or the Schatten-1/2 quasi-norm (6). `eps` is that of REAL. */
 void metrics(int64_t count, const real *losses, const real *matrices, double num_samples, double eps,
-             int64_t num_others, const int64_t *others, real *results) {
+             int64_t num_others, const int64_t *others, const double *target, double target_norm, real *results) {
     for (int64_t i = 0; i < count; i += WIDTH) {
         const real *matrix = matrices + 4 * i;
         if (count - i >= WIDTH) /* The compiler knows the number. */
-            measure(WIDTH, count, losses + i, matrix, num_samples, eps, num_others, others, results + i);
+            measure(WIDTH, count, losses + i, matrix, num_samples, eps, num_others, others, target, target_norm,
+                    results + i);
         else
-            measure(count - i, count, losses + i, matrix, num_samples, eps, num_others, others, results + i);
+            measure(count - i, count, losses + i, matrix, num_samples, eps, num_others, others, target, target_norm,
+                    results + i);
     }
 }
