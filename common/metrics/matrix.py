@@ -35,15 +35,20 @@ def _svdvals_2x2(matrices: Tensor) -> Tensor:
     by ½‖(a + d, c − b)‖ plus a reflection scaled by ½‖(a − d, c + b)‖; σ_1 is the sum of the scales. σ_2 is
     |ad − bc| / σ_1, where products of float32 numbers are exact in float64.
     """
-    # Products of entries scaled by a power of two do not overflow.
-    largest = matrices.abs().amax((-2, -1))
-    scale = torch.where(largest > 0, largest / (2 * torch.frexp(largest).mantissa), 1)
+    scale = _power_of_two(matrices.abs().amax((-2, -1)))
     (a, b), (c, d) = (row.unbind(-1) for row in (matrices / scale[..., None, None]).unbind(-2))
     first = (torch.hypot(a + d, c - b) + torch.hypot(a - d, c + b)) / 2
     # The scaled σ_1 is at least ½, or eps/2 if it was denormal, or 0.
     second = torch.minimum((a * d - b * c).abs_() / first.clamp_min(2.0**-60), first)
     # Each singular value is contiguous in memory, so that sums over them add long vectors.
     return torch.stack([first, second]).mul_(scale).movedim(0, -1)
+
+
+def _power_of_two(largest: Tensor) -> Tensor:
+    """Returns the powers of two with the exponents of `largest` (...): divided by them, numbers up to `largest` in size
+    have products that do not overflow, and are not rounded.
+    """
+    return torch.where(largest > 0, largest / (2 * torch.frexp(largest).mantissa), 1)
 
 
 def frobenius_norm(singular_values: Tensor) -> Tensor:
@@ -88,11 +93,12 @@ def rank(singular_values: Tensor, shape: tuple[int, int], dtype: torch.dtype) ->
 
 
 def reconstruction_error(tensors: Tensor, target: Tensor) -> Tensor:
-    """Returns ‖T − target‖_F / ‖target‖_F (n,) of `tensors` (n, ...) and `target` (...), which is not zero."""
-    norms = tensors - target
-    # One dimension after the other: torch sums a single long row on several threads, and so in another order.
-    while norms.ndim > 1:
-        norms = torch.linalg.vector_norm(norms, dim=-1)
+    """Returns ‖T − target‖_F / ‖target‖_F (n,) of `tensors` (n, ...) and `target` (...), which is not zero; NaN for a
+    tensor with an entry that is not finite.
+    """
+    differences = (tensors - target).flatten(1)
+    scale = _power_of_two(differences.abs().amax(1))
+    norms = torch.linalg.vector_norm(differences / scale[:, None], dim=1) * scale
     return norms / torch.linalg.vector_norm(target)
 
 

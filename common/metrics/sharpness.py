@@ -16,9 +16,9 @@ _SEED = 0
 
 
 @torch.enable_grad()
-def sharpness(loss: Callable[[Sequence[Tensor]], Tensor], parameters: Sequence[Tensor]) -> float:
-    """Returns the largest eigenvalue of the Hessian of `loss` at `parameters`, in float64; NaN if the Hessian is not
-    finite.
+def sharpness(loss: Callable[[Sequence[Tensor]], Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    """Returns the largest eigenvalue of the Hessian of `loss` at `parameters`, a float64 number (); NaN if
+    the Hessian is not finite.
 
     The Hessian is not formed: automatic differentiation computes its products with vectors.
     """
@@ -34,9 +34,9 @@ def sharpness(loss: Callable[[Sequence[Tensor]], Tensor], parameters: Sequence[T
 
 
 @torch.no_grad()
-def largest_eigenvalue(multiply: Callable[[Tensor], Tensor], size: int) -> float:
-    """Returns the largest eigenvalue of the symmetric matrix (size, size) that `multiply` multiplies by a float64
-    vector (size,); NaN if a product is not finite.
+def largest_eigenvalue(multiply: Callable[[Tensor], Tensor], size: int) -> Tensor:
+    """Returns the largest eigenvalue, a float64 number (), of the symmetric matrix (size, size) that `multiply`
+    multiplies by a float64 vector (size,); NaN if a product is not finite.
 
     The Lanczos method with reorthogonalization (Golub & Van Loan, Matrix Computations), from a random vector that is
     always the same. It ends when the residual of the largest Ritz pair, which bounds the distance to an eigenvalue, is
@@ -56,7 +56,7 @@ def largest_eigenvalue(multiply: Callable[[Tensor], Tensor], size: int) -> float
             image = image - (known @ image) @ known
         length = image.norm().item()
         if not math.isfinite(length):
-            return math.nan
+            return image.new_tensor(math.nan)
         values, vectors = torch.linalg.eigh(tridiagonal[: step + 1, : step + 1])
         residual = length * abs(vectors[-1, -1].item())
         if residual <= TOLERANCE * values.abs().max().item():
@@ -64,4 +64,4 @@ def largest_eigenvalue(multiply: Callable[[Tensor], Tensor], size: int) -> float
         if step + 1 < len(basis):
             tridiagonal[step, step + 1] = tridiagonal[step + 1, step] = length
         vector = image / length
-    return values[-1].item()
+    return values[-1]

@@ -110,14 +110,18 @@ class MatrixFactorization:
         self, losses: np.ndarray, outputs: np.ndarray, factors: Sequence[Tensor] = ()
     ) -> tuple[Metrics, Metrics]:
         train, validation = self._measure_outputs(losses, outputs)
-        of_factors: dict[str, float] = {}
-        if self.parameters["track_balancedness"]:
-            of_factors["balancedness"] = matrix_metrics.balancedness([factor.double() for factor in factors]).item()
-        if self.parameters["track_sharpness"]:
-            with one_thread():
-                of_factors["sharpness"] = sharpness(self._loss, factors)
-        dtype = getattr(torch, self.parameters["dtype"])
-        return train, {**validation, **_as_arrays({k: torch.tensor([v]) for k, v in of_factors.items()}, dtype)}
+        if self.measures_at_once:
+            validation = {**validation, **self._measure_factors(factors)}
+        return train, validation
+
+    def _measure_factors(self, factors: Sequence[Tensor]) -> Metrics:
+        metrics = {}
+        with one_thread():
+            if self.parameters["track_balancedness"]:
+                metrics["balancedness"] = matrix_metrics.balancedness([factor.double() for factor in factors])[None]
+            if self.parameters["track_sharpness"]:
+                metrics["sharpness"] = sharpness(self._loss, factors)[None]
+        return _as_arrays(metrics, getattr(torch, self.parameters["dtype"]))
 
     def _loss(self, factors: Sequence[Tensor]) -> Tensor:
         """Returns the loss of float64 factors, for automatic differentiation."""
@@ -163,8 +167,8 @@ class MatrixFactorization:
             for index in range(singular_values.shape[1]):
                 validation[f"singular_value_{index}"] = singular_values[:, index]
         if self._target.any():
-            error = matrix_metrics.reconstruction_error(torch.from_numpy(outputs).double(), self._target)
-            validation["reconstruction_error"] = error
+            products = torch.from_numpy(outputs).double()
+            validation["reconstruction_error"] = matrix_metrics.reconstruction_error(products, self._target)
         if self.parameters["track_schatten_norm"]:
             validation["schatten_half_quasi_norm"] = matrix_metrics.schatten_quasi_norm(singular_values, 0.5)
         return _as_arrays(train, dtype), _as_arrays(validation, dtype)

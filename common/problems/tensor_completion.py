@@ -95,7 +95,7 @@ class TensorFactorization:
             validation["model_tensor_rank"] = torch.tensor([math.nan if rank is None else rank for rank in ranks])
         if self.parameters["track_sharpness"]:
             with one_thread():
-                validation["sharpness"] = torch.tensor([sharpness(self._loss, factors)])
+                validation["sharpness"] = sharpness(self._loss, factors)[None]
         if num_norms := self.parameters["track_component_norms"]:
             norms = component_norms([factor.double() for factor in factors])
             validation |= {f"component_norm_{index}": norms[index : index + 1] for index in range(num_norms)}

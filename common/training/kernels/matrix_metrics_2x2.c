@@ -38,6 +38,9 @@ INLINE doubles maximum(doubles x, doubles y) { return choose(x > y, x, y); }
 
 INLINE doubles minimum(doubles x, doubles y) { return choose(x < y, x, y); }
 
+/* Returns the power of two with the exponent of x. */
+INLINE doubles power_of_two(doubles x) { return (doubles)((integers)x & EXPONENT_BITS); }
+
 INLINE doubles square_root(doubles x) {
 #if defined(__AVX512F__)
     return (doubles)_mm512_sqrt_pd((__m512d)x);
@@ -88,7 +91,7 @@ INLINE void measure(int64_t number, int64_t count, const real *losses, const rea
     /* Products of entries scaled by a power of two do not overflow. */
     doubles scale = all(DBL_MIN);
     for (int e = 0; e < 4; e++) scale = maximum(scale, absolute(entries[e]));
-    scale = (doubles)((integers)scale & EXPONENT_BITS);
+    scale = power_of_two(scale);
     const doubles inverse = 1 / scale;
     const doubles a = entries[0] * inverse, b = entries[1] * inverse, c = entries[2] * inverse, d = entries[3] * inverse;
     const doubles first = (norm(a + d, c - b) + norm(a - d, c + b)) * 0.5 + nan_or_0;
@@ -111,9 +114,18 @@ INLINE void measure(int64_t number, int64_t count, const real *losses, const rea
         } else if (others[k] == 4) {
             values = first * scale;
         } else if (others[k] == 5) {
-            doubles squares = {0};
-            for (int e = 0; e < 4; e++) squares += (entries[e] - target[e]) * (entries[e] - target[e]);
-            values = square_root(squares) / target_norm;
+            doubles differences[4], power = all(DBL_MIN), squares = {0};
+            for (int e = 0; e < 4; e++) {
+                differences[e] = entries[e] - target[e];
+                power = maximum(power, absolute(differences[e]));
+            }
+            power = power_of_two(power);
+            const doubles inverse_power = 1 / power;
+            for (int e = 0; e < 4; e++) {
+                differences[e] *= inverse_power;
+                squares += differences[e] * differences[e];
+            }
+            values = square_root(squares) * power / target_norm;
         } else {
             values = (sum + 2 * square_root(first * second)) * scale;
         }
