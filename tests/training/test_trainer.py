@@ -236,7 +236,7 @@ def test_metrics_of_factors_at_validations(kind, native):
     "given", [{"stop_on_zero_loss_tol": 1e-2, "enforce_pos_det": True}, {"lr": 10.0, "validate_every": 1}]
 )
 def test_metrics_of_factors_do_not_change_other_metrics(given, native):
-    """One experiment ends with zero loss and one diverges, without the metrics after several validations in one call."""
+    """Without them, an engine takes the steps between several validations in one call."""
     given = {**SHORT["dmf"], "epochs": 100_000, **given}
     without = make_experiment(**given)
     (factors,) = train([without], native=native)
@@ -251,7 +251,7 @@ def test_metrics_of_factors_do_not_change_other_metrics(given, native):
         assert metrics[name].values.tobytes() == series.values.tobytes()
     for name in ("balancedness", "sharpness"):
         assert metrics[name].epochs.tolist() == metrics["mse_loss"].epochs.tolist()
-        assert np.isfinite(metrics[name].values[:5]).all()
+        assert np.isfinite(metrics[name].values[:2]).all()
 
 
 @pytest.mark.parametrize("validate_every", [20, 10**9])
