@@ -1,5 +1,6 @@
-"""Sweep for the kill test that mixes 2x2 and 5x5, float32 and float64, both engines, sharpness, and diverging
-experiments."""
+"""Sweep for the kill test that mixes 2x2 and 5x5, float32 and float64, both engines, and diverging experiments, some of
+which record the sharpness.
+"""
 
 import dmf_multiple_experiments_runner as runner
 from common.cli import run_script
