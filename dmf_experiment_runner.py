@@ -33,6 +33,10 @@ def add_flags(parser: Parser) -> None:
     pairs = {"nargs": 2, "action": "append", "default": [], "metavar": ("I", "J")}
     add("-tracked_e2e_value_of", type=integer(0), **pairs, help="record entry (I, J) of the product; repeatable")
     add("-track_singular_values", action="store_true", help="record all singular values of the product")
+    text = "record the Schatten-1/2 quasi-norm of the product"
+    add("-track_schatten_norm", action="store_true", help=text)
+    text = "record the largest ‖W_lᵀ W_l − W_{l+1} W_{l+1}ᵀ‖_F of successive factors"
+    add("-track_balancedness", action="store_true", help=text)
 
 
 def main() -> None:

@@ -34,6 +34,8 @@ def add_flags(parser: Parser) -> None:
     text = "estimate the CP ranks of the final tensor, of the observed entries (zero elsewhere), and of the target"
     add("-compute_final_tensor_ranks", action="store_true", help=text)
     add("-track_tensor_rank", action="store_true", help="record the CP rank at every validation")
+    text = "record the largest K norms of the factorization's components"
+    add("-track_component_norms", type=integer(0), default=0, metavar="K", help=text)
 
 
 def main() -> None:

@@ -173,6 +173,8 @@ def add_runner_flags(parser: Parser, **defaults: Any) -> None:
     add("-file_log", action="store_true", help="log to a file in the experiment's folder instead of the console")
     add("-store_checkpoints", action="store_true", help="keep the newest checkpoint")
     add("-plot_metrics", action="store_true", help="plot the metrics in the experiment's folder")
+    text = "record the largest eigenvalue of the loss's Hessian at every validation"
+    add("-track_sharpness", action="store_true", help=text)
     text = "validations between checkpoints, and between plots of the metrics"
     add("-save_every_num_val", type=many, default=5, help=text)
 

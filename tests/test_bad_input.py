@@ -116,6 +116,8 @@ INVALID_FLAGS += [
         for line, expected in [
             (f"{TENSOR} -init_std -1", "-init_std -1: must be a finite number of at least 0"),
             (f"{TENSOR} -tensor_rank_tol 0", "-tensor_rank_tol 0: must be a finite number greater than 0"),
+            (f"{TENSOR} -track_component_norms -1", "-track_component_norms -1: must be an integer of at least 0"),
+            (f"{TENSOR} -track_sharpness 1", "-track_sharpness 1: takes no value"),
             (f"{TENSOR} -num_components -1", "-num_components -1: must be an integer of at least 0"),
             (f"{TENSOR} -lr 0", "-lr 0: must be a finite number greater than 0"),
             (f"{TENSOR} -init 1", "-init 1: unknown flag; did you mean -init_std?"),
@@ -162,6 +164,11 @@ INVALID_FILES_AND_COMBINATIONS = [
     (GENERATOR, "-num_rows 2 -num_cols 2 -rank 1 -sensing_std 1e39", "-sensing_std 1e+39: makes numbers that float32"),
     (GENERATOR, "-num_rows 1 -num_cols 2 -target_entries 0 1e39", "-target_entries 0.0 1e+39: makes numbers"),
     (TC_GENERATOR, "-target_fro_norm 1e42", "-target_fro_norm 1e+42: makes entries"),
+    (
+        TC_RUNNER,
+        f"{TENSOR} -track_component_norms 65",
+        "-track_component_norms 65: the factorization has 64 components",
+    ),
     (TC_RUNNER, f"{TENSOR} -num_samples 513", "-num_samples 513: ", "has only 512 entries"),
     (TC_RUNNER, f"-dataset_path {GOOD}", "holds no 'target_tensor'"),
     (

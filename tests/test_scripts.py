@@ -32,6 +32,7 @@ PLOTS = {
     "e2e_effective_rank",
     "e2e_rank",
     "distance_from_rank_1",
+    "reconstruction_error",
     "e2e_matrix_values",
     "e2e_singular_values",
 }

@@ -1,6 +1,8 @@
 """Metrics of batches of matrices and tensors."""
 
+from collections.abc import Sequence
 from functools import reduce
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -33,15 +35,20 @@ def _svdvals_2x2(matrices: Tensor) -> Tensor:
     by ½‖(a + d, c − b)‖ plus a reflection scaled by ½‖(a − d, c + b)‖; σ_1 is the sum of the scales. σ_2 is
     |ad − bc| / σ_1, where products of float32 numbers are exact in float64.
     """
-    # Products of entries scaled by a power of two do not overflow.
-    largest = matrices.abs().amax((-2, -1))
-    scale = torch.where(largest > 0, largest / (2 * torch.frexp(largest).mantissa), 1)
+    scale = _power_of_two(matrices.abs().amax((-2, -1)))
     (a, b), (c, d) = (row.unbind(-1) for row in (matrices / scale[..., None, None]).unbind(-2))
     first = (torch.hypot(a + d, c - b) + torch.hypot(a - d, c + b)) / 2
     # The scaled σ_1 is at least ½, or eps/2 if it was denormal, or 0.
     second = torch.minimum((a * d - b * c).abs_() / first.clamp_min(2.0**-60), first)
     # Each singular value is contiguous in memory, so that sums over them add long vectors.
     return torch.stack([first, second]).mul_(scale).movedim(0, -1)
+
+
+def _power_of_two(largest: Tensor) -> Tensor:
+    """Returns the powers of two with the exponents of `largest` (...): divided by them, numbers up to `largest` in size
+    have products that do not overflow, and are not rounded.
+    """
+    return torch.where(largest > 0, largest / (2 * torch.frexp(largest).mantissa), 1)
 
 
 def frobenius_norm(singular_values: Tensor) -> Tensor:
@@ -52,6 +59,11 @@ def frobenius_norm(singular_values: Tensor) -> Tensor:
 def nuclear_norm(singular_values: Tensor) -> Tensor:
     """Returns ‖W‖_* = Σ σ_i (...) from `singular_values` (..., k)."""
     return singular_values.sum(-1)
+
+
+def schatten_quasi_norm(singular_values: Tensor, p: float) -> Tensor:
+    """Returns the Schatten-p quasi-norm (Σ σ_i^p)^(1/p) (...) from `singular_values` (..., k), for p > 0."""
+    return singular_values.pow(p).sum(-1).pow(1 / p)
 
 
 def effective_rank(singular_values: Tensor) -> Tensor:
@@ -81,5 +93,27 @@ def rank(singular_values: Tensor, shape: tuple[int, int], dtype: torch.dtype) ->
 
 
 def reconstruction_error(tensors: Tensor, target: Tensor) -> Tensor:
-    """Returns ‖T − target‖_F / ‖target‖_F (n,) of `tensors` (n, numel) and `target` (numel,)."""
-    return torch.linalg.vector_norm(tensors - target, dim=1) / torch.linalg.vector_norm(target)
+    """Returns ‖T − target‖_F / ‖target‖_F (n,) of `tensors` (n, ...) and `target` (...), which is not zero; NaN for a
+    tensor with an entry that is not finite.
+    """
+    differences = (tensors - target).flatten(1)
+    scale = _power_of_two(differences.abs().amax(1))
+    norms = torch.linalg.vector_norm(differences / scale[:, None], dim=1) * scale
+    return norms / torch.linalg.vector_norm(target)
+
+
+def balancedness(factors: Sequence[Tensor]) -> Tensor:
+    """Returns the largest ‖W_lᵀ W_l − W_{l+1} W_{l+1}ᵀ‖_F (...) of successive factors W_l (..., d_l, d_{l+1}), or 0 if
+    there is one factor. Gradient flow on a loss of the product W_1 ⋯ W_L does not change it (Arora et al. 2018).
+    """
+    differences = [left.mT @ left - right @ right.mT for left, right in pairwise(factors)]
+    norms = [torch.linalg.matrix_norm(difference) for difference in differences]
+    return reduce(torch.maximum, norms, factors[0].new_zeros(factors[0].shape[:-2]))
+
+
+def component_norms(factors: Sequence[Tensor]) -> Tensor:
+    """Returns the norms (..., R) of the components of a CP factorization, descending: the products over the modes of
+    the norms of the columns of factors (..., d_k, R).
+    """
+    norms = torch.stack([torch.linalg.vector_norm(factor, dim=-2) for factor in factors])
+    return norms.prod(0).sort(dim=-1, descending=True).values

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,19 @@ from common.cli import UserError, exclusive, flag_error
 from common.datasets.matrix_sensing import load_matrix_sensing
 from common.flags import load_samples
 from common.metrics import matrix as matrix_metrics
+from common.metrics.sharpness import sharpness
 from common.models.deep_matrix_factorization import DeepMatrixFactorization, factor_shapes, initial_factors
 from common.problems.problem import Results
 from common.training.history import Metrics, TrainingState
-from common.training.native_metrics import FIRST_SINGULAR_VALUE, metrics_2x2
+from common.training.native_metrics import (
+    FIRST_SINGULAR_VALUE,
+    RECONSTRUCTION_ERROR,
+    SCHATTEN_HALF_QUASI_NORM,
+    metrics_2x2,
+)
 from common.training.objectives import Objective, SensingObjective, entry_objective
 from common.training.optimizers import GradientDescent
+from common.training.threads import one_thread
 
 _NORMS_AND_RANKS = "fro_e2e_norm", "nuc_e2e_norm", "e2e_effective_rank", "distance_from_rank_1", "e2e_rank"
 
@@ -30,12 +38,12 @@ class MatrixFactorization:
     max_zero_loss_validations = 10
     headline = re.compile(r"sse_loss_div_2|e2e_effective_rank|fro_e2e_norm|e2e_\d+_\d+_value")
     figures = {"e2e_matrix_values": r"e2e_\d+_\d+_value", "e2e_singular_values": r"singular_value_\d+"}  # noqa: RUF012
-    measures_slowly = False
 
     def __init__(self, parameters: dict[str, Any]):
         self.parameters = parameters
         exclusive(parameters, "enforce_pos_det", "enforce_neg_det")
         self.dataset = load_samples(load_matrix_sensing, parameters["dataset_path"], parameters["num_samples"])
+        self._target = self.dataset.target_matrix.double()
         available = load_samples(load_matrix_sensing, parameters["dataset_path"])
         self.num_observations = parameters["num_samples"], len(available.observations)
         self.output_shape = rows, cols = self.dataset.shape
@@ -57,7 +65,10 @@ class MatrixFactorization:
         self.batch_key = (parameters["depth"], rows, cols, *sensing)
         self.multiplications = 3 * parameters["depth"] * rows * cols * min(rows, cols)
         self.multiplications += 0 if self.observes_entries else 2 * rows * cols * parameters["num_samples"]
-        self.num_metrics = 7 + len(self._tracked) + parameters["track_singular_values"] * min(rows, cols)
+        self.measures_at_once = parameters["track_balancedness"] or parameters["track_sharpness"]
+        self.num_metrics = 8 + len(self._tracked) + parameters["track_singular_values"] * min(rows, cols)
+        more = "track_schatten_norm", "track_balancedness", "track_sharpness"
+        self.num_metrics += sum(parameters[name] for name in more)
         self.working_size = 8 * parameters["depth"] * rows * cols
 
     def initial_factors(self) -> list[Tensor]:
@@ -95,13 +106,42 @@ class MatrixFactorization:
             target[observed] = dataset.observations.to(like.dtype)
         return entry_objective(entries, targets.to(like), [1.0] * len(entries))
 
-    def measure(self, losses: np.ndarray, outputs: np.ndarray) -> tuple[Metrics, Metrics]:
+    def measure(
+        self, losses: np.ndarray, outputs: np.ndarray, factors: Sequence[Tensor] = ()
+    ) -> tuple[Metrics, Metrics]:
+        train, validation = self._measure_outputs(losses, outputs)
+        if self.measures_at_once:
+            validation = {**validation, **self._measure_factors(factors)}
+        return train, validation
+
+    def _measure_factors(self, factors: Sequence[Tensor]) -> Metrics:
+        metrics = {}
+        with one_thread():
+            if self.parameters["track_balancedness"]:
+                metrics["balancedness"] = matrix_metrics.balancedness([factor.double() for factor in factors])[None]
+            if self.parameters["track_sharpness"]:
+                metrics["sharpness"] = sharpness(self._loss, factors)[None]
+        return _as_arrays(metrics, getattr(torch, self.parameters["dtype"]))
+
+    def _loss(self, factors: Sequence[Tensor]) -> Tensor:
+        """Returns the loss of float64 factors, for automatic differentiation."""
+        observations, output = self.dataset.observations, reduce(torch.matmul, factors).flatten()
+        if self.observes_entries:
+            observed = output[self.dataset.observed_entries]
+        else:
+            observed = self.dataset.sensing_matrices.double().flatten(1) @ output
+        return (observed - observations).square().sum() / 2
+
+    def _measure_outputs(self, losses: np.ndarray, outputs: np.ndarray) -> tuple[Metrics, Metrics]:
         dtype, num_samples = getattr(torch, self.parameters["dtype"]), self.parameters["num_samples"]
         track_singular_values = self.parameters["track_singular_values"]
         if self.output_shape == (2, 2):
             others = {f"e2e_{row}_{col}_value": 2 * row + col for row, col in self._tracked}
             others |= {"singular_value_0": FIRST_SINGULAR_VALUE} if track_singular_values else {}
-            metrics = metrics_2x2(losses, outputs, num_samples, list(others.values()))
+            others |= {"reconstruction_error": RECONSTRUCTION_ERROR} if self._target.any() else {}
+            if self.parameters["track_schatten_norm"]:
+                others["schatten_half_quasi_norm"] = SCHATTEN_HALF_QUASI_NORM
+            metrics = metrics_2x2(losses, outputs, num_samples, self._target.numpy(), list(others.values()))
             if metrics is not None:
                 mse, loss, *metrics = metrics
                 validation = dict(zip((*_NORMS_AND_RANKS, *others), metrics, strict=True))
@@ -126,6 +166,11 @@ class MatrixFactorization:
         if track_singular_values:
             for index in range(singular_values.shape[1]):
                 validation[f"singular_value_{index}"] = singular_values[:, index]
+        if self._target.any():
+            products = torch.from_numpy(outputs).double()
+            validation["reconstruction_error"] = matrix_metrics.reconstruction_error(products, self._target)
+        if self.parameters["track_schatten_norm"]:
+            validation["schatten_half_quasi_norm"] = matrix_metrics.schatten_quasi_norm(singular_values, 0.5)
         return _as_arrays(train, dtype), _as_arrays(validation, dtype)
 
     def results(self, state: TrainingState, output: Tensor) -> Results:

@@ -39,7 +39,7 @@ class Problem(Protocol):
     output_shape: tuple[int, ...]  # of the end-to-end matrix or tensor
     factor_shapes: list[tuple[int, int]]  # of the factors
     observes_entries: bool  # whether every observation is an entry of it
-    measures_slowly: bool  # see TrainingState
+    measures_at_once: bool  # see TrainingState
     multiplications: int  # in a gradient step, about
     num_observations: tuple[int, int]  # that are used, and that the dataset has
     num_metrics: int  # recorded at a validation, about
@@ -54,8 +54,12 @@ class Problem(Protocol):
     def objective(problems: Sequence["Problem"], like: Tensor) -> Objective:
         """Returns the objective of a batch of problems with equal keys, with the dtype and device of `like`."""
 
-    def measure(self, losses: np.ndarray, outputs: np.ndarray) -> tuple[Metrics, Metrics]:
-        """Train and validation metrics (n,) from losses (n,) and end-to-end matrices or tensors (n, rows, cols)."""
+    def measure(
+        self, losses: np.ndarray, outputs: np.ndarray, factors: Sequence[Tensor] = ()
+    ) -> tuple[Metrics, Metrics]:
+        """Train and validation metrics (n,) from losses (n,) and end-to-end matrices or tensors (n, rows, cols). If the
+        problem measures at once, then n = 1, and `factors` are those of that moment, on the CPU.
+        """
 
     def results(self, state: TrainingState, output: Tensor) -> Results:
         """Results of an experiment that ended, from its last end-to-end matrix or tensor."""

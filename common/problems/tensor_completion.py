@@ -15,7 +15,9 @@ from common.cli import flag_error
 from common.datasets.tensor_completion import load_tensor_completion
 from common.flags import load_samples
 from common.metrics.cp_rank import estimate_cp_rank, unfolding_rank_bound
-from common.metrics.matrix import reconstruction_error
+from common.metrics.cp_solver import khatri_rao
+from common.metrics.matrix import component_norms, reconstruction_error
+from common.metrics.sharpness import sharpness
 from common.models.cp_factorization import (
     CPFactorization,
     first_group_size,
@@ -40,22 +42,26 @@ class TensorFactorization:
     model = CPFactorization
     max_zero_loss_validations = 2
     headline = re.compile(r"mse_loss|reconstruction_error|model_tensor_rank")
-    figures: dict[str, str] = {}  # noqa: RUF012
+    figures = {"component_norms": r"component_norm_\d+"}  # noqa: RUF012
     observes_entries = True
-    num_metrics = 3
 
     def __init__(self, parameters: dict[str, Any]):
         self.parameters = parameters
         self.dataset = load_samples(load_tensor_completion, parameters["dataset_path"], parameters["num_samples"])
         self.recorded: dict[str, Any] = {}
         self.optimizer = GroupRMSprop if parameters["use_adaptive_lr"] else GradientDescent
-        self.measures_slowly = parameters["track_tensor_rank"]
         self.output_shape = dims = tuple(self.dataset.target_tensor.shape)
         self.num_observations = parameters["num_samples"], prod(dims)
         split, rank = first_group_size(dims), parameters["num_components"] or full_rank(dims)
         if rank > prod(dims):
             remedy = f"a tensor of {prod(dims)} entries needs no more components than entries; give at most that"
             raise flag_error("num_components", rank, remedy)
+        num_norms = parameters["track_component_norms"]
+        if num_norms > rank:
+            remedy = f"the factorization has {rank} components; give at most that"
+            raise flag_error("track_component_norms", num_norms, remedy)
+        self.measures_at_once = parameters["track_tensor_rank"] or parameters["track_sharpness"] or num_norms > 0
+        self.num_metrics = 2 + parameters["track_tensor_rank"] + parameters["track_sharpness"] + num_norms
         self.factor_shapes = [(dim, rank) for dim in dims]
         on_observed_entries = steps_on_observed_entries(dims, parameters["num_samples"])
         self.batch_key = (dims, rank, self.optimizer, on_observed_entries)
@@ -77,16 +83,31 @@ class TensorFactorization:
         # The mean of squared residuals, where the objective takes half their weighted sum.
         return entry_objective(entries, targets.to(like), [2 / len(observed) for observed in entries])
 
-    def measure(self, losses: np.ndarray, outputs: np.ndarray) -> tuple[Metrics, Metrics]:
+    def measure(
+        self, losses: np.ndarray, outputs: np.ndarray, factors: Sequence[Tensor] = ()
+    ) -> tuple[Metrics, Metrics]:
         target, dtype = self.dataset.target_tensor, getattr(torch, self.parameters["dtype"])
         tensors = torch.from_numpy(outputs).double().flatten(1)
         validation = {"reconstruction_error": reconstruction_error(tensors, target.double().flatten())}
-        if self.measures_slowly:
+        if self.parameters["track_tensor_rank"]:
             tol = self.parameters["tensor_rank_tol"]
             ranks = [_rank_and_bound(tensor.view(target.shape), tol)[0] for tensor in tensors]
             validation["model_tensor_rank"] = torch.tensor([math.nan if rank is None else rank for rank in ranks])
+        if self.parameters["track_sharpness"]:
+            with one_thread():
+                validation["sharpness"] = sharpness(self._loss, factors)[None]
+        if num_norms := self.parameters["track_component_norms"]:
+            norms = component_norms([factor.double() for factor in factors])
+            validation |= {f"component_norm_{index}": norms[index : index + 1] for index in range(num_norms)}
         metrics = {name: values.to(dtype).numpy() for name, values in validation.items()}
         return {"mse_loss": losses.copy()}, metrics
+
+    def _loss(self, factors: Sequence[Tensor]) -> Tensor:
+        """Returns the loss of float64 factors, for automatic differentiation."""
+        split, batch = first_group_size(self.output_shape), [factor[None] for factor in factors]
+        output = (khatri_rao(batch[:split]) @ khatri_rao(batch[split:]).mT).flatten()
+        observed = self.dataset.observed_entries
+        return (output[observed] - self.dataset.target_tensor.flatten()[observed]).square().mean()
 
     def results(self, state: TrainingState, output: Tensor) -> Results:
         """The tensors, and their errors and ranks. The latter say that the experiment is finished, so one that was
@@ -102,6 +123,9 @@ class TensorFactorization:
         rows = torch.stack([tensors[name].double().flatten() for name in ("model", "memorizer")])
         errors = reconstruction_error(rows, target.double().flatten()).tolist()
         numbers = {"model_reconstruction_error": errors[0], "memorizer_reconstruction_error": errors[1]}
+        # The last values of what is recorded of the factors.
+        last = state.history.last_values()
+        numbers |= {name: value for name, value in last.items() if re.fullmatch(r"sharpness|component_norm_\d+", name)}
         extra_metrics = {}
         if values["compute_final_tensor_ranks"]:
             tol = values["tensor_rank_tol"]

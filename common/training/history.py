@@ -1,6 +1,6 @@
 """The state of one experiment in training, and its recorded metrics."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -86,10 +86,11 @@ class TrainingState:
 
     last_epoch: int  # the last epoch to run
     zero_loss_tol: float  # losses below this count as zero
-    # Train and validation metrics (n,) by name, from losses (n,) and end-to-end matrices or tensors (n, rows, cols).
-    measure: Callable[[np.ndarray, np.ndarray], tuple[Metrics, Metrics]]
+    # Train and validation metrics (n,) by name; see Problem.measure.
+    measure: Callable[[np.ndarray, np.ndarray, Sequence[Tensor]], tuple[Metrics, Metrics]]
     keeps_history: bool = True  # False: only the last record is kept
-    measures_slowly: bool = False  # True: metrics are not postponed, because a signal would have to wait for them
+    # True: metrics are not postponed, because they need the factors, or because a signal would have to wait for them.
+    measures_at_once: bool = False
     history: History = field(default_factory=History)
     epoch: int = -1  # the last finished epoch
     zero_loss_validations: int = 0  # in a row, up to the last validation

@@ -8,15 +8,16 @@ import numpy as np
 
 from common.training.native_engine import NativeUnavailable, compiled_kernel
 
-FIRST_SINGULAR_VALUE = 4
+FIRST_SINGULAR_VALUE, RECONSTRUCTION_ERROR, SCHATTEN_HALF_QUASI_NORM = 4, 5, 6
 
 
 def metrics_2x2(
-    losses: np.ndarray, matrices: np.ndarray, num_samples: int, others: Sequence[int]
+    losses: np.ndarray, matrices: np.ndarray, num_samples: int, target: np.ndarray, others: Sequence[int]
 ) -> Sequence[np.ndarray] | None:
     """Returns metrics (n,) of losses (n,) and matrices (n, 2, 2) of the same dtype, or None if there is no C compiler:
     the mean squared error of `num_samples` observations, the loss, Frobenius norm, nuclear norm, effective rank,
-    distance from rank 1, and rank; then `others`, the entry 2 · row + column or FIRST_SINGULAR_VALUE.
+    distance from rank 1, and rank; then `others`: the entry 2 · row + column, FIRST_SINGULAR_VALUE,
+    RECONSTRUCTION_ERROR, which is relative to the norm of `target` (2, 2), or SCHATTEN_HALF_QUASI_NORM.
 
     They are computed in float64 and rounded. In float32 they are equal to those of common/metrics/matrix.py or differ
     by one unit in the last place; in float64 they differ by at most 5, unless they are denormal or the nuclear norm
@@ -28,6 +29,7 @@ def metrics_2x2(
     # Every array whose address is passed has a name here, so that it lives until the kernel has returned.
     losses, matrices = np.ascontiguousarray(losses), np.ascontiguousarray(matrices)
     others, results = np.array(others, np.int64), np.empty((7 + len(others), len(losses)), losses.dtype)
+    target = np.ascontiguousarray(target, np.float64)
     library.metrics(
         len(losses),
         losses.ctypes.data,
@@ -36,6 +38,8 @@ def metrics_2x2(
         np.finfo(losses.dtype).eps,
         len(others),
         others.ctypes.data,
+        target.ctypes.data,
+        np.linalg.norm(target),
         results.ctypes.data,
     )
     return results
@@ -49,6 +53,9 @@ def _library(dtype: np.dtype) -> ctypes.CDLL | None:
     except NativeUnavailable:
         return None
     integer, number, address = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
-    library.metrics.argtypes = [integer, address, address, number, number, integer, address, address]
+    library.metrics.argtypes = [
+        *(integer, address, address, number, number),
+        *(integer, address, address, number, address),
+    ]
     library.metrics.restype = None
     return library

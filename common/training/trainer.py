@@ -41,7 +41,7 @@ class Trainer:
     states : the experiments' states, in the order of the engine's batch.
     validate_every : epochs between validations.
     max_zero_loss_validations : an experiment ends at more validations in a row with zero loss than this.
-    stopped : whether a signal has come; then slow metrics are no longer computed.
+    stopped : whether a signal has come; then metrics are no longer computed at once.
 
     Attributes
     ----------
@@ -102,7 +102,7 @@ class Trainer:
             for index, position in zip(indices, positions, strict=True):
                 ended.append(Ended(self.running[index], engine, position, observed.outputs[index, column].copy()))
         self.discard([each.state for each in ended])
-        if self._num_rows - self._num_rows_measured >= _BUFFER_ROWS // 2 and not self._measures_slowly():
+        if self._num_rows - self._num_rows_measured >= _BUFFER_ROWS // 2 and not self._measures_at_once():
             self._measure_histories()
         return ended
 
@@ -116,14 +116,14 @@ class Trainer:
             return np.array([longest])
         count = (
             1
-            if self._measures_slowly()
+            if self._measures_at_once()
             else max(1, min(self.engine.max_steps_per_chunk // every, len(self._epoch_rows)))
         )
         validations = next_validation + every * np.arange(count)
         return np.append(validations[validations < last], last)[:count]
 
-    def _measures_slowly(self) -> bool:
-        return any(state.measures_slowly for state in self.running)
+    def _measures_at_once(self) -> bool:
+        return any(state.measures_at_once for state in self.running)
 
     def _decide_stops(self, ends: np.ndarray, observed: Observations) -> dict[int, int]:
         """Updates the counts of zero losses, whether parameters moved, and the states of the experiments that end.
@@ -187,7 +187,7 @@ class Trainer:
                 # The last epoch of another experiment, between validations: the row is not of this one.
                 self._measure(index, self._num_rows - 1)
                 self._num_measured[index] = self._num_rows
-            elif state.measures_slowly and not self._stopped():
+            elif state.measures_at_once and not self._stopped():
                 self._measure(index, self._num_rows)
 
     def _append(self, epochs: np.ndarray, losses: np.ndarray, outputs: np.ndarray) -> int:
@@ -211,7 +211,7 @@ class Trainer:
                 self._measure(index, self._num_rows)
 
         is_small = _BUFFER_ROWS * prod(self._output_rows.shape[2:]) <= _ONE_THREAD_UP_TO
-        if indices and is_small and not self._measures_slowly():
+        if indices and is_small and not self._measures_at_once():
             in_parallel(measure, len(indices))
         else:
             measure((0, len(indices)))
@@ -230,8 +230,11 @@ class Trainer:
 
     def _metrics(self, index: int, rows: slice) -> tuple[Metrics, Metrics]:
         """Returns the train and validation metrics of an experiment, from rows of the buffer."""
-        place = self._places[index]
-        return self.running[index].measure(self._loss_rows[place, rows], self._output_rows[place, rows])
+        state, place, factors = self.running[index], self._places[index], []
+        if state.measures_at_once:
+            # The only row that is missing is the last, and the engine holds its factors.
+            factors = list(self.engine.model.experiment_state(index).values())
+        return state.measure(self._loss_rows[place, rows], self._output_rows[place, rows], factors)
 
     def discard(self, states: Iterable[TrainingState]) -> None:
         """Removes experiments from the batch. Called after `advance`."""

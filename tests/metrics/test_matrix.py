@@ -5,7 +5,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.metrics.matrix import effective_rank, frobenius_norm, nuclear_norm, rank, singular_values
+from common.metrics.matrix import (
+    balancedness,
+    component_norms,
+    effective_rank,
+    frobenius_norm,
+    nuclear_norm,
+    rank,
+    reconstruction_error,
+    schatten_quasi_norm,
+    singular_values,
+)
+from common.models.deep_matrix_factorization import balanced_factors
+from tests.conftest import make_experiment, train
 
 
 @given(rows=st.integers(1, 6), cols=st.integers(1, 6), seed=st.integers(0, 1000))
@@ -83,3 +95,98 @@ def test_non_finite_matrix_does_not_affect_rest_of_batch():
         rank(values, (2, 2), values.dtype),
     ):
         assert metric.isfinite().tolist() == [True, False, True]
+
+
+def gaussian(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_schatten_quasi_norm():
+    values = singular_values(gaussian(5, 3, 4))
+    torch.testing.assert_close(schatten_quasi_norm(values, 1), nuclear_norm(values))
+    torch.testing.assert_close(schatten_quasi_norm(values, 2), frobenius_norm(values))
+    expected = [sum(math.sqrt(value) for value in row) ** 2 for row in values.tolist()]
+    assert schatten_quasi_norm(values, 0.5).tolist() == pytest.approx(expected)
+    assert schatten_quasi_norm(torch.zeros(2), 0.5) == 0
+
+
+@pytest.mark.parametrize("shape", [(6,), (3, 2), (2, 3, 4)])
+def test_reconstruction_error(shape):
+    tensors, target = gaussian(5, *shape), gaussian(*shape, seed=1)
+    expected = [((tensor - target).norm() / target.norm()).item() for tensor in tensors]
+    assert reconstruction_error(tensors, target).tolist() == pytest.approx(expected)
+
+
+def test_reconstruction_error_of_special_values():
+    tensors = torch.tensor([[1e300, 0.0], [0.0, 5e-324], [1.0, 1.0], [torch.inf, 0.0], [torch.nan, 0.0]]).double()
+    tensors[0, 0], target = 1e300, torch.ones(2, dtype=torch.float64)
+    error = reconstruction_error(tensors, target)
+    torch.testing.assert_close(error[:3], torch.tensor([1e300 / 2**0.5, 1.0, 0.0], dtype=torch.float64))
+    assert error[3:].isnan().all()
+
+
+def test_reconstruction_error_does_not_depend_on_batch():
+    tensors, target = gaussian(3, 200, 200), gaussian(200, 200, seed=1)
+    assert torch.equal(reconstruction_error(tensors, target)[:1], reconstruction_error(tensors[:1], target))
+
+
+def test_balancedness_matches_loop():
+    factors = [gaussian(4, 3), gaussian(3, 3, seed=1), gaussian(3, 5, seed=2)]
+    differences = []
+    for left, right in ((factors[0], factors[1]), (factors[1], factors[2])):
+        squares = 0.0
+        for i in range(3):
+            for j in range(3):
+                difference = sum(left[k, i] * left[k, j] for k in range(left.shape[0]))
+                difference -= sum(right[i, k] * right[j, k] for k in range(right.shape[1]))
+                squares += difference**2
+        differences.append(math.sqrt(squares))
+    assert balancedness(factors).item() == pytest.approx(max(differences))
+    assert balancedness(factors[:2]).item() == pytest.approx(differences[0])
+    assert balancedness(factors[:1]) == 0
+    assert balancedness([*factors, torch.full((5, 5), torch.nan).double()]).isnan()
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4])
+def test_balanced_factors_are_balanced(depth):
+    assert balancedness(balanced_factors(gaussian(4, 3), depth)) < 1e-14
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_balancedness_is_constant_under_gradient_flow(depth):
+    """In the same time, half the learning rate changes it half as much: the change is of first order."""
+
+    def recorded(lr):
+        given = {"dtype": "float64", "init_alpha": 0.5, "validate_every": 50, "track_balancedness": True}
+        experiment = make_experiment(depth=depth, lr=lr, epochs=round(10 / lr), stop_on_zero_loss_tol=0, **given)
+        start = balancedness(experiment.factors).item()
+        train([experiment])
+        values = experiment.state.history.validation["balancedness"].values
+        return start, values[-1] - start, abs(values - start).max()
+
+    start, change, largest = recorded(2e-3)
+    _, half, _ = recorded(1e-3)
+    assert largest < 0.01 * start
+    assert change / half == pytest.approx(2, rel=0.02)
+
+
+@pytest.mark.parametrize("depth", [2, 3])
+def test_balanced_initialization_stays_balanced(depth):
+    given = {"dtype": "float64", "init_alpha": 0.1, "lr": 1e-3, "use_balanced_init": True, "track_balancedness": True}
+    experiment = make_experiment(depth=depth, epochs=10_000, **given)
+    train([experiment])
+    recorded = experiment.state.history.validation
+    assert (recorded["balancedness"].values < 1e-3).all()
+    assert recorded["fro_e2e_norm"].values[-1] > 1
+
+
+@given(rank=st.integers(1, 7), order=st.integers(2, 4), seed=st.integers(0, 1000))
+def test_component_norms_match_loop(rank, order, seed):
+    factors = [gaussian(dim, rank, seed=seed + dim) for dim in range(2, 2 + order)]
+    norms = []
+    for r in range(rank):
+        component = factors[0][:, r]
+        for factor in factors[1:]:
+            component = component[..., None] * factor[:, r]
+        norms.append(component.square().sum().sqrt().item())
+    assert component_norms(factors).tolist() == pytest.approx(sorted(norms, reverse=True))

@@ -101,6 +101,30 @@ def test_outputs_of_finished_experiment(tmp_path):
     assert plots == {"mse_loss.png", "reconstruction_error.png", "model_tensor_rank.png"}
 
 
+def test_outputs_of_metrics_of_factors(tmp_path):
+    given = {"track_sharpness": True, "track_component_norms": 3, "plot_metrics": True, "store_checkpoints": True}
+    (folder,) = run_experiments(tmp_path, {**given, "num_components": 4, "init_std": 0.1, "epochs": 250})
+    (path,) = (folder / "checkpoints").iterdir()
+    checkpoint, metrics = torch.load(path, weights_only=True), read_metrics(folder)
+    norms = torch.stack([factor.double().norm(dim=0) for factor in checkpoint["model"].values()]).prod(0)
+    names = [f"component_norm_{k}" for k in range(3)]
+    assert [metrics[name] for name in names] == pytest.approx(norms.sort(descending=True).values[:3].tolist())
+    assert metrics["sharpness"] > 0
+    for name in (*names, "sharpness"):
+        entry = checkpoint["val_evaluator"][name]
+        assert entry["epochs_with_values"].tolist() == [99, 199, 249]
+        assert entry["current_value"] == metrics[name]
+    assert "component_norm_3" not in metrics
+    plots = {path.name for path in (folder / "plots").iterdir()}
+    assert plots == {"mse_loss.png", "reconstruction_error.png", "component_norms.png", "sharpness.png"}
+
+
+def test_more_component_norms_than_components_are_refused():
+    make_experiment("tc", num_components=5, track_component_norms=5)
+    with pytest.raises(UserError, match="-track_component_norms 6: the factorization has 5 components; give at most"):
+        make_experiment("tc", num_components=5, track_component_norms=6)
+
+
 def test_dataset_ranks_are_estimated_once(tmp_path, monkeypatch):
     estimated = []
 

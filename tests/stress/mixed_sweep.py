@@ -1,4 +1,6 @@
-"""Sweep for the kill test that mixes 2x2 and 5x5, float32 and float64, both engines, and diverging experiments."""
+"""Sweep for the kill test that mixes 2x2 and 5x5, float32 and float64, both engines, and diverging experiments, some of
+which record the sharpness.
+"""
 
 import dmf_multiple_experiments_runner as runner
 from common.cli import run_script
@@ -24,7 +26,7 @@ runner.DEFAULT = Plan(
     "",
     [
         *combinations({**BASE, "dataset_path": FIVE, "num_samples": 24}, DTYPES),
-        *combinations({**BASE, "engine": "torch", "epochs": 3000}, DTYPES),
+        *combinations({**BASE, "engine": "torch", "epochs": 3000, "track_sharpness": True}, DTYPES),
         *combinations({**BASE, "lr": 1e5}, {"dataset_path": [TWO, FIVE], "store_checkpoints": [False, True]}),
     ],
 )

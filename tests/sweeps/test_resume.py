@@ -312,6 +312,35 @@ def test_interruption_with_many_finished_experiments(tmp_path, monkeypatch):
     assert [runs[0][0]["status"]["finished"] for runs in runs_by_number(tmp_path / "b").values()] == [True] * 5
 
 
+@pytest.mark.parametrize("engine", ["native", "torch"])
+@pytest.mark.parametrize(
+    "kind, tracking",
+    [
+        ("dmf", {"track_balancedness": True, "track_sharpness": True}),
+        ("tc", {"track_sharpness": True, "track_component_norms": 2, "num_components": 5}),
+    ],
+)
+def test_resume_with_metrics_of_factors(tmp_path, monkeypatch, kind, tracking, engine):
+    """The second experiment ends before the first, and the third, of the same batch, has no such metrics."""
+    common = {"engine": engine, "validate_every": 70, "epochs": 1500, "stop_on_zero_loss_tol": 0, **tracking}
+    without = {name: value for name, value in common.items() if not name.startswith("track_")}
+    several = [common, {**common, "lr": 5e-3, "epochs": 850}, {**without, "random_seed": 6}]
+    run_sweep(KINDS[kind][0], parameter_list(tmp_path / "a", *several, kind=kind))
+    again = parameter_list(tmp_path / "b", *several, kind=kind)
+    interrupt_at_epoch(300, again, monkeypatch, kind=kind)
+    interrupt_at_epoch(1000, again, monkeypatch, resume=True, kind=kind)
+    run_sweep(KINDS[kind][0], again, resume=True)
+    assert differences(read_outputs(tmp_path / "a"), read_outputs(tmp_path / "b")) == []
+    names = {"dmf": {"balancedness", "sharpness"}, "tc": {"sharpness", "component_norm_0", "component_norm_1"}}[kind]
+    for number, expected in [(1, names), (3, set())]:
+        ((_, folder),) = runs_by_number(tmp_path / "b")[number]
+        (path,) = (folder / "checkpoints").iterdir()
+        recorded = torch.load(path, weights_only=True)["val_evaluator"]
+        assert recorded.keys() & names == expected
+        for entry in recorded.values():
+            assert entry["epochs_with_values"].tolist() == [*range(69, 1499, 70), 1499]
+
+
 def test_interruption_with_tracked_ranks(tmp_path, monkeypatch):
     """Ranks of at most one validation are computed after the signal."""
     tracking = {"track_tensor_rank": True, "epochs": 2000, "validate_every": 10, "compute_final_tensor_ranks": False}
@@ -450,7 +479,7 @@ def test_flags_that_change_a_run(kind):
     common = "dtype engine epochs lr num_samples stop_on_zero_loss_tol validate_every"
     own = {
         "dmf": "depth enforce_neg_det enforce_pos_det init_alpha use_balanced_init weight_init_type",
-        "tc": "init_std tensor_rank_tol use_adaptive_lr",
+        "tc": "init_std num_components tensor_rank_tol use_adaptive_lr",
     }
     parameters = parse_parameters(kind)
     _, record = identify(parameters, parameters.values, Counter())

@@ -7,11 +7,17 @@ from hypothesis import strategies as st
 
 from common.training import native_metrics
 from common.training.native_engine import NativeUnavailable
-from common.training.native_metrics import FIRST_SINGULAR_VALUE, metrics_2x2
+from common.training.native_metrics import (
+    FIRST_SINGULAR_VALUE,
+    RECONSTRUCTION_ERROR,
+    SCHATTEN_HALF_QUASI_NORM,
+    metrics_2x2,
+)
 from tests.conftest import make_experiment, recorded_metrics, train
 
-TRACKED = {"tracked_e2e_value_of": [[0, 0], [1, 0]], "track_singular_values": True}
-
+TRACKED = {"tracked_e2e_value_of": [[0, 0], [1, 0]], "track_singular_values": True, "track_schatten_norm": True}
+TARGET = np.array([[0.0, 1.0], [1.0, 0.0]])
+OTHERS = [0, FIRST_SINGULAR_VALUE, RECONSTRUCTION_ERROR, SCHATTEN_HALF_QUASI_NORM]
 
 KINDS = [
     "normal",
@@ -94,8 +100,9 @@ def test_any_float32_matrices_match_reference(entries):
 def test_known_values():
     matrices = np.array([[[3, 0], [0, 0]], [[2, 0], [0, -2]], [[1e200, 0], [0, 1e-50]], [[5e-324, 0], [0, 0]]])
     losses = np.array([0.5, 2.0, 0.0, np.nan])
-    mse, loss, fro, nuclear, effective_rank, distance, rank, first, entry = metrics_2x2(
-        losses, matrices, 4, [FIRST_SINGULAR_VALUE, 3]
+    target = np.array([[3.0, 0.0], [4.0, 0.0]])
+    mse, loss, fro, nuclear, effective_rank, distance, rank, first, entry, error, schatten = metrics_2x2(
+        losses, matrices, 4, target, [FIRST_SINGULAR_VALUE, 3, RECONSTRUCTION_ERROR, SCHATTEN_HALF_QUASI_NORM]
     )
     np.testing.assert_array_equal(mse, losses / 2)
     np.testing.assert_array_equal(loss, losses)
@@ -106,12 +113,14 @@ def test_known_values():
     np.testing.assert_array_equal(rank, [1, 2, 1, 1])
     np.testing.assert_array_equal(first, [3, 2, 1e200, 5e-324])
     np.testing.assert_array_equal(entry, [0, -2, 1e-50, 0])
+    np.testing.assert_allclose(error[[0, 1, 3]], [4 / 5, 21**0.5 / 5, 1], rtol=1e-15)
+    np.testing.assert_allclose(schatten, [3, 8, 1e200, 5e-324], rtol=1e-15)
 
 
 def test_no_overflow_of_largest_matrices():
     largest = np.finfo(np.float64).max
     matrices = np.array([[[largest, 0], [0, largest]], [[largest, largest], [0, 0]]])
-    _, _, _, _, effective_rank, distance, rank = metrics_2x2(np.zeros(2), matrices, 3, [])
+    _, _, _, _, effective_rank, distance, rank = metrics_2x2(np.zeros(2), matrices, 3, TARGET, [])
     np.testing.assert_array_equal(effective_rank, [2, 1])
     np.testing.assert_array_equal(distance, [largest, 0])
     np.testing.assert_array_equal(rank, [2, 1])
@@ -123,21 +132,21 @@ def test_bits_do_not_depend_on_batch_or_alignment(dtype):
     matrices = matrices_of("of any magnitudes", dtype, 60, generator)
     matrices[::7, 0, 1] = np.nan
     losses = generator.random(60).astype(dtype)
-    whole = metrics_2x2(losses, matrices, 3, [0, FIRST_SINGULAR_VALUE])
+    whole = metrics_2x2(losses, matrices, 3, TARGET, OTHERS)
     for begin in range(0, 60, 3):
         for end in range(begin + 1, 61):
-            part = metrics_2x2(losses[begin:end], matrices[begin:end], 3, [0, FIRST_SINGULAR_VALUE])
+            part = metrics_2x2(losses[begin:end], matrices[begin:end], 3, TARGET, OTHERS)
             assert part.tobytes() == np.ascontiguousarray(whole[:, begin:end]).tobytes()
     shuffled = generator.permutation(60)
-    moved = metrics_2x2(losses[shuffled], matrices[shuffled], 3, [0, FIRST_SINGULAR_VALUE])
+    moved = metrics_2x2(losses[shuffled], matrices[shuffled], 3, TARGET, OTHERS)
     assert moved.tobytes() == np.ascontiguousarray(whole[:, shuffled]).tobytes()
 
 
 def test_arrays_that_are_not_contiguous():
     matrices, losses = np.random.default_rng(2).standard_normal((10, 2, 2)), np.arange(10.0)
-    expected = metrics_2x2(losses, matrices, 3, [1])
+    expected = metrics_2x2(losses, matrices, 3, TARGET, [1])
     entries_first = np.ascontiguousarray(np.moveaxis(matrices, 0, -1))
-    strided = metrics_2x2(np.repeat(losses, 2)[::2], np.moveaxis(entries_first, -1, 0), 3, [1])
+    strided = metrics_2x2(np.repeat(losses, 2)[::2], np.moveaxis(entries_first, -1, 0), 3, TARGET, [1])
     assert strided.tobytes() == expected.tobytes()
 
 
@@ -177,7 +186,7 @@ def test_without_compiler(monkeypatch):
     monkeypatch.setattr(native_metrics, "compiled_kernel", unavailable)
     native_metrics._library.cache_clear()
     try:
-        assert metrics_2x2(np.zeros(1), np.zeros((1, 2, 2)), 3, []) is None
+        assert metrics_2x2(np.zeros(1), np.zeros((1, 2, 2)), 3, TARGET, []) is None
         train_metrics, validation = make_experiment().problem.measure(
             np.ones(3, np.float32), np.ones((3, 2, 2), np.float32)
         )

@@ -4,6 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from common.metrics.matrix import balancedness, component_norms
+from common.metrics.sharpness import sharpness
+from common.training.threads import one_thread
 from common.training.torch_engine import Observations, TorchEngine
 from tests.conftest import ROOT, make_experiment, make_trainer, recorded_metrics, train
 
@@ -208,6 +211,95 @@ def test_interrupt_within_validation_interval(native):
     assert experiment.state.epoch == trainer.epoch < 10**10
     assert experiment.state.history.train["mse_loss"].epochs.tolist() == [trainer.epoch]
     assert experiment.state.moved_since_validation
+
+
+OF_FACTORS = {"dmf": {"track_balancedness": True, "track_sharpness": True}, "tc": {"track_sharpness": True}}
+OF_FACTORS["tc"]["track_component_norms"] = 3
+SHORT = {"dmf": {"lr": 1e-2, "init_alpha": 0.3}, "tc": {"num_components": 4, "init_std": 0.3, "lr": 0.1}}
+
+
+def expected_metrics(experiment, factors):
+    """Returns the metrics of the factors of an experiment, as they are recorded."""
+    problem, dtype = experiment.problem, experiment.factors[0].numpy().dtype
+    if experiment.parameters.get("depth"):
+        values = {"balancedness": balancedness([factor.double() for factor in factors])}
+    else:
+        norms = component_norms([factor.double() for factor in factors])
+        values = {f"component_norm_{k}": norms[k] for k in range(3)}
+    with one_thread():
+        values["sharpness"] = sharpness(problem._loss, factors)
+    return {name: value.numpy().astype(dtype) for name, value in values.items()}
+
+
+@pytest.mark.parametrize("kind", ["dmf", "tc"])
+def test_metrics_of_factors_at_validations(kind, native):
+    """They are of the moment of the other metrics of an epoch: after its step. The batch has other experiments, with
+    and without these metrics, that end earlier, between validations.
+    """
+    common = {**SHORT[kind], "validate_every": 20}
+    others = [
+        make_experiment(kind, **common, **tracked, epochs=epochs, random_seed=epochs)
+        for epochs, tracked in [(33, {}), (50, OF_FACTORS[kind]), (100, {})]
+    ]
+    experiment = make_experiment(kind, **common, **OF_FACTORS[kind], epochs=75, random_seed=1)
+    train([*others, experiment], native=native)
+    recorded = experiment.state.history.validation
+    for index, epoch in enumerate([19, 39, 59, 74]):
+        (factors,) = train([make_experiment(kind, **common, epochs=epoch + 1, random_seed=1)], native=native)
+        for name, value in expected_metrics(experiment, factors).items():
+            assert recorded[name].epochs[index] == epoch
+            assert recorded[name].values[index] == value, name
+    assert {len(series.epochs) for series in recorded.values()} == {4}
+    assert others[1].state.history.validation["sharpness"].epochs.tolist() == [19, 39, 49]
+    assert not {"sharpness", "balancedness", "component_norm_0"} & others[2].state.history.validation.keys()
+
+
+@pytest.mark.parametrize(
+    "given", [{"stop_on_zero_loss_tol": 1e-2, "enforce_pos_det": True}, {"lr": 10.0, "validate_every": 1}]
+)
+def test_metrics_of_factors_do_not_change_other_metrics(given, native):
+    """Without them, an engine takes the steps between several validations in one call."""
+    given = {**SHORT["dmf"], "epochs": 100_000, **given}
+    without = make_experiment(**given)
+    (factors,) = train([without], native=native)
+    tracked = make_experiment(**given, **OF_FACTORS["dmf"])
+    (tracked_factors,) = train([tracked], native=native)
+    assert without.state.stop_reason == tracked.state.stop_reason != "epochs"
+    assert without.state.epoch == tracked.state.epoch
+    for left, right in zip(factors, tracked_factors, strict=True):
+        assert torch.equal(left, right) or not left.isfinite().all()
+    metrics = recorded_metrics(tracked)
+    for name, series in recorded_metrics(without).items():
+        assert metrics[name].values.tobytes() == series.values.tobytes()
+    for name in ("balancedness", "sharpness"):
+        assert metrics[name].epochs.tolist() == metrics["mse_loss"].epochs.tolist()
+        assert np.isfinite(metrics[name].values[:2]).all()
+
+
+@pytest.mark.parametrize("validate_every", [20, 10**9])
+def test_metrics_of_factors_of_interrupted_run(validate_every, native):
+    given = {**SHORT["dmf"], "lr": 1e-5, "epochs": 10**9, "validate_every": validate_every}
+    experiment = make_experiment(**given, **OF_FACTORS["dmf"])
+    trainer = make_trainer([experiment], native=native)
+    for _ in range(3):
+        trainer.advance()
+    trainer.interrupt()
+    recorded = trainer.sync(0).history.validation
+    factors = list(trainer.engine.model.experiment_state(0).values())
+    for name, value in expected_metrics(experiment, factors).items():
+        assert recorded[name].values[-1] == value
+        assert recorded[name].epochs.tolist() == recorded["fro_e2e_norm"].epochs.tolist()
+        assert recorded[name].epochs[-1] == trainer.epoch
+
+
+def test_metrics_of_factors_without_history(native):
+    given = {**SHORT["dmf"], "epochs": 1000, **OF_FACTORS["dmf"]}
+    full, last = make_experiment(**given), make_experiment(**given)
+    last.state.keeps_history = False
+    train([full], native=native)
+    train([last], native=native)
+    assert last.state.history.last_values() == full.state.history.last_values()
+    assert len(last.state.history.validation["sharpness"].values) == 1
 
 
 def determinant_sign(factors):

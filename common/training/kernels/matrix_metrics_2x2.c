@@ -38,6 +38,9 @@ INLINE doubles maximum(doubles x, doubles y) { return choose(x > y, x, y); }
 
 INLINE doubles minimum(doubles x, doubles y) { return choose(x < y, x, y); }
 
+/* Returns the power of two with the exponent of x. */
+INLINE doubles power_of_two(doubles x) { return (doubles)((integers)x & EXPONENT_BITS); }
+
 INLINE doubles square_root(doubles x) {
 #if defined(__AVX512F__)
     return (doubles)_mm512_sqrt_pd((__m512d)x);
@@ -76,7 +79,8 @@ INLINE void store(doubles values, int64_t number, real *target) {
 }
 
 INLINE void measure(int64_t number, int64_t count, const real *losses, const real *matrices, double num_samples,
-                    double eps, int64_t num_others, const int64_t *others, real *results) {
+                    double eps, int64_t num_others, const int64_t *others, const double *target, double target_norm,
+                    real *results) {
     doubles loss = {0}, entries[4] = {{0}};
     for (int64_t l = 0; l < number; l++) {
         loss[l] = losses[l];
@@ -85,7 +89,7 @@ INLINE void measure(int64_t number, int64_t count, const real *losses, const rea
     /* Products of entries scaled by a power of two do not overflow. If an entry is not finite, the norms are NaN. */
     doubles scale = all(DBL_MIN);
     for (int e = 0; e < 4; e++) scale = maximum(scale, absolute(entries[e]));
-    scale = (doubles)((integers)scale & EXPONENT_BITS);
+    scale = power_of_two(scale);
     const doubles inverse = 1 / scale;
     const doubles a = entries[0] * inverse, b = entries[1] * inverse, c = entries[2] * inverse, d = entries[3] * inverse;
     const doubles first = (norm(a + d, c - b) + norm(a - d, c + b)) * 0.5;
@@ -101,20 +105,45 @@ INLINE void measure(int64_t number, int64_t count, const real *losses, const rea
     store(exponential(entropy), number, results + 4 * count);
     store(second * scale, number, results + 5 * count);
     store(__builtin_convertvector(rank, doubles) + first * 0, number, results + 6 * count);
-    for (int64_t k = 0; k < num_others; k++)
-        store(others[k] < 4 ? entries[others[k]] : first * scale, number, results + (7 + k) * count);
+    for (int64_t k = 0; k < num_others; k++) {
+        doubles values;
+        if (others[k] < 4) {
+            values = entries[others[k]];
+        } else if (others[k] == 4) {
+            values = first * scale;
+        } else if (others[k] == 5) {
+            doubles differences[4], power = all(DBL_MIN), squares = {0};
+            for (int e = 0; e < 4; e++) {
+                differences[e] = entries[e] - target[e];
+                power = maximum(power, absolute(differences[e]));
+            }
+            power = power_of_two(power);
+            const doubles inverse_power = 1 / power;
+            for (int e = 0; e < 4; e++) {
+                differences[e] *= inverse_power;
+                squares += differences[e] * differences[e];
+            }
+            values = square_root(squares) * power / target_norm;
+        } else {
+            values = (sum + 2 * square_root(first * second)) * scale;
+        }
+        store(values, number, results + (7 + k) * count);
+    }
 }
 
 /* Computes metrics (7 + num_others, count) from losses (count,) and matrices (count, 2, 2): the mean squared error, the
    loss, Frobenius norm, nuclear norm, effective rank, second singular value and rank. `others` selects what follows: an
-   entry of the matrix (0 to 3) or the first singular value (4). `eps` is that of REAL. */
+   entry of the matrix (0 to 3), the first singular value (4), the distance from `target` (4,) in units of its norm (5),
+   or the Schatten-1/2 quasi-norm (6). `eps` is that of REAL. */
 void metrics(int64_t count, const real *losses, const real *matrices, double num_samples, double eps,
-             int64_t num_others, const int64_t *others, real *results) {
+             int64_t num_others, const int64_t *others, const double *target, double target_norm, real *results) {
     for (int64_t i = 0; i < count; i += WIDTH) {
         const real *matrix = matrices + 4 * i;
         if (count - i >= WIDTH) /* The compiler knows the number. */
-            measure(WIDTH, count, losses + i, matrix, num_samples, eps, num_others, others, results + i);
+            measure(WIDTH, count, losses + i, matrix, num_samples, eps, num_others, others, target, target_norm,
+                    results + i);
         else
-            measure(count - i, count, losses + i, matrix, num_samples, eps, num_others, others, results + i);
+            measure(count - i, count, losses + i, matrix, num_samples, eps, num_others, others, target, target_norm,
+                    results + i);
     }
 }
