@@ -14,9 +14,10 @@ from matplotlib.transforms import ScaledTranslation
 
 from common.cli import print_line
 from common.files import write_atomically
-from common.naming import span
 
 MARKERS = "ov^Ds1^h"
+# Lines over seeds: the colours of Okabe & Ito (2008), which colour-blind readers can distinguish.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
 
 # The part of the height of its axes that a legend takes at most.
 _HIGHEST_LEGEND = 0.6
@@ -56,11 +57,6 @@ def wrapped(label: str, width: int) -> str:
         parts = [part.replace(" ", "\xa0") if len(part) < width else part for part in line.split(", ")]
         lines += textwrap.wrap(", ".join(parts), width)
     return "\n".join(lines).replace("\xa0", " ")
-
-
-def quartiles_of(seeds: Sequence[int]) -> str:
-    """Returns the caption of lines that show medians and quartiles over so many seeds."""
-    return f"median, quartiles over {span(seeds)} seeds"
 
 
 def fit_legends(figure: Figure, panels: Sequence[Axes], avoid_lines: bool) -> bool:
