@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from common.metrics import theory
 from common.naming import scientific
 from common.plotting.curves import Curve, Line, NoBound
-from common.plotting.figures import COLOURS, MARKERS, fit_legends, require_drawable, wrapped
+from common.plotting.figures import COLOURS, MARKERS, fit_legends, metric_label, require_drawable, wrapped
 from common.plotting.statistics import COLUMNS, cells, over_seeds, summary
 from common.plotting.thinning import visible_points
 
@@ -25,14 +25,6 @@ _COLOURS = LinearSegmentedColormap.from_list("iterations", ["#a9d6f5", "#2f7fc1"
 # The number of losses at which seeds are compared.
 _NUM_LOSSES = 161
 
-# Labels of the metrics whose label is not their name.
-LABELS = {
-    "": "|unobserved entry|",
-    "fro_e2e_norm": "Frobenius norm",
-    "nuc_e2e_norm": "nuclear norm",
-    "e2e_effective_rank": "effective rank − 1",
-    "e2e_rank": "rank",
-}
 # Theoretical bounds of metrics.
 _LOWER = dict.fromkeys(("", "fro_e2e_norm", "nuc_e2e_norm", "singular_value_0"), theory.unobserved_entry)
 _UPPER = dict.fromkeys(("singular_value_1", "distance_from_rank_1"), theory.distance_from_rank_1)
@@ -108,7 +100,7 @@ def draw_against_loss(
         first.set_ylim(-0.3 * _SMALLEST_EXCESS, 1.6 * first.get_ylim()[1])
     elif metric == "e2e_rank":
         first.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    first.set_ylabel(LABELS.get(metric, metric.replace("_", " ")))
+    first.set_ylabel("effective rank − 1" if metric == "e2e_effective_rank" else metric_label(metric))
     if len(depths) == 1:
         first.set_title(title or (f"depth {depths[0]}" if depths[0] else ""))
     else:

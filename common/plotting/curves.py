@@ -96,11 +96,11 @@ def load_curve(path: str, wanted: Wanted = Wanted(), run: RecordedRun | None = N
         diverged = len(losses) and not np.isfinite(losses).any()
         raise ValueError("diverged" if diverged else "has no epoch with both loss and metric; give one that has")
     values = values if wanted.metric else np.abs(values)
-    corner = _corner(run, *entry) if wanted.corner else ()
+    corner = corner_of(run, *entry) if wanted.corner else ()
     return Curve(epochs[usable] + 1, losses[usable], values[usable], *corner)
 
 
-def _corner(run: RecordedRun, row: int, col: int) -> tuple[tuple[float, float, float], int]:
+def corner_of(run: RecordedRun, row: int, col: int) -> tuple[tuple[float, float, float], int]:
     """Returns the observations a, b and z of metrics/theory.py, and the sign of the determinant while the bounds hold.
 
     Raises NoBound if the experiment has no bounds.

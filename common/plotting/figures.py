@@ -19,6 +19,14 @@ MARKERS = "ov^Ds1^h"
 # Lines over seeds: the colours of Okabe & Ito (2008), which colour-blind readers can distinguish.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
 
+# Labels of the metrics whose label is not their name.
+_LABELS = {
+    "": "|unobserved entry|",
+    "fro_e2e_norm": "Frobenius norm",
+    "nuc_e2e_norm": "nuclear norm",
+    "e2e_effective_rank": "effective rank",
+    "e2e_rank": "rank",
+}
 # The part of the height of its axes that a legend takes at most.
 _HIGHEST_LEGEND = 0.6
 # Inches below the axes for tick labels and label.
@@ -43,6 +51,11 @@ def require_drawable(figure: Figure) -> None:
     except ValueError as error:
         reason = str(error).strip().splitlines()[-1][:80]
         raise NotDrawable(f"it or a name is not valid mathematical text ({reason}); write \\$ for a dollar") from None
+
+
+def metric_label(metric: str) -> str:
+    """Returns the label of a metric; "" is the unobserved entry's absolute value."""
+    return _LABELS.get(metric, metric.replace("_", " "))
 
 
 def wrapped(label: str, width: int) -> str:

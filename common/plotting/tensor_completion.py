@@ -64,16 +64,29 @@ def read_results(directory: str) -> tuple[list[Result], list[str]]:
     return results, sorted(left_out)
 
 
+def require_tensor_run(run: RecordedRun) -> None:
+    """Raises ValueError if a run is no tensor completion experiment."""
+    if "depth" in run.parameters:
+        raise ValueError(OF_MATRICES)
+    if "num_samples" not in run.parameters and not (run.path / TENSOR_METRICS).exists():
+        raise ValueError("no tensor completion experiment")
+
+
+def names_of_groups(runs: Sequence[RecordedRun]) -> list[str]:
+    """Returns the names of groups of runs: the initialization, and the other parameters in which they differ."""
+    stds = [run.values.get("init_std") for run in runs]
+    bases = ["model" if std is None else f"tf, factor init {scientific(std)}" for std in stds]
+    return labels(runs, bases, shown=("init_std",))
+
+
 def _read_result(run: RecordedRun) -> Result:
     """Returns the results of a finished run. Raises ValueError if the run is to be skipped."""
     folder = run.path
+    require_tensor_run(run)
     try:
         metrics = load_json(folder / TENSOR_METRICS)
     except FileNotFoundError:
-        if "depth" in run.parameters:
-            raise ValueError(OF_MATRICES) from None
-        known = "num_samples" in run.parameters
-        raise ValueError("not finished" if known else "no tensor completion experiment") from None
+        raise ValueError("not finished") from None
     if run.status.get("stop_reason") == "diverged":
         raise ValueError("diverged")
     named = re.search(r"_samples_(\d+)(?:_init_([\d.]+(?:e[+-]?\d+)?))?", folder.name) or [None] * 3
@@ -182,7 +195,9 @@ def draw_tensor_completion(
 
 
 def _draw_lines(axes: Axes, rows: Sequence[Row], columns: Sequence[str]) -> None:
-    """Draws a line for each method, from the columns with the lower end, the middle and the upper end of its error bars. All but linear are shifted a little from each other along x."""
+    """Draws a line for each method, with error bars: `columns` hold lower end, middle and upper end. All but
+    linear are shifted a little from each other along x.
+    """
     methods = list(dict.fromkeys(row["method"] for row in rows))
     shifted = [method for method in methods if method != "linear"]
     places = np.linspace(-0.5, 0.5, len(shifted)) if len(shifted) > 1 else [0]

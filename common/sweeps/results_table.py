@@ -81,7 +81,9 @@ def _read(path: Path) -> tuple[dict[str, dict[str, str]], int]:
             columns = next(lines, [])
             if tuple(columns[: len(_FIRST)]) != _FIRST:
                 raise ValueError("there is another file of this name; move it away")
-            return {cells[0]: dict(zip(columns, cells, strict=True)) for cells in lines if len(cells) == len(columns)}, time
+            return {
+                cells[0]: dict(zip(columns, cells, strict=True)) for cells in lines if len(cells) == len(columns)
+            }, time
     except (FileNotFoundError, csv.Error):
         return {}, 0
 
