@@ -54,12 +54,13 @@ def draw_against_epochs(groups: Sequence[Group], title: str, statistic: str = "m
     rows: list[Row] = []
     names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
     shades = COLOURS if len(names) <= len(COLOURS) else colormaps["viridis"](np.linspace(0, 0.95, len(names)))
+    # Each line is narrower than the one below it, so that coinciding lines are all visible.
+    widths = np.linspace(2.8, 1.2, len(names)) if len(names) > 1 else [1.6]
     handles: dict[str, Line2D] = {}
     for axes, (panel, lines) in zip(grid.flat, panels.items(), strict=False):
         for name, series in lines.items():
             index = names.index(name)
-            # Each line is narrower than the one below it, so that coinciding lines are all visible.
-            style = {"color": shades[index], "linewidth": max(1.0, 2.8 - 0.4 * index)}
+            style = {"color": shades[index], "linewidth": widths[index]}
             handles.setdefault(name, Line2D([], [], **style, label=wrapped(name, 34)))
             drawn = _draw_line(axes, series, style, statistic)
             rows += [{"panel": panel, "name": name, **row} for row in drawn]

@@ -10,7 +10,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.backends import BackendFilter, backend_registry
 from matplotlib.figure import Figure
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox, ScaledTranslation
 
 from common.cli import print_line
 from common.files import write_atomically
@@ -88,9 +89,7 @@ def fit_legends(figure: Figure, panels: Sequence[Axes], avoid_lines: bool) -> bo
         height > _HIGHEST_LEGEND * legend.axes.bbox.height for height, legend in zip(heights, legends, strict=True)
     ]
     covers = [
-        avoid_lines and legend.get_window_extent().count_contains(line.get_transform().transform(line.get_xydata()))
-        for legend in legends
-        for line in legend.axes.lines
+        avoid_lines and _crosses(line, legend.get_window_extent()) for legend in legends for line in legend.axes.lines
     ]
     if not any(too_high + covers):
         return False
@@ -101,6 +100,12 @@ def fit_legends(figure: Figure, panels: Sequence[Axes], avoid_lines: bool) -> bo
         legend.set_in_layout(True)
     figure.set_figheight(figure.get_figheight() + max(heights) / figure.dpi)
     return True
+
+
+def _crosses(line: Line2D, box: Bbox) -> bool:
+    """Returns whether a line goes through a box, in pixels."""
+    path = line.get_path()
+    return len(path) > 0 and bool(line.get_transform().transform_path(path).intersects_bbox(box, filled=False))
 
 
 def _save(path: str, write: Callable[[Path], None]) -> None:
