@@ -126,6 +126,8 @@ def _tensor_facts(path: str) -> dict[str, Any]:
     """Returns the rank with which a dataset's target was made, the dimension of its modes (2x3x4 if they differ), and
     its order. Raises ValueError if the dataset cannot be read.
     """
+    if not path:
+        raise ValueError("records no dataset, which has the rank and the shape of its target")
     try:
         dataset = load_tensor_completion(path)
     except (OSError, ValueError) as error:

@@ -1,5 +1,6 @@
 """Tests of sweeps distributed over several processes."""
 
+import csv
 import json
 import os
 import re
@@ -139,6 +140,10 @@ def test_outputs_match_single_process(number, tmp_path, single_process_outputs):
     assert output.count("to plot it once all processes have ended") == 1
     for rank in range(number):
         assert f"of them for process {rank} of {number}" in output
+    with open(tmp_path / "out/results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["folder"] for row in rows) == [path.name for path in folders_in(tmp_path / "out")]
+    assert {row["finished"] for row in rows} == {"True"}
 
 
 def test_resume_after_killed_process_with_other_world_size(tmp_path, single_process_outputs):
