@@ -1,37 +1,81 @@
 """Plots reconstruction error and rank against the number of observations, from a folder of tensor completion
-experiments, and prints them as a table.
+experiments, and prints them as a table; or metrics against the epoch, or a map over two parameters.
 """
 
-from common.cli import Parser, flag_errors, print_line, run_script
-from common.flags import add_figure_flags, existing_dir, require_screen_or_file, save_figure
+from common.cli import Parameters, Parser, flag_errors, print_line, run_script
+from common.flags import (
+    add_figure_flags,
+    add_map_flags,
+    check_map_flags,
+    drawing_errors,
+    existing_dir,
+    require_screen_or_file,
+    save_figure,
+)
 
 parser = Parser(__doc__)
 text = "folder of the experiments' folders, of this project or of the original code, or one experiment's folder"
 parser.add_argument("-experiments_dir", type=existing_dir, required=True, help=text)
+text = "plot these recorded metrics, or patterns such as 'component_norm_*', against the epoch; with several, a panel "
+text += "for each kind of run"
+parser.add_argument("-against_epochs", nargs="+", default=[], metavar="METRIC", help=text)
 add_figure_flags(parser)
+add_map_flags(parser, "reconstruction_error", ", or target_rank, dimension or order of the target")
+
+
+def draw_figure(parameters: Parameters) -> tuple:
+    """Returns the figure of error and rank against the number of observations, and its data, which it prints."""
+    # Imported after the flags are checked, because importing matplotlib and torch is slow.
+    from common.plotting import tensor_completion
+    from common.plotting.folders import number_of, report_skipped
+
+    with flag_errors("experiments_dir", parameters["experiments_dir"]):
+        results, skipped = tensor_completion.read_results(parameters["experiments_dir"])
+    folders = {line.split(":")[0] for line in skipped} - {result.run.path.name for result in results}
+    found = f"{number_of(len(results), 'finished experiment')}, {number_of(len(folders), 'folder')} skipped"
+    report_skipped(found, skipped, parameters["list_skipped"])
+    statistic = parameters["statistic"]
+    rows = tensor_completion.summarize(results, statistic)
+    print_line(tensor_completion.table(rows, statistic))
+    target_rank = tensor_completion.common_target_rank(results)
+    title = parameters["plot_title"] or tensor_completion.default_title(results)
+    return tensor_completion.draw_tensor_completion(rows, target_rank, title, statistic), rows
+
+
+def draw_epochs(parameters: Parameters) -> tuple:
+    """Returns the figure of metrics against the epoch, and its data."""
+    from common.plotting.against_epochs import draw_against_epochs
+    from common.plotting.folders import number_of, report_skipped
+    from common.plotting.histories import NotRecorded, read_groups
+    from common.plotting.tensor_completion import names_of_groups, require_tensor_run
+
+    directory, metrics, title = (parameters[name] for name in ("experiments_dir", "against_epochs", "plot_title"))
+    with flag_errors("experiments_dir", directory), flag_errors("against_epochs", metrics, only=NotRecorded):
+        groups, skipped = read_groups(directory, metrics, require_tensor_run, names_of_groups)
+    found = number_of(sum(len(group.histories) for group in groups), "finished experiment")
+    report_skipped(f"{found}, {number_of(len(skipped), 'folder')} skipped", skipped, parameters["list_skipped"])
+    with drawing_errors("against_epochs", metrics, title or ""):
+        return draw_against_epochs(groups, title or "", parameters["statistic"])
+
+
+def draw_map_of_runs(parameters: Parameters) -> tuple:
+    """Returns the figure of a map over two parameters, and its data."""
+    from common.plotting.histories import NotRecorded
+    from common.plotting.map_runs import measure_tensor
+    from common.plotting.maps import map_figure
+    from common.plotting.tensor_completion import require_tensor_run
+
+    directory, metric = parameters["experiments_dir"], parameters["metric"]
+    with flag_errors("experiments_dir", directory), flag_errors("metric", metric, only=NotRecorded):
+        return map_figure(parameters, require_tensor_run, measure_tensor(metric))
 
 
 def main() -> None:
     parameters = parser.parse()
-
-    # Imported after the flags are checked, because importing matplotlib and torch is slow.
-    from common.plotting import tensor_completion
-    from common.plotting.folders import count_reasons
-
+    check_map_flags(parameters, ("against_epochs",))
+    draw = draw_map_of_runs if parameters["map"] else draw_epochs if parameters["against_epochs"] else draw_figure
     require_screen_or_file(parameters)
-    with flag_errors("experiments_dir", parameters["experiments_dir"]):
-        results, skipped = tensor_completion.read_results(parameters["experiments_dir"])
-    folders = {line.split(":")[0] for line in skipped} - {result.run.path.name for result in results}
-    finished = f"{len(results)} finished experiment{'s' if len(results) != 1 else ''}"
-    print_line(f"{finished}, {len(folders)} folder{'s' if len(folders) != 1 else ''} skipped")
-    for line in skipped if parameters["list_skipped"] else count_reasons(skipped):
-        print_line(f"  {line}")
-    rows = tensor_completion.summarize(results)
-    print_line(tensor_completion.table(rows))
-    target_rank = tensor_completion.common_target_rank(results)
-    title = parameters["plot_title"] or tensor_completion.default_title(results)
-    figure = tensor_completion.draw_tensor_completion(rows, target_rank, title)
-    save_figure(figure, rows, parameters)
+    save_figure(*draw(parameters), parameters)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from common.files import load_json
 
 # The last file of a tensor completion experiment. The original code's folders may have it without a run_params.json.
 TENSOR_METRICS = "tensor_rank_and_reconstruction_metrics.json"
+# The last values of the metrics of a matrix factorization experiment.
+MATRIX_METRICS = "final_metrics_values.json"
 _LARGEST = 10**9
 
 
@@ -32,7 +35,7 @@ _CHECKS = {
     "lr init_alpha": is_number,
     "init_std": lambda value: is_number(value, 0, _LARGEST),
     "unobserved_entry": lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_count, value)),
-    "provenance status provenance.sweep provenance.identity": lambda value: isinstance(value, dict),
+    "provenance status status.metrics provenance.sweep provenance.identity": lambda value: isinstance(value, dict),
     "provenance.identity.run provenance.identity.inputs": lambda value: isinstance(value, dict),
     "provenance.identity.origin": lambda value: isinstance(value, dict),
     "provenance.identity.origin.init_alpha": is_number,
@@ -151,6 +154,17 @@ def read_run(folder: Path) -> RecordedRun:
                 raise ValueError(f"damaged: {name} in run_params.json is {value!r:.40}")
     provenance, status = content.pop("provenance", None) or {}, content.pop("status", None) or {}
     return RecordedRun(folder, content, provenance, status)
+
+
+def final_metrics(run: RecordedRun) -> dict[str, float | None]:
+    """Returns the last value of each metric of a run that ended, and the numbers in its results; None for those that
+    are not finite. Runs that were recorded before `status` had metrics have only the results.
+    """
+    numbers = dict(run.status.get("metrics") or {})
+    for name in (MATRIX_METRICS, TENSOR_METRICS):
+        with suppress(FileNotFoundError, ValueError):
+            numbers |= load_json(run.path / name)
+    return {name: number if is_number(number) else None for name, number in numbers.items()}
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

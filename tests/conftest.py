@@ -77,10 +77,15 @@ def recorded_metrics(experiment):
     return experiment.state.history.train | experiment.state.history.validation
 
 
+def folders_in(directory):
+    """Returns the sorted folders in a folder: of an output folder, those of its experiments."""
+    return sorted(path for path in directory.iterdir() if path.is_dir())
+
+
 def runs_by_number(output_dir):
     """Returns the (run parameters, folder) pairs of each experiment, by number in the sweep."""
     found = {}
-    for folder in output_dir.glob("[!.]*"):
+    for folder in (path for path in folders_in(output_dir) if path.name[0] != "."):
         parameters = json.loads((folder / "run_params.json").read_text())
         found.setdefault(parameters["provenance"]["sweep"]["experiment"], []).append((parameters, folder))
     return found

@@ -99,12 +99,25 @@ INVALID_FLAGS = [
         f"-experiments_checkpoint_paths {ROOT}: is a folder; give a checkpoint file, or the folder to -experiments_dir",
     ),
     (PLOTTER, f"-experiments_dir {GOOD}", f"-experiments_dir {GOOD}: is not a folder; give the path of one"),
+    (PLOTTER, "-experiments_dir . -map lr", "-map: expected 2 arguments"),
+    (PLOTTER, "-experiments_dir . -map lr lr", "-map lr lr: give two different parameters"),
+    (PLOTTER, "-experiments_dir . -map lr depth -at_loss 0", "-at_loss 0: must be a finite number greater than 0"),
+    (PLOTTER, "-experiments_dir . -map lr depth -above inf", "-above inf: must be a finite number"),
+    (PLOTTER, "-experiments_dir . -map lr depth -above 1 -below 2", "-below 2.0: contradicts -above; give only one"),
+    (PLOTTER, "-experiments_dir . -map lr depth -y e2e_rank", "-y e2e_rank: has no effect with -map; leave it out"),
     *[
         (PLOTTER, f"-experiments_checkpoint_paths {GOOD} -experiments_names a {line}", expected)
         for line, expected in [
             ("-min_loss 0", "-min_loss 0: must be a finite number greater than 0"),
             ("-save_plot_to x.jpg", "-save_plot_to x.jpg: must end in .png or .pdf or .svg"),
             (f"-save_plot_to {GOOD}/x.png", f"-save_plot_to {GOOD}/x.png: {GOOD} is not a folder"),
+            ("-y a b", "-y a b: give one metric, or -x epoch"),
+            ("-x step", "-x: invalid choice: 'step' (choose from"),
+            ("-x epoch -show_bound", "-show_bound: has no effect with -x epoch; leave it out"),
+            ("-x epoch -min_loss 1e-3", "-min_loss 0.001: has no effect with -x epoch; leave it out"),
+            ("-statistic mode", "-statistic: invalid choice: 'mode' (choose from"),
+            ("-at_loss 1e-3", "-at_loss 0.001: is for maps; give -map PARAM PARAM as well, or leave it out"),
+            ("-map lr depth", f"-experiments_checkpoint_paths {GOOD}: has no effect with -map; leave it out"),
         ]
     ],
 ]
@@ -133,6 +146,13 @@ INVALID_FLAGS += [
     (TC_GENERATOR, "-file_name x", "-file_name x: must end in .pt"),
     (TC_PLOTTER, "", "required: -experiments_dir"),
     (TC_PLOTTER, "-experiments_dir none", "-experiments_dir none: no such folder"),
+    (TC_PLOTTER, "-experiments_dir . -metric mse_loss", "-metric mse_loss: is for maps; give -map PARAM PARAM as well"),
+    (TC_PLOTTER, "-experiments_dir . -map_counts", "-map_counts: is for maps; give -map PARAM PARAM as well"),
+    (
+        TC_PLOTTER,
+        "-experiments_dir . -map order dimension -against_epochs mse_loss",
+        "-against_epochs mse_loss: has no effect with -map; leave it out",
+    ),
     (TC_PLOTTER, "-experiments_dir . -save_plot_to x.gif", "-save_plot_to x.gif: must end in .png or .pdf or .svg"),
 ]
 

@@ -155,3 +155,44 @@ def test_figure_is_saved_if_standard_output_is_closed(kind, script, folders):
     assert (result.returncode, result.stderr) == (0, b"")
     assert (folders / "x.png").read_bytes().startswith(PNG)
     assert (folders / "x.csv").exists()
+
+
+def test_flags_that_name_what_was_not_recorded(plot, folders):
+    def refused(script, directory, flags, message):
+        assert_refused(plot(script, directory, *flags.split()), script, message)
+
+    known = "sse_loss_div_2, e2e_0_0_value"
+    metric = f"this metric was not recorded; give one of {known}"
+    refused(DMF, "dmf/plan", "-map lr depth -metric nope", f"-metric nope: {metric}")
+    refused(
+        DMF, "dmf/plan", "-x epoch -y nope", f"-y nope: 2020_epoch_9.pt: nope was not recorded; give one of {known}"
+    )
+    differing = "is not recorded of all runs; the parameters in which they differ are: lr"
+    refused(DMF, "dmf/plan", "-map lr nope", f"-map lr nope: nope {differing}")
+    bound = "needs the observations of dmf/plan/run_0, but no run_params.json names them; leave it out"
+    refused(DMF, "dmf/plan", "-map lr depth -metric ratio_to_bound", f"-metric ratio_to_bound: {bound}")
+    problem = (
+        "2 folders: records no dataset, which has the rank and the shape of its target; give a folder of such folders"
+    )
+    message = f"-experiments_dir tc/plan: holds no finished experiment; {problem}"
+    refused(TC, "tc/plan", "-map target_rank num_samples", message)
+
+
+def test_figures_against_epochs_and_with_means(plot, folders):
+    def column_names(*flags):
+        assert_success(plot(*flags, "-save_data_to", "x.csv"))
+        assert (folders / "x.png").read_bytes().startswith(PNG)
+        with open(folders / "x.csv", newline="") as file:
+            return next(csv.reader(file))
+
+    names = ["panel", "name", "epoch", "lower_quartile", "median", "upper_quartile", "runs", "runs_in_all"]
+    assert column_names(DMF, "dmf/plan", "-x", "epoch") == names
+    means = column_names(DMF, "dmf/plan", "-x", "epoch", "-y", "sse_loss_*", "e2e_*", "-statistic", "mean")
+    assert means == [*names[:3], "lower_95", "mean", "upper_95", *names[6:]]
+    columns = ["error_lower_95", "error_mean", "error_upper_95", "rank_lower_95", "rank_mean", "rank_upper_95"]
+    result = column_names(TC, "tc/plan", "-statistic", "mean")
+    assert result == ["method", "num_samples", *columns, "repetitions"]
+    path = "dmf/plan/run_0/checkpoints/2020_epoch_9.pt"
+    flags = ["-experiments_checkpoint_paths", path, "-experiments_names", "a", "-x", "epoch", "-save_plot_to", "y.png"]
+    assert_success(plot(DMF, "", *flags))
+    assert (folders / "y.png").exists()

@@ -12,7 +12,7 @@ import torch
 
 from common.cli import Parser
 from common.sweeps.plans import planned_jobs
-from tests.conftest import ROOT
+from tests.conftest import ROOT, folders_in
 
 SCRIPTS = [
     "dmf_data_generator.py",
@@ -78,7 +78,7 @@ def test_matrix_experiment_with_all_outputs_and_plot(run_script, run_main, tmp_p
             *("-file_log", "-store_checkpoints", "-plot_metrics", "-save_results", "-track_singular_values"),
         )
     )
-    folder = single_item((tmp_path / "out").iterdir())
+    folder = single_item(folders_in(tmp_path / "out"))
     assert re.fullmatch(r"one_\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d", folder.name)
     assert result.stdout.startswith("1 experiment\n1/1 out/one_")
     assert "zero loss" in result.stdout
@@ -117,7 +117,7 @@ def test_matrix_experiment_with_all_outputs_and_plot(run_script, run_main, tmp_p
 def test_experiment_list_default_and_edited(run_script, tmp_path, dataset):
     quick = ["-epochs", 200, "-dataset_path", dataset, "-output_dir", "out"]
     assert_success(run_script("dmf_multiple_experiments_runner.py", *quick))
-    folder = single_item((tmp_path / "out").iterdir())
+    folder = single_item(folders_in(tmp_path / "out"))
     assert folder.name.startswith("completion_2x2_c_1_1_0_exp_")
     parameters = json.loads((folder / "run_params.json").read_text())
     expected = {"enforce_pos_det": True, "save_every_num_val": 100, "init_alpha": 8e-3, "lr": 3e-3, "depth": 3}
@@ -132,7 +132,7 @@ def test_experiment_list_default_and_edited(run_script, tmp_path, dataset):
     (tmp_path / "edited.py").write_text(edited)
     result = assert_success(run_script(tmp_path / "edited.py", *quick[:-1], "edited"))
     assert result.stdout.startswith("3 experiments\n")
-    recorded = [json.loads((each / "run_params.json").read_text()) for each in (tmp_path / "edited").iterdir()]
+    recorded = [json.loads((each / "run_params.json").read_text()) for each in folders_in(tmp_path / "edited")]
     seed = parameters["random_seed"]
     assert sorted(each["random_seed"] for each in recorded) == [seed, seed + 1, seed + 2]
 
@@ -210,7 +210,7 @@ def test_interrupted_run_is_saved_and_continued(number, run_script, tmp_path, da
     assert errors.endswith(" -resume\n")
     assert errors.count("\n") == 1
     assert "interrupted, epoch" in output
-    folder = single_item((tmp_path / "out").iterdir())
+    folder = single_item(folders_in(tmp_path / "out"))
     status = json.loads((folder / "run_params.json").read_text())["status"]
     assert (status["finished"], status["stop_reason"]) == (False, "interrupted")
 
@@ -218,7 +218,7 @@ def test_interrupted_run_is_saved_and_continued(number, run_script, tmp_path, da
     assert checkpoint.name.endswith(f"_epoch_{status['last_epoch']}.pt")
     more = ["-trainer_checkpoint", checkpoint, "-validate_every", 1000, "-epochs", 1000, "-output_dir", "more"]
     assert_success(run_script("dmf_experiment_runner.py", *common, *more))
-    continued = json.loads((single_item((tmp_path / "more").iterdir()) / "final_metrics_values.json").read_text())
+    continued = json.loads((single_item(folders_in(tmp_path / "more")) / "final_metrics_values.json").read_text())
     assert continued["fit_epochs"] == status["last_epoch"] + 1001
 
 
@@ -226,7 +226,7 @@ def test_interrupted_run_is_saved_and_continued(number, run_script, tmp_path, da
 def test_engine_selection_is_recorded(asked, used, run_script, tmp_path, dataset):
     result = run_script("dmf_experiment_runner.py", "-dataset_path", dataset, "-epochs", 100, "-engine", asked)
     assert assert_success(result).stderr == ""
-    recorded = json.loads((single_item((tmp_path / "outputs/dmf").iterdir()) / "run_params.json").read_text())
+    recorded = json.loads((single_item(folders_in(tmp_path / "outputs/dmf")) / "run_params.json").read_text())
     assert (recorded["engine"], recorded["provenance"]["engine"]) == (asked, used)
 
 
@@ -255,7 +255,7 @@ def test_torch_engine_is_used_without_compiler(run_script, tmp_path, dataset, mo
     assert result.returncode == 0
     line = "the native engine needs a C compiler (cc, gcc or clang), which was not found; the torch engine is used\n"
     assert result.stderr == line
-    for folder in (tmp_path / "out").iterdir():
+    for folder in folders_in(tmp_path / "out"):
         assert json.loads((folder / "run_params.json").read_text())["provenance"]["engine"] == "torch"
 
     refused = run_script("dmf_experiment_runner.py", *common, "-engine", "native", "-output_dir", "none")
@@ -283,7 +283,7 @@ def test_tensor_completion_sweep_and_plot(run_script, tmp_path):
     (tmp_path / "edited.py").write_text(edited)
     result = assert_success(run_script(tmp_path / "edited.py", "-dataset_path", dataset, "-output_dir", "out"))
     assert result.stdout.startswith("8 experiments, 40 to 63 of 64 observations\n")
-    folders = sorted((tmp_path / "out").iterdir())
+    folders = folders_in(tmp_path / "out")
     assert len(folders) == 8
     bases = [f"c_{dataset.stem}_samples_{n}_init_{std}" for n in (40, 63) for std in ("1e-2", "1e-3")]
     names = {f"{base}_seed_{seed}" for base in bases for seed in (0, 1)}

@@ -17,23 +17,14 @@ from matplotlib.ticker import MaxNLocator
 from common.metrics import theory
 from common.naming import scientific
 from common.plotting.curves import Curve, Line, NoBound
-from common.plotting.figures import MARKERS, fit_legends, quartiles_of, require_drawable, wrapped
+from common.plotting.figures import COLOURS, MARKERS, fit_legends, metric_label, require_drawable, wrapped
+from common.plotting.statistics import COLUMNS, cells, over_seeds, summary
 from common.plotting.thinning import visible_points
 
 _COLOURS = LinearSegmentedColormap.from_list("iterations", ["#a9d6f5", "#2f7fc1", "#123a75", "#000000"])
-# Lines of many seeds: the colours of Okabe & Ito (2008), which colour-blind readers can distinguish.
-_OF_SEEDS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
 # The number of losses at which seeds are compared.
 _NUM_LOSSES = 161
 
-# Labels of the metrics whose label is not their name.
-_LABELS = {
-    "": "|unobserved entry|",
-    "fro_e2e_norm": "Frobenius norm",
-    "nuc_e2e_norm": "nuclear norm",
-    "e2e_effective_rank": "effective rank − 1",
-    "e2e_rank": "rank",
-}
 # Theoretical bounds of metrics.
 _LOWER = dict.fromkeys(("", "fro_e2e_norm", "nuc_e2e_norm", "singular_value_0"), theory.unobserved_entry)
 _UPPER = dict.fromkeys(("singular_value_1", "distance_from_rank_1"), theory.distance_from_rank_1)
@@ -56,13 +47,18 @@ def require_bound(metric: str) -> None:
 
 
 def draw_against_loss(
-    lines: Sequence[Line], title: str, min_loss: float, metric: str = "", show_bound: bool = False
+    lines: Sequence[Line],
+    title: str,
+    min_loss: float,
+    metric: str = "",
+    show_bound: bool = False,
+    statistic: str = "median",
 ) -> tuple[Figure, list[Row]]:
     """Draws the metric (|unobserved entry| if it is empty) down to `min_loss`. Returns the figure and its data.
 
-    Curves are coloured by iteration on a common scale. Lines of several seeds are drawn as the median with a band from
-    the 25th to the 75th percentile, dashed and lighter where not all of their runs reach the loss. Of the effective
-    rank, figure and data have the excess over 1. Raises ValueError if all curves begin below `min_loss`.
+    Curves are coloured by iteration on a common scale. Lines of several seeds are drawn as `statistic` with a band (see
+    plotting/statistics.py), dashed and lighter where not all of their runs reach the loss. Of the effective rank,
+    figure and data have the excess over 1. Raises ValueError if all curves begin below `min_loss`.
     """
     if metric == "e2e_effective_rank":
         lines = [
@@ -85,7 +81,7 @@ def draw_against_loss(
         panel = [line for line in lines if line.depth == depth]
         name = f"depth {depth}" if len(depths) > 1 else ""
         if of_seeds:
-            handles, drawn = _draw_seeds(axes, panel, largest, min_loss)
+            handles, drawn = _draw_seeds(axes, panel, largest, min_loss, statistic)
         else:
             handles, drawn = _draw_curves(axes, panel, scale, min_loss)
             markers.append((axes, panel, handles[:]))
@@ -104,13 +100,13 @@ def draw_against_loss(
         first.set_ylim(-0.3 * _SMALLEST_EXCESS, 1.6 * first.get_ylim()[1])
     elif metric == "e2e_rank":
         first.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    first.set_ylabel(_LABELS.get(metric, metric.replace("_", " ")))
+    first.set_ylabel("effective rank − 1" if metric == "e2e_effective_rank" else metric_label(metric))
     if len(depths) == 1:
         first.set_title(title or (f"depth {depths[0]}" if depths[0] else ""))
     else:
         figure.suptitle(title)
     if of_seeds:
-        figure.supxlabel(wrapped(_caption(lines, min_loss), 50 * len(depths)), fontsize="x-small")
+        figure.supxlabel(wrapped(_caption(lines, min_loss, statistic), 50 * len(depths)), fontsize="x-small")
     else:
         bar = {"orientation": "horizontal", "label": "iterations", "aspect": 30}
         # Matplotlib's choice may begin below the scale and end above it.
@@ -119,7 +115,8 @@ def draw_against_loss(
         labels = [scientific(tick) for tick in ticks]
         figure.colorbar(ScalarMappable(scale, _COLOURS), ax=grid, **bar).set_ticks(ticks, labels=labels)
     if not metric:
-        highest = max(value for row in rows for name, value in row.items() if name in ("value", "upper_quartile"))
+        columns = ("value", *COLUMNS[statistic])
+        highest = max(value for row in rows for name, value in row.items() if name in columns and value is not None)
         first.set_ylim(0, 1.05 * highest)
     if not fit_legends(figure, grid[0], avoid_lines=bool(metric)) and not metric:
         _make_room_for_legends(figure, grid[0])
@@ -128,9 +125,9 @@ def draw_against_loss(
     return figure, rows
 
 
-def _caption(lines: Sequence[Line], min_loss: float) -> str:
+def _caption(lines: Sequence[Line], min_loss: float, statistic: str) -> str:
     """Returns what is drawn of lines of several seeds."""
-    text = quartiles_of([len(line.curves) for line in lines])
+    text = over_seeds(statistic, [len(line.curves) for line in lines])
     if any(curve.losses.min() >= min_loss for line in lines for curve in line.curves):
         text += "; dashed: over those that reach the loss"
     return text
@@ -228,35 +225,36 @@ def _place_markers(axes: Axes, lines: Sequence[Line], markers: Sequence[Line2D],
         marker.set_in_layout(bool(own))
 
 
-def _draw_seeds(axes: Axes, lines: Sequence[Line], largest: float, min_loss: float) -> tuple[list[Line2D], list[Row]]:
-    """Draws median and quartiles over the curves of each line. Returns the handles of the legend and the points.
+def _draw_seeds(
+    axes: Axes, lines: Sequence[Line], largest: float, min_loss: float, statistic: str
+) -> tuple[list[Line2D], list[Row]]:
+    """Draws a statistic with its band over the curves of each line. Returns the handles of the legend and the points.
 
-    Where not all runs reach the loss, the median, of those that do, is dashed: which of them are left may bend it.
+    Where not all runs reach the loss, the line, of those that do, is dashed: which of them are left may bend it.
     """
     handles, rows = [], []
     for index, line in enumerate(lines):
         losses, values = values_below(line.curves, largest, min_loss)
         reached = np.isfinite(values).sum(axis=0)
         losses, values, reached = losses[reached > 0], values[:, reached > 0], reached[reached > 0]
-        low, median, high = np.nanpercentile(values, (25, 50, 75), axis=0) if len(losses) else np.empty((3, 0))
+        low, middle, high = summary(values, statistic)
         name, num_runs = line.name, len(line.curves)
         left = sum(curve.losses.min() < min_loss for curve in line.curves)
         if left < num_runs:
             name += f"\n({left} of {num_runs} runs reach {scientific(min_loss)})"
         complete = int((reached == num_runs).sum())
         everyone, fewer = slice(complete), slice(max(complete - 1, 0), None)
-        colour = _OF_SEEDS[index % len(_OF_SEEDS)]
+        colour = COLOURS[index % len(COLOURS)]
         # Each line is narrower than the one below it, so that coinciding lines are all visible.
         style = {"color": colour, "linewidth": max(1.0, 3.4 - 0.8 * index), "zorder": 2}
         for part, alpha in ((everyone, 0.2), (fewer, 0.07)):
             axes.fill_between(losses[part], low[part], high[part], color=colour, alpha=alpha, linewidth=0, zorder=1)
-        handles += axes.plot(losses[everyone], median[everyone], label=name, in_layout=bool(complete), **style)
+        handles += axes.plot(losses[everyone], middle[everyone], label=name, in_layout=bool(complete), **style)
         if complete < len(losses):
-            axes.plot(losses[fewer], median[fewer], linestyle="--", **style)
-        columns = ("loss", "lower_quartile", "median", "upper_quartile", "runs")
-        for numbers in np.column_stack([losses, low, median, high, reached]).tolist():
-            row = dict(zip(columns, numbers, strict=True))
-            rows.append({"name": line.name, **row, "runs": int(row["runs"]), "runs_in_all": num_runs})
+            axes.plot(losses[fewer], middle[fewer], linestyle="--", **style)
+        for loss, numbers, runs in zip(losses.tolist(), cells(low, middle, high), reached.tolist(), strict=True):
+            row = dict(zip(COLUMNS[statistic], numbers, strict=True))
+            rows.append({"name": line.name, "loss": loss, **row, "runs": runs, "runs_in_all": num_runs})
     return handles, rows
 
 

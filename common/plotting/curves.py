@@ -11,6 +11,7 @@ import numpy as np
 from common.datasets.matrix_sensing import load_matrix_sensing
 from common.naming import scientific
 from common.plotting.folders import OF_TENSORS, read_each
+from common.plotting.histories import NotRecorded, checkpoint_of, load_history
 from common.recorded_runs import (
     TENSOR_METRICS,
     RecordedRun,
@@ -18,17 +19,10 @@ from common.recorded_runs import (
     compared,
     differing_names,
     labels,
-    newest_checkpoint,
     read_run,
 )
-from common.tensor_files import load_dictionary
-from common.training.history import metrics_of_evaluator
 
 _INITIALIZATION = ("lr", "weight_init_type", "init_alpha", "use_balanced_init")
-
-
-class NotRecorded(ValueError):
-    """An experiment did not record the metric or the entry."""
 
 
 class NoBound(ValueError):
@@ -84,15 +78,10 @@ def load_curve(path: str, wanted: Wanted = Wanted(), run: RecordedRun | None = N
     run = run or read_run(Path(path).parent.parent)
     row, col = entry = wanted.entry or tuple(run.parameters.get("unobserved_entry") or (0, 0))
     metric = wanted.metric or f"e2e_{row}_{col}_value"
-    content = load_dictionary(path)
-    try:
-        evaluators = {**content["train_evaluator"], **content["val_evaluator"]}
-        recorded = [str(name) for name in evaluators]
-        chosen = {name: evaluators[name] for name in ("sse_loss_div_2", metric) if name in evaluators}
-        metrics = metrics_of_evaluator(chosen, np.dtype(np.float64))
-        loss = metrics["sse_loss_div_2"]
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        raise ValueError(f"is not a checkpoint of a matrix factorization ({error!r}); give one") from None
+    metrics, recorded = load_history(path, ("sse_loss_div_2", metric))
+    if "sse_loss_div_2" not in metrics:
+        raise ValueError("is not a checkpoint of a matrix factorization (it has no sse_loss_div_2); give one")
+    loss = metrics["sse_loss_div_2"]
     if metric not in metrics and wanted.metric:
         raise NotRecorded(f"this metric was not recorded; give one of {', '.join(recorded)}")
     if metric not in metrics:
@@ -107,11 +96,11 @@ def load_curve(path: str, wanted: Wanted = Wanted(), run: RecordedRun | None = N
         diverged = len(losses) and not np.isfinite(losses).any()
         raise ValueError("diverged" if diverged else "has no epoch with both loss and metric; give one that has")
     values = values if wanted.metric else np.abs(values)
-    corner = _corner(run, *entry) if wanted.corner else ()
+    corner = corner_of(run, *entry) if wanted.corner else ()
     return Curve(epochs[usable] + 1, losses[usable], values[usable], *corner)
 
 
-def _corner(run: RecordedRun, row: int, col: int) -> tuple[tuple[float, float, float], int]:
+def corner_of(run: RecordedRun, row: int, col: int) -> tuple[tuple[float, float, float], int]:
     """Returns the observations a, b and z of metrics/theory.py, and the sign of the determinant while the bounds hold.
 
     Raises NoBound if the experiment has no bounds.
@@ -147,22 +136,14 @@ def read_lines(directory: str, wanted: Wanted) -> tuple[list[Line], list[str]]:
     for depth in sorted({run.parameters["depth"] for run, _ in grouped.values()}):
         panel = [group for group in grouped.values() if group[0].parameters["depth"] == depth]
         runs, curves = zip(*panel, strict=True)
-        lines += [Line(name, depth, of_line) for name, of_line in zip(_names(runs), curves, strict=True)]
+        lines += [Line(name, depth, of_line) for name, of_line in zip(names_of_lines(runs), curves, strict=True)]
     return lines, sorted(skipped)
 
 
 def _read_curve(run: RecordedRun, wanted: Wanted) -> Curve:
     """Returns the curve of a finished run. Raises ValueError if the run is to be skipped."""
-    if any(run.parameters.get(name) is None for name in ("depth", "lr", "init_alpha")):
-        of_tensors = "init_std" in run.parameters or (run.path / TENSOR_METRICS).exists()
-        raise ValueError(OF_TENSORS if of_tensors else "no matrix factorization experiment")
-    if run.status and not run.status.get("finished"):
-        raise ValueError("not finished")
-    if run.status.get("stop_reason") == "diverged":
-        raise ValueError("diverged")
-    checkpoint = newest_checkpoint(run.path)
-    if not checkpoint:
-        raise ValueError("has no checkpoint; give -store_checkpoints")
+    require_matrix_run(run)
+    checkpoint = checkpoint_of(run)
     try:
         return load_curve(str(checkpoint), wanted, run)
     except (OSError, ValueError) as error:
@@ -170,7 +151,14 @@ def _read_curve(run: RecordedRun, wanted: Wanted) -> Curve:
         raise kind(f"{checkpoint.name}: {error}") from None
 
 
-def _names(runs: Sequence[RecordedRun]) -> list[str]:
+def require_matrix_run(run: RecordedRun) -> None:
+    """Raises ValueError if a run is no matrix factorization experiment."""
+    if any(run.parameters.get(name) is None for name in ("depth", "lr", "init_alpha")):
+        of_tensors = "init_std" in run.parameters or (run.path / TENSOR_METRICS).exists()
+        raise ValueError(OF_TENSORS if of_tensors else "no matrix factorization experiment")
+
+
+def names_of_lines(runs: Sequence[RecordedRun]) -> list[str]:
     """Returns the names of lines: learning rate and initialization, unless only other parameters differ, and the other
     parameters in which the runs differ.
     """

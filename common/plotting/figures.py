@@ -10,14 +10,24 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.backends import BackendFilter, backend_registry
 from matplotlib.figure import Figure
-from matplotlib.transforms import ScaledTranslation
+from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox, ScaledTranslation
 
 from common.cli import print_line
 from common.files import write_atomically
-from common.naming import span
 
 MARKERS = "ov^Ds1^h"
+# Lines over seeds: the colours of Okabe & Ito (2008), which colour-blind readers can distinguish.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
 
+# Labels of the metrics whose label is not their name.
+_LABELS = {
+    "": "|unobserved entry|",
+    "fro_e2e_norm": "Frobenius norm",
+    "nuc_e2e_norm": "nuclear norm",
+    "e2e_effective_rank": "effective rank",
+    "e2e_rank": "rank",
+}
 # The part of the height of its axes that a legend takes at most.
 _HIGHEST_LEGEND = 0.6
 # Inches below the axes for tick labels and label.
@@ -44,6 +54,11 @@ def require_drawable(figure: Figure) -> None:
         raise NotDrawable(f"it or a name is not valid mathematical text ({reason}); write \\$ for a dollar") from None
 
 
+def metric_label(metric: str) -> str:
+    """Returns the label of a metric; "" is the unobserved entry's absolute value."""
+    return _LABELS.get(metric, metric.replace("_", " "))
+
+
 def wrapped(label: str, width: int) -> str:
     """Returns a label of a legend in lines of at most `width` characters, broken after commas where this suffices;
     mathematical text as it is.
@@ -56,11 +71,6 @@ def wrapped(label: str, width: int) -> str:
         parts = [part.replace(" ", "\xa0") if len(part) < width else part for part in line.split(", ")]
         lines += textwrap.wrap(", ".join(parts), width)
     return "\n".join(lines).replace("\xa0", " ")
-
-
-def quartiles_of(seeds: Sequence[int]) -> str:
-    """Returns the caption of lines that show medians and quartiles over so many seeds."""
-    return f"median, quartiles over {span(seeds)} seeds"
 
 
 def fit_legends(figure: Figure, panels: Sequence[Axes], avoid_lines: bool) -> bool:
@@ -79,9 +89,7 @@ def fit_legends(figure: Figure, panels: Sequence[Axes], avoid_lines: bool) -> bo
         height > _HIGHEST_LEGEND * legend.axes.bbox.height for height, legend in zip(heights, legends, strict=True)
     ]
     covers = [
-        avoid_lines and legend.get_window_extent().count_contains(line.get_transform().transform(line.get_xydata()))
-        for legend in legends
-        for line in legend.axes.lines
+        avoid_lines and _crosses(line, legend.get_window_extent()) for legend in legends for line in legend.axes.lines
     ]
     if not any(too_high + covers):
         return False
@@ -92,6 +100,12 @@ def fit_legends(figure: Figure, panels: Sequence[Axes], avoid_lines: bool) -> bo
         legend.set_in_layout(True)
     figure.set_figheight(figure.get_figheight() + max(heights) / figure.dpi)
     return True
+
+
+def _crosses(line: Line2D, box: Bbox) -> bool:
+    """Returns whether a line goes through a box, in pixels."""
+    path = line.get_path()
+    return len(path) > 0 and bool(line.get_transform().transform_path(path).intersects_bbox(box, filled=False))
 
 
 def _save(path: str, write: Callable[[Path], None]) -> None:

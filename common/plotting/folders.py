@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from common.cli import print_line
 from common.recorded_runs import RecordedRun, is_experiment, read_run, read_runs, without_repeats
 
 Result = TypeVar("Result")
@@ -48,6 +49,11 @@ def read_each(
     return [(run, found[run.path]) for run in runs], skipped + repeats
 
 
+def number_of(count: int, word: str) -> str:
+    """Returns "1 experiment" or "2 experiments"."""
+    return f"{count} {word}{'s' if count != 1 else ''}"
+
+
 def _nothing_found(skipped: Sequence[str], of_experiments: Sequence[str]) -> str:
     """Returns the message of a directory of whose folders none can be drawn."""
     if of_experiments:
@@ -57,6 +63,13 @@ def _nothing_found(skipped: Sequence[str], of_experiments: Sequence[str]) -> str
     # Some reasons say what to do.
     remedy = "" if reason.count(";") > 1 else "; give a folder of such folders"
     return f"holds no finished experiment{reason}{remedy}"
+
+
+def report_skipped(found: str, skipped: Sequence[str], list_all: bool) -> None:
+    """Prints what was found, and the folders that are skipped: each, or how many for which reason."""
+    print_line(found)
+    for line in skipped if list_all else count_reasons(skipped):
+        print_line(f"  {line}")
 
 
 def count_reasons(skipped: Sequence[str]) -> list[str]:

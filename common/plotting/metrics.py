@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 _MOST_LINES = 10
 # Metrics that decrease by orders of magnitude.
-_LOGARITHMIC = re.compile(r"mse_loss|sse_loss_div_2|reconstruction_error")
+LOGARITHMIC = re.compile(r"mse_loss|sse_loss_div_2|reconstruction_error")
 # Metrics that are whole numbers.
-_WHOLE = re.compile(r"e2e_rank|model_tensor_rank")
+WHOLE = re.compile(r"e2e_rank|model_tensor_rank")
 
 # Figure → label → epochs (n,) and values (n,).
 Lines = dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]
@@ -89,10 +89,10 @@ def draw_metrics(lines: Lines, directory: Path, stalled: int | None = None) -> t
         for label, (epochs, values) in of_figure.items():
             axes.plot(epochs, values, label=label, marker="." if len(epochs) == 1 else None)
         values = np.concatenate([values for _, values in of_figure.values()])
-        logarithmic = bool(_LOGARITHMIC.fullmatch(name) and len(values) and values.min() > 0)
+        logarithmic = bool(LOGARITHMIC.fullmatch(name) and len(values) and values.min() > 0)
         axes.set_yscale("log" if logarithmic else "linear")
         if not logarithmic:
-            whole = {"integer": True, "min_n_ticks": 1} if _WHOLE.fullmatch(name) else {}
+            whole = {"integer": True, "min_n_ticks": 1} if WHOLE.fullmatch(name) else {}
             axes.yaxis.set_major_locator(MaxNLocator(5, **whole))
         axes.relim()
         axes.autoscale_view()

@@ -14,8 +14,9 @@ from matplotlib.ticker import MaxNLocator
 
 from common.files import load_json
 from common.naming import scientific
-from common.plotting.figures import MARKERS, fit_legends, quartiles_of, wrapped
+from common.plotting.figures import MARKERS, fit_legends, wrapped
 from common.plotting.folders import OF_MATRICES, read_each
+from common.plotting.statistics import COLUMNS, cells, over_seeds, summary
 from common.recorded_runs import TENSOR_METRICS, RecordedRun, canonical, compared, is_number, labels
 from common.tensor_files import is_float_tensor, load_tensors
 
@@ -23,12 +24,11 @@ from common.tensor_files import is_float_tensor, load_tensors
 _COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
 _LINES = ("--", "-", "-.")
 _GROUND_TRUTH = "ground truth"
-_QUARTILES = ("lower_quartile", "median", "upper_quartile")
 # The distance between the error bars of the first and the last initialization at one number of observations, as a part
 # of the axis.
 _SPREAD = 0.025
 
-# A method at one number of observations: quartiles of error and rank (None if not known) over the repetitions.
+# A method at one number of observations: a statistic of error and rank (None if not known) over the repetitions.
 Row = dict[str, Any]
 
 
@@ -64,16 +64,29 @@ def read_results(directory: str) -> tuple[list[Result], list[str]]:
     return results, sorted(left_out)
 
 
+def require_tensor_run(run: RecordedRun) -> None:
+    """Raises ValueError if a run is no tensor completion experiment."""
+    if "depth" in run.parameters:
+        raise ValueError(OF_MATRICES)
+    if "num_samples" not in run.parameters and not (run.path / TENSOR_METRICS).exists():
+        raise ValueError("no tensor completion experiment")
+
+
+def names_of_groups(runs: Sequence[RecordedRun]) -> list[str]:
+    """Returns the names of groups of runs: the initialization, and the other parameters in which they differ."""
+    stds = [run.values.get("init_std") for run in runs]
+    bases = ["model" if std is None else f"tf, factor init {scientific(std)}" for std in stds]
+    return labels(runs, bases, shown=("init_std",))
+
+
 def _read_result(run: RecordedRun) -> Result:
     """Returns the results of a finished run. Raises ValueError if the run is to be skipped."""
     folder = run.path
+    require_tensor_run(run)
     try:
         metrics = load_json(folder / TENSOR_METRICS)
     except FileNotFoundError:
-        if "depth" in run.parameters:
-            raise ValueError(OF_MATRICES) from None
-        known = "num_samples" in run.parameters
-        raise ValueError("not finished" if known else "no tensor completion experiment") from None
+        raise ValueError("not finished") from None
     if run.status.get("stop_reason") == "diverged":
         raise ValueError("diverged")
     named = re.search(r"_samples_(\d+)(?:_init_([\d.]+(?:e[+-]?\d+)?))?", folder.name) or [None] * 3
@@ -96,7 +109,7 @@ def _read_result(run: RecordedRun) -> Result:
     return Result(run, int(num_samples), init_std if init_std is None else float(init_std), errors, ranks, target)
 
 
-def summarize(results: Sequence[Result]) -> list[Row]:
+def summarize(results: Sequence[Result], statistic: str = "median") -> list[Row]:
     """Returns a row for each method and number of samples: linear, then initialization stds from large to small.
 
     Runs that differ in anything but number of samples and seed are different methods. Linear depends on the observed
@@ -126,18 +139,19 @@ def summarize(results: Sequence[Result]) -> list[Row]:
                 values = [[getattr(result, f"{quantity}s")[source] for result in group] for group in groups.values()]
                 known = [[value for value in of_group if value is not None] for of_group in values]
                 medians = [np.median(of_group) for of_group in known if of_group]
-                quartiles = np.percentile(medians, (25, 50, 75)).tolist() if medians else [None] * 3
-                row |= {f"{quantity}_{name}": value for name, value in zip(_QUARTILES, quartiles, strict=True)}
+                (numbers,) = cells(*summary(np.array(medians)[:, None], statistic)) if medians else [[None] * 3]
+                row |= {f"{quantity}_{name}": value for name, value in zip(COLUMNS[statistic], numbers, strict=True)}
             rows.append({**row, "repetitions": len(groups)})
     return rows
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Returns rows as lines of text: median and, in brackets, the 25th and 75th percentile."""
+def table(rows: Sequence[Row], statistic: str = "median") -> str:
+    """Returns rows as lines of text: the statistic and, in brackets, the ends of its band."""
 
     def cell(row: Row, quantity: str, form: str) -> str:
-        low, median, high = (row[f"{quantity}_{name}"] for name in _QUARTILES)
-        return "-" if median is None else f"{median:{form}} [{low:{form}}, {high:{form}}]"
+        low, middle, high = (row[f"{quantity}_{name}"] for name in COLUMNS[statistic])
+        band = "" if low is None else f" [{low:{form}}, {high:{form}}]"
+        return "-" if middle is None else f"{middle:{form}}{band}"
 
     width = max(len(row["method"]) for row in rows)
     lines = [f"{'# of observations':>17}  {'method':<{width}}  {'error':<31}  {'rank':<18}  repetitions"]
@@ -147,14 +161,17 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def draw_tensor_completion(rows: Sequence[Row], target_rank: int | None, title: str) -> Figure:
+def draw_tensor_completion(
+    rows: Sequence[Row], target_rank: int | None, title: str, statistic: str = "median"
+) -> Figure:
     """Draws reconstruction error and rank against the number of observations; no panel of ranks if none is known."""
-    with_ranks = any(row["rank_median"] is not None for row in rows)
+    with_ranks = any(row[f"rank_{statistic}"] is not None for row in rows)
     width = 5.63 if with_ranks else 2.95
     figure, panels = plt.subplots(1, 1 + with_ranks, figsize=(width, 2.95), layout="constrained", squeeze=False)
     whole_numbers = {"nbins": 6, "steps": [1, 2, 5, 10], "integer": True}
     for axes, quantity in zip(panels[0], ("error", "rank"), strict=False):
-        _draw_lines(axes, [row for row in rows if row[f"{quantity}_median"] is not None], quantity)
+        known = [row for row in rows if row[f"{quantity}_{statistic}"] is not None]
+        _draw_lines(axes, known, [f"{quantity}_{name}" for name in COLUMNS[statistic]])
         axes.set_xlabel("# of observations")
         axes.xaxis.set_major_locator(MaxNLocator(**whole_numbers))
     panels[0, 0].set(yscale="log", ylabel="reconstruction error")
@@ -172,13 +189,15 @@ def draw_tensor_completion(rows: Sequence[Row], target_rank: int | None, title: 
     seeds = [row["repetitions"] for row in rows if row["method"] != "linear"]
     if max(seeds, default=1) > 1:
         figure.set_figheight(figure.get_figheight() + 0.2)
-        figure.supxlabel(quartiles_of(seeds), fontsize="x-small")
+        figure.supxlabel(over_seeds(statistic, seeds), fontsize="x-small")
     fit_legends(figure, [last], avoid_lines=True)
     return figure
 
 
-def _draw_lines(axes: Axes, rows: Sequence[Row], quantity: str) -> None:
-    """Draws a line for each method. All but linear are shifted a little from each other along x."""
+def _draw_lines(axes: Axes, rows: Sequence[Row], columns: Sequence[str]) -> None:
+    """Draws a line for each method, with error bars: `columns` hold lower end, middle and upper end. All but
+    linear are shifted a little from each other along x.
+    """
     methods = list(dict.fromkeys(row["method"] for row in rows))
     shifted = [method for method in methods if method != "linear"]
     places = np.linspace(-0.5, 0.5, len(shifted)) if len(shifted) > 1 else [0]
@@ -186,11 +205,11 @@ def _draw_lines(axes: Axes, rows: Sequence[Row], quantity: str) -> None:
     shifts = dict(zip(shifted, spread * np.asarray(places), strict=True))
     for index, method in enumerate(methods):
         own = [row for row in rows if row["method"] == method]
-        low, median, high = (np.array([row[f"{quantity}_{name}"] for row in own]) for name in _QUARTILES)
+        low, middle, high = (np.array([row[name] for row in own], dtype=np.float64) for name in columns)
         style = {"color": _COLOURS[index % len(_COLOURS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 4.5}
         style |= {"linestyle": _LINES[index % len(_LINES)], "linewidth": 1.4, "capsize": 2, "zorder": 2}
         samples = np.array([row["num_samples"] for row in own]) + shifts.get(method, 0)
-        drawn = axes.errorbar(samples, median, [median - low, high - median], label=method, **style)
+        drawn = axes.errorbar(samples, middle, [middle - low, high - middle], label=method, **style)
         plt.setp(drawn.lines[2], alpha=0.6)
 
 

@@ -16,6 +16,7 @@ from common.metrics import matrix as matrix_metrics
 from common.metrics.sharpness import sharpness
 from common.models.deep_matrix_factorization import DeepMatrixFactorization, factor_shapes, initial_factors
 from common.problems.problem import Results
+from common.recorded_runs import MATRIX_METRICS
 from common.training.history import Metrics, TrainingState
 from common.training.native_metrics import (
     FIRST_SINGULAR_VALUE,
@@ -178,7 +179,7 @@ class MatrixFactorization:
         if not self.parameters["save_results"]:
             return Results()
         numbers = {**state.history.last_values(), "fit_epochs": state.epoch + 1}
-        return Results({"final_e2e_matrix.pt": output}, "final_metrics_values.json", numbers)
+        return Results({"final_e2e_matrix.pt": output}, MATRIX_METRICS, numbers)
 
 
 def _as_arrays(metrics: Mapping[str, Tensor], dtype: torch.dtype) -> Metrics:

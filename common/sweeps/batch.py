@@ -128,9 +128,10 @@ def _begin(experiment: Experiment, context: SweepContext, device: torch.device, 
 def _finish(experiment: Experiment, output: torch.Tensor, context: SweepContext) -> None:
     """Writes the results of an experiment that ended, all but its last checkpoint."""
     state, folder = experiment.state, experiment.folder
+    metrics = state.history.last_values()
 
     def mark_finished() -> None:
-        file = folder.write_parameters(True, state.stop_reason, state.epoch)
+        file = folder.write_parameters(True, state.stop_reason, state.epoch, metrics)
         # The first sync is for the content of all files, the second for their names, the third for this one's name.
         context.after_syncs(experiment, folder.path, lambda: None, partial(rename, *file), lambda: None)
 

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,10 +42,16 @@ class ExperimentFolder:
         """Writes a temporary file. Returns its path, and the path of the file `name`."""
         return write_temporary(self.path / name, lambda temporary: temporary.write_bytes(content))
 
-    def write_parameters(self, finished: bool, stop_reason: str | None, last_epoch: int) -> Written:
-        """Writes run_params.json: the flags, what repeats the run, and how far it is (`last_epoch` -1: nowhere)."""
+    def write_parameters(
+        self, finished: bool, stop_reason: str | None, last_epoch: int, metrics: Mapping[str, float] | None = None
+    ) -> Written:
+        """Writes run_params.json: the flags, what repeats the run, how far it is (`last_epoch` -1: nowhere), and at the
+        end the last value of each metric.
+        """
         last = last_epoch if last_epoch >= 0 else None
-        status = {"finished": finished, "stop_reason": stop_reason, "last_epoch": last}
+        status: dict[str, Any] = {"finished": finished, "stop_reason": stop_reason, "last_epoch": last}
+        if metrics is not None:
+            status["metrics"] = metrics
         content = {**self.parameters, "provenance": self.provenance, "status": status}
         return self.write("run_params.json", json_bytes(content))
 

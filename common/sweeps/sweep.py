@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from common.cli import Interrupted, Parameters, RunFailed, UserError, flag_error, signals_noted
+from common.cli import Interrupted, Parameters, RunFailed, Stop, UserError, flag_error, signals_noted
 from common.files import utc_time
 from common.naming import span
 from common.problems.problem import Problem
@@ -21,6 +21,7 @@ from common.sweeps.experiment import Experiment, Identity, identify, prepare, re
 from common.sweeps.outputs import MetricPlots, SweepContext, say
 from common.sweeps.plans import Job
 from common.sweeps.processes import World, discard, hold_run_lock, other_launch, partition, world_from_env
+from common.sweeps.results_table import RESULTS_TABLE, write_results_table
 from common.sweeps.resume import match_previous_runs, restore
 from common.training.history import DIVERGED
 from common.training.native_engine import Kernel, NativeUnavailable, NotNative, native_kernel
@@ -141,11 +142,24 @@ def _run(sweep: Sweep, world: World, resume: bool, output_share: float = _OUTPUT
         diverged = sum(each.state.stop_reason == DIVERGED for batch, _, _ in batches for each in batch)
         if diverged:
             say(f"{diverged} of {len(experiments)} experiment{'s' if len(experiments) != 1 else ''} diverged")
+        for directory in directories:
+            _write_results_table(directory, stop)
     if stop:
         raise Interrupted(stop.number, f"interrupted; {_how_to_resume(sweep)}")
     if failures:
         failed = f"{len(failures)} of {len(experiments)} failed: {failures[0]}"
         raise RunFailed(f"{failed}{' (and others)' if len(failures) > 1 else ''}; {_how_to_resume(sweep)}")
+
+
+def _write_results_table(directory: Path, stop: Stop) -> None:
+    """Writes the results.csv of an output folder, unless a signal came. If it cannot be written, a line says so."""
+    try:
+        with stop.at_once():
+            write_results_table(directory)
+    except Interrupted:
+        pass  # the sweep ends as interrupted
+    except Exception as error:
+        say(f"{directory / RESULTS_TABLE} was not written: {error}")
 
 
 def _observations(experiments: Iterable[Experiment]) -> str:

@@ -33,7 +33,7 @@ from common.plotting.curves import Wanted, read_lines
 from common.plotting.tensor_completion import common_target_rank, read_results, summarize, table
 from common.sweeps.experiment import _load_checkpoint
 from common.sweeps.sweep import run_sweep
-from tests.conftest import KINDS, parse_parameters
+from tests.conftest import KINDS, folders_in, parse_parameters
 
 parser = Parser(__doc__)
 parser.add_argument("-cases", type=integer(1), default=10_000, help="number of corrupted files to read")
@@ -244,7 +244,7 @@ def make_targets(directory: Path) -> list[FuzzTarget]:
 
         with contextlib.redirect_stdout(io.StringIO()):
             sweep()
-        (folder,) = runs.iterdir()
+        (folder,) = folders_in(runs)
         (checkpoint,) = (folder / "checkpoints").iterdir()
 
         def resume(sweep=sweep, folder=folder, out=out) -> None:

@@ -11,7 +11,7 @@ from common.cli import UserError
 from common.plotting.curves import Wanted, read_lines
 from common.problems.matrix_factorization import MatrixFactorization
 from common.sweeps.sweep import run_sweep
-from tests.conftest import make_experiment, parse_parameters, train
+from tests.conftest import folders_in, make_experiment, parse_parameters, train
 
 BASE = {
     "random_seed": 3,
@@ -26,7 +26,7 @@ BASE = {
 def run_experiment(output_dir: Path, **parameters) -> tuple[Path, dict]:
     """Runs one experiment and returns the path and content of its checkpoint."""
     run_sweep(MatrixFactorization, [parse_parameters(**BASE | {"output_dir": output_dir} | parameters)])
-    (folder,) = output_dir.iterdir()
+    (folder,) = folders_in(output_dir)
     (path,) = (folder / "checkpoints").iterdir()
     return path, torch.load(path, weights_only=True)
 
@@ -82,7 +82,7 @@ def test_origin_of_continued_runs(tmp_path):
     run_experiment(tmp_path / "unknown", epochs=100, trainer_checkpoint=alone)
     origins, names = {}, {}
     for name in ("first", "second", "third", "unknown"):
-        (folder,) = (tmp_path / name).iterdir()
+        (folder,) = folders_in(tmp_path / name)
         recorded = json.loads((folder / "run_params.json").read_text())["provenance"]["identity"].get("origin")
         origins[name] = recorded and (recorded["init_alpha"], recorded["use_balanced_init"], recorded["random_seed"])
         ((line,), _) = read_lines(str(tmp_path / name), Wanted())
@@ -156,7 +156,7 @@ def test_learning_rate_is_read_from_checkpoint_unless_given(tmp_path):
     _, changed = run_experiment(tmp_path / "changed", epochs=100, trainer_checkpoint=str(path), lr=1e-3)
     assert kept["optimizer"]["param_groups"][0]["lr"] == 1e-2
     assert changed["optimizer"]["param_groups"][0]["lr"] == 1e-3
-    (folder,) = (tmp_path / "kept").iterdir()
+    (folder,) = folders_in(tmp_path / "kept")
     assert json.loads((folder / "run_params.json").read_text())["lr"] == 1e-2
 
 

@@ -21,7 +21,7 @@ from common.sweeps.plans import Job
 from common.sweeps.sweep import run_jobs, run_sweep
 from common.training import native_engine
 from common.training.trainer import Trainer
-from tests.conftest import KINDS, ROOT, runs_by_number
+from tests.conftest import KINDS, ROOT, folders_in, runs_by_number
 from tests.stress.kills import differences, read_outputs
 from tests.sweeps.test_resume import DMF, parameter_list
 
@@ -173,7 +173,7 @@ def test_file_size_limit(tmp_path):
     assert re.fullmatch(
         r"dmf_experiment_runner.py: 1 of 1 failed: \S+: OSError: .*File too large.*-resume\n", failed.stderr
     )
-    (folder,) = (tmp_path / "outputs/dmf").iterdir()
+    (folder,) = folders_in(tmp_path / "outputs/dmf")
     assert json.loads((folder / "run_params.json").read_text())["status"]["stop_reason"] == "failed"
     assert not list(folder.rglob(".*"))
     done = subprocess.run([*command, "-resume"], cwd=tmp_path, capture_output=True, text=True)

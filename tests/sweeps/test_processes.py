@@ -1,5 +1,6 @@
 """Tests of sweeps distributed over several processes."""
 
+import csv
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from common.cli import UserError
 from common.sweeps.folder import new_folder
 from common.sweeps.processes import World, hold_run_lock, other_launch, partition, world_from_env
-from tests.conftest import ROOT
+from tests.conftest import ROOT, folders_in
 from tests.stress.kills import differences, read_outputs
 
 SWEEP = ["-plan", "rank_1_order_3", "-repetitions", "1", "-epochs", "700"]
@@ -139,6 +140,10 @@ def test_outputs_match_single_process(number, tmp_path, single_process_outputs):
     assert output.count("to plot it once all processes have ended") == 1
     for rank in range(number):
         assert f"of them for process {rank} of {number}" in output
+    with open(tmp_path / "out/results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["folder"] for row in rows) == [path.name for path in folders_in(tmp_path / "out")]
+    assert {row["finished"] for row in rows} == {"True"}
 
 
 def test_resume_after_killed_process_with_other_world_size(tmp_path, single_process_outputs):
@@ -165,7 +170,7 @@ def test_concurrent_processes_create_distinct_folders(tmp_path, dataset):
     processes = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(6)]
     output = "".join(process.communicate(timeout=300)[0] for process in processes)
     assert [process.returncode for process in processes] == [0] * 6
-    folders = list((tmp_path / "out").iterdir())
+    folders = folders_in(tmp_path / "out")
     assert len(folders) == 6
     assert sorted(re.findall(r"out/(\S+):", output)) == sorted(folder.name for folder in folders)
     assert len({(folder / "final_e2e_matrix.pt").read_bytes() for folder in folders}) == 1
@@ -188,5 +193,5 @@ def test_resume_is_refused_while_another_process_runs(tmp_path, dataset):
     working.send_signal(signal.SIGTERM)
     _, errors = working.communicate(timeout=60)
     assert working.returncode == 143
-    (folder,) = (tmp_path / "out").iterdir()
+    (folder,) = folders_in(tmp_path / "out")
     assert json.loads((folder / "run_params.json").read_text())["status"]["stop_reason"] == "interrupted"

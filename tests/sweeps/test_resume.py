@@ -22,7 +22,7 @@ from common.sweeps.resume import match_previous_runs
 from common.sweeps.sweep import run_sweep
 from common.training import native_engine
 from common.training.trainer import Trainer
-from tests.conftest import KINDS, MATRIX, parse_parameters, runs_by_number
+from tests.conftest import KINDS, MATRIX, folders_in, parse_parameters, runs_by_number
 from tests.stress.kills import differences, read_outputs
 
 BASES = {
@@ -152,7 +152,7 @@ def test_resume_skips_finished_runs_and_starts_new_ones(tmp_path):
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.rglob("*.*") if path.is_file()}
     # Order and names do not matter, only parameters and seed.
     run_sweep(DMF, parameter_list(tmp_path, {"lr": 1e-3}, {"depth": 2, "experiment_name": "x"}, {}), resume=True)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(folders_in(tmp_path)) == 3
     after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before}
     assert after == before
 
@@ -161,7 +161,7 @@ def test_resume_skips_finished_runs_and_starts_new_ones(tmp_path):
 def test_changed_parameter_starts_new_run(tmp_path, changed):
     run_sweep(DMF, parameter_list(tmp_path, {}))
     run_sweep(DMF, parameter_list(tmp_path, changed), resume=True)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(folders_in(tmp_path)) == 2
 
 
 def test_changed_dataset_content_starts_new_run(tmp_path):
@@ -172,7 +172,7 @@ def test_changed_dataset_content_starts_new_run(tmp_path):
         load_samples.cache_clear()
         sha256_of_file.cache_clear()
         run_sweep(DMF, parameter_list(tmp_path / "out", {"dataset_path": str(path)}), resume=True)
-    assert len(list((tmp_path / "out").iterdir())) == 2
+    assert len(folders_in(tmp_path / "out")) == 2
 
 
 def test_new_run_does_not_modify_existing_runs(tmp_path, monkeypatch):
@@ -180,7 +180,7 @@ def test_new_run_does_not_modify_existing_runs(tmp_path, monkeypatch):
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
     run_sweep(DMF, parameter_list(tmp_path, {}))
     assert {path: path.read_bytes() for path in before} == before
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(folders_in(tmp_path)) == 2
 
 
 def test_resume_uses_random_seeds_of_newest_sweep(tmp_path, monkeypatch):
@@ -198,7 +198,7 @@ def test_resume_uses_random_seeds_of_newest_sweep(tmp_path, monkeypatch):
     assert all(parameters["status"]["finished"] for runs in found.values() for parameters, _ in runs)
     # Resuming again does nothing.
     run_sweep(DMF, parameter_list(tmp_path, *random_seeds), resume=True)
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(folders_in(tmp_path)) == 4
 
 
 def test_equal_experiments_have_separate_folders(tmp_path, monkeypatch):
@@ -229,7 +229,7 @@ def test_resume_of_run_started_from_checkpoint(tmp_path, monkeypatch):
     run_sweep(DMF, parameter_list(tmp_path / "a", start))
     interrupt_at_epoch(1000, parameter_list(tmp_path / "b", start), monkeypatch)
     run_sweep(DMF, parameter_list(tmp_path / "b", start), resume=True)
-    assert len(list((tmp_path / "b").iterdir())) == 1
+    assert len(folders_in(tmp_path / "b")) == 1
     assert differences(read_outputs(tmp_path / "a"), read_outputs(tmp_path / "b")) == []
 
 
@@ -253,7 +253,7 @@ def test_folder_with_damaged_parameters_is_skipped(tmp_path, monkeypatch, capsys
     (folder / "run_params.json").write_text("{")
     run_sweep(DMF, parameter_list(tmp_path, {}), resume=True)
     assert f"skipped {folder}: damaged: run_params.json is not JSON" in capsys.readouterr().out
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(folders_in(tmp_path)) == 2
 
 
 def test_checkpoint_with_changed_learning_rate_starts_new_run(tmp_path):
@@ -262,18 +262,18 @@ def test_checkpoint_with_changed_learning_rate_starts_new_run(tmp_path):
     start = {"trainer_checkpoint": str(next((folder / "checkpoints").iterdir()))}
     for lr in (1e-3, 2e-3, 1e-3):
         run_sweep(DMF, parameter_list(tmp_path / "second", {**start, "lr": lr}), resume=True)
-    assert len(list((tmp_path / "second").iterdir())) == 2
+    assert len(folders_in(tmp_path / "second")) == 2
     # The learning rate of the checkpoint is 3e-3.
     for given in ({}, {"lr": 3e-3}):
         run_sweep(DMF, parameter_list(tmp_path / "second", {**start, **given}), resume=True)
-    assert len(list((tmp_path / "second").iterdir())) == 3
+    assert len(folders_in(tmp_path / "second")) == 3
 
 
 def test_dataset_is_identified_by_content(tmp_path):
     copy = shutil.copy(MATRIX, tmp_path / "copy.pt")
     for path in (str(MATRIX), str(copy)):
         run_sweep(DMF, parameter_list(tmp_path / "out", {"dataset_path": path}), resume=True)
-    assert len(list((tmp_path / "out").iterdir())) == 1
+    assert len(folders_in(tmp_path / "out")) == 1
 
 
 def test_relative_and_absolute_output_paths_are_equal(tmp_path, monkeypatch):
@@ -281,7 +281,7 @@ def test_relative_and_absolute_output_paths_are_equal(tmp_path, monkeypatch):
     both = [*parameter_list("out", {}), *parameter_list(tmp_path / "out", {"lr": 1e-3})]
     for _ in range(2):
         run_sweep(DMF, both, resume=True)
-    assert len(list((tmp_path / "out").iterdir())) == 2
+    assert len(folders_in(tmp_path / "out")) == 2
 
 
 def test_resume_of_diverged_adaptive_run(tmp_path):
@@ -392,7 +392,7 @@ def test_resume_is_refused_while_lock_is_held(tmp_path, monkeypatch):
         # A new run without -resume is allowed.
         run_sweep(DMF, parameter_list(tmp_path, {"lr": 1e-3}))
     run_sweep(DMF, experiments, resume=True)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(folders_in(tmp_path)) == 2
     assert set(before) - {path for path in before if path.suffix == ".pt"} <= set(tmp_path.rglob("*"))
 
 
@@ -429,7 +429,7 @@ def test_resume_ignores_folders_without_identity(tmp_path, damage):
     before = sorted(folder.rglob("*"))
     run_sweep(DMF, parameter_list(tmp_path, {"random_seed": -1}), resume=True)
     assert sorted(folder.rglob("*")) == before
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(folders_in(tmp_path)) == 2
 
 
 def test_resume_matches_runs_of_earlier_versions(tmp_path):
@@ -442,7 +442,7 @@ def test_resume_matches_runs_of_earlier_versions(tmp_path):
         parameters["provenance"]["inputs_sha256"] = " ".join(digests)
         (folder / "run_params.json").write_text(json.dumps(parameters))
     run_sweep(DMF, parameter_list(tmp_path, *experiments), resume=True)
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(folders_in(tmp_path)) == 4
     # Runs with random seeds are also matched.
     runs, problems = read_runs(tmp_path)
     random_seeds = parameter_list(tmp_path, *({"random_seed": -1} for _ in range(4)))
@@ -460,7 +460,7 @@ def test_resume_matches_fixed_and_random_seeds_of_earlier_versions(tmp_path):
         parameters["provenance"]["inputs_sha256"] = " ".join(digests)
         (folder / "run_params.json").write_text(json.dumps(parameters))
     run_sweep(DMF, experiments, resume=True)
-    assert len(list(tmp_path.iterdir())) == 5
+    assert len(folders_in(tmp_path)) == 5
 
 
 def test_random_seeds_do_not_continue_several_sweeps(tmp_path):
@@ -470,7 +470,7 @@ def test_random_seeds_do_not_continue_several_sweeps(tmp_path):
     time.sleep(1.1)  # sweeps are ordered by the second in which they start
     run_sweep(DMF, experiments[:1])
     run_sweep(DMF, experiments, resume=True)
-    assert len(list(tmp_path.iterdir())) == 6
+    assert len(folders_in(tmp_path)) == 6
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -14,7 +14,7 @@ from common.sweeps.folder import ExperimentFolder, new_folder
 from common.sweeps.outputs import MetricPlots, Throttle
 from common.sweeps.plans import Job
 from common.sweeps.sweep import run_jobs, run_sweep
-from tests.conftest import KINDS, MATRIX, ROOT, parse_parameters, runs_by_number
+from tests.conftest import KINDS, MATRIX, ROOT, folders_in, parse_parameters, runs_by_number
 
 BASE = {"epochs": 100, "save_results": True}
 
@@ -33,11 +33,13 @@ def test_sweep_of_different_depths_and_dtypes(tmp_path):
     different = [{"depth": 2}, {"depth": 3}, {"depth": 2, "lr": 1e-2}, {"dtype": "float64"}, {"validate_every": 30}]
     for (parameters, folder), given in zip(run_experiments(tmp_path, *different), different, strict=True):
         assert all(parameters[name] == value for name, value in given.items())
+        last_values = parameters["status"].pop("metrics")
         assert parameters["status"] == {"finished": True, "stop_reason": "epochs", "last_epoch": 99}
         product = torch.load(folder / "final_e2e_matrix.pt", weights_only=True)
         results = json.loads((folder / "final_metrics_values.json").read_text())
         assert np.isclose(results["fro_e2e_norm"], product.norm().item())
         assert results["fit_epochs"] == 100
+        assert results == {**last_values, "fit_epochs": 100}
         assert str(product.dtype) == "torch." + parameters["dtype"]
 
 
@@ -103,7 +105,7 @@ def test_equal_experiments_are_run_once(tmp_path, capsys):
     experiments = [{}, {"lr": 1e-3}, {}, {"experiment_name": "x"}, {"random_seed": -1}, {"random_seed": -1}]
     parameters = [parse_parameters(**{"output_dir": tmp_path, "epochs": 10} | each) for each in experiments]
     run_sweep(MatrixFactorization, parameters)
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(folders_in(tmp_path)) == 4
     first_line = capsys.readouterr().out.splitlines()[0]
     assert first_line == "4 experiments; 2 more of the list have the same parameters and seed, and are left out"
 

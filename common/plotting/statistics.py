@@ -1,0 +1,58 @@
+"""Statistics over seeds: the middle of a line, and the band around it."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from common.naming import span
+
+# The columns of each statistic in data files: lower end of the band, middle, upper end of the band.
+COLUMNS = {
+    "median": ("lower_quartile", "median", "upper_quartile"),
+    "mean": ("lower_95", "mean", "upper_95"),
+}
+_BANDS = {"median": "quartiles", "mean": "95% confidence interval"}
+_CONFIDENCE = 0.95
+
+
+def over_seeds(statistic: str, seeds: Sequence[int]) -> str:
+    """Returns the caption of lines that show a statistic and its band over so many seeds."""
+    return f"{statistic}, {_BANDS[statistic]} over {span(seeds)} seeds"
+
+
+def summary(values: np.ndarray, statistic: str) -> np.ndarray:
+    """Returns lower end, middle and upper end (3, n) of a statistic of values (runs, n), of which NaN are left out.
+
+    "median": with the 25th and the 75th percentile. "mean": with the 95% confidence interval from Student's
+    distribution, mean ± t s / √k, where s is the standard deviation of k values; its ends are NaN if k is 1.
+    """
+    if not values.shape[1]:
+        return np.empty((3, 0))
+    if statistic == "median":
+        return np.nanpercentile(values, (25, 50, 75), axis=0)
+    counts = np.isfinite(values).sum(axis=0)
+    mean = np.nanmean(values, axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        deviation = np.sqrt(np.nansum((values - mean) ** 2, axis=0) / (counts - 1))
+    half = np.array([student_t(count - 1) if count > 1 else np.nan for count in counts.tolist()])
+    half *= deviation / np.sqrt(counts)
+    return np.array([mean - half, mean, mean + half])
+
+
+@lru_cache(maxsize=4096)
+def student_t(degrees: int) -> float:
+    """Returns the t for which a variable of Student's distribution lies between −t and t with probability 0.95.
+
+    With t = √ν tan θ, the density of θ in (0, π/2) is proportional to cos(θ)^(ν − 1).
+    """
+    # For many degrees of freedom, the density is narrow: its width is about 1 / √ν.
+    theta = np.linspace(0, min(np.pi / 2, 8 / np.sqrt(degrees)), 20_001)
+    density = np.cos(theta) ** (degrees - 1)
+    cumulative = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
+    return float(np.sqrt(degrees) * np.tan(np.interp(_CONFIDENCE * cumulative[-1], cumulative, theta)))
+
+
+def cells(*columns: np.ndarray) -> list[list[float | None]]:
+    """Returns columns (n,) as n rows of a data file; NaN as None, which is an empty cell."""
+    return [[None if value != value else value for value in row] for row in np.column_stack(columns).tolist()]

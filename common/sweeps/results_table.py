@@ -1,0 +1,96 @@
+"""The table of the runs in an output folder, with their parameters and final metrics: results.csv."""
+
+import csv
+import fcntl
+import io
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from common.files import open_regular, write_atomically
+from common.recorded_runs import RecordedRun, final_metrics, is_experiment, read_run
+
+RESULTS_TABLE = "results.csv"
+# The first columns. "sweep" is the time at which the sweep of the run began, "experiment" the number of the run in it.
+_FIRST = ("folder", "sweep", "experiment", "finished", "stop_reason", "last_epoch")
+
+
+def write_results_table(directory: Path) -> None:
+    """Writes results.csv: a row for each experiment's folder in `directory`, those of earlier sweeps included, in the
+    order of the sweeps. Does nothing if there is no experiment.
+
+    Columns are those of `_FIRST`, every parameter and every final metric; a cell is empty if the run has no such value,
+    or if it is not finite. Folders whose run_params.json is damaged are left out. The row of a run that had finished
+    when the table was written before is taken from there, so that a folder of many runs is not read again. Processes
+    that share the folder write one after the other. Raises OSError, and ValueError if results.csv is another file.
+    """
+    path = directory / RESULTS_TABLE
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # the file system may have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        known, time = _read(path)
+        rows = []
+        for folder in directory.glob("[!.]*"):
+            row = known.get(folder.name, {})
+            if row.get("finished") == "True" and _is_older(folder / "run_params.json", time):
+                rows.append(row)
+            elif folder.is_dir() and is_experiment(folder):
+                with suppress(ValueError):
+                    rows.append(_row(read_run(folder)))
+        rows.sort(key=lambda row: (row["sweep"], int(row["experiment"]), row["folder"]))
+        if rows:
+            write_atomically(path, lambda temporary: _write(rows, temporary))
+    finally:
+        os.close(handle)
+
+
+def _is_older(path: Path, time: int) -> bool:
+    """Returns whether a file exists, and was changed before `time`, in nanoseconds."""
+    try:
+        return path.stat().st_mtime_ns < time
+    except OSError:
+        return False
+
+
+def _row(run: RecordedRun) -> dict[str, str]:
+    """Returns the cells of a run by column."""
+    sweep, experiment = run.order
+    status = {name: run.status.get(name) for name in ("finished", "stop_reason", "last_epoch")}
+    values = {"folder": run.path.name, "sweep": sweep, "experiment": experiment, **status, **run.parameters}
+    values |= {name: value for name, value in final_metrics(run).items() if name not in values}
+    return {name: _cell(value) for name, value in values.items()}
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return json.dumps(value) if isinstance(value, (list, dict)) else str(value)
+
+
+def _read(path: Path) -> tuple[dict[str, dict[str, str]], int]:
+    """Returns the complete rows of a table by folder, and when it was written, in nanoseconds; none if it does not
+    exist or is damaged. Raises ValueError if the file is something else.
+    """
+    try:
+        with open_regular(path) as file:
+            time = os.fstat(file.fileno()).st_mtime_ns
+            lines = csv.reader(io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=""))
+            columns = next(lines, [])
+            if tuple(columns[: len(_FIRST)]) != _FIRST:
+                raise ValueError("there is another file of this name; move it away")
+            return {
+                cells[0]: dict(zip(columns, cells, strict=True)) for cells in lines if len(cells) == len(columns)
+            }, time
+    except (FileNotFoundError, csv.Error):
+        return {}, 0
+
+
+def _write(rows: list[dict[str, str]], path: Path) -> None:
+    columns = list(dict.fromkeys([*_FIRST, *(name for row in reversed(rows) for name in row)]))
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.DictWriter(file, columns, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
