@@ -164,7 +164,7 @@ class Parser(argparse.ArgumentParser):
                 if not isinstance(value, bool):
                     raise flag_error(name, value, "must be True or False")
                 if _is_short_form(action) and not value and parameters.get(action.dest) == action.const:
-                    raise flag_error(name, value, f"contradicts -{action.dest} {action.const}; give only one of the two")
+                    raise flag_error(name, value, f"contradicts -{action.dest} {action.const}; leave it out")
                 words += [f"-{name}"] * value
                 continue
             nested = isinstance(value, (list, tuple)) and all(isinstance(each, (list, tuple)) for each in value)

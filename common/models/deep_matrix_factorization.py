@@ -69,7 +69,7 @@ class DeepMatrixFactorization(BatchedFactorization):
 
 
 def factor_shapes(rows: int, cols: int, depth: int, hidden_dim: int = 0) -> list[tuple[int, int]]:
-    """Returns the shapes of the factors of a rows × cols product, with hidden width `hidden_dim`; 0: min(rows, cols)."""
+    """Returns the shapes of the factors of a rows × cols product; a `hidden_dim` of 0 stands for min(rows, cols)."""
     widths = [rows] + [hidden_dim or min(rows, cols)] * (depth - 1) + [cols]
     return list(pairwise(widths))
 

@@ -129,7 +129,7 @@ def _parse(content: dict, factors_name: str, dtype: str | None) -> Checkpoint:
 def _parse_optimizer(
     optimizer: type[Optimizer], content: Any, shapes: tuple[tuple[int, int], ...], num_steps: int
 ) -> tuple[dict[str, float], dict[Any, Any]]:
-    """Returns the hyper-parameters and the state of an optimizer. Raises one of `_ERRORS` if they are of another one."""
+    """Returns the hyper-parameters and the state of an optimizer. Raises one of `_ERRORS` if it is another one."""
     (group,), state = content["param_groups"], content["state"]
     hyperparameters = {name: float(group.get(name, 0.0)) for name in optimizer.hyperparameters}
     _require(hyperparameters["lr"] > 0 and all(0 <= value < math.inf for value in hyperparameters.values()))
@@ -143,7 +143,7 @@ def _parse_optimizer(
         return hyperparameters, {}
     known = {name: float(state[name]) for name in optimizer.scalar_state}
     if optimizer.factor_state:
-        known |= {k: {name: state[k][name] for name in optimizer.factor_state} for k in range(len(shapes))}
+        known |= {k: {name: state[k][name].detach() for name in optimizer.factor_state} for k in range(len(shapes))}
         tensors = [(tensor, shapes[k]) for k in range(len(shapes)) for tensor in known[k].values()]
         _require(all(is_float_tensor(tensor) and tensor.shape == shape for tensor, shape in tensors))
     if optimizer.stores_step:

@@ -71,7 +71,8 @@ def native_kernel(
     if step.multiplications > model.native_up_to:
         raise NotNative(f"is not faster than PyTorch for factors of shapes {', '.join(map(str, map(tuple, shapes)))}")
     real, integer = {torch.float32: ("float", "int32_t"), torch.float64: ("double", "int64_t")}[dtype]
-    macros = {"REAL": real, "INTEGER": integer, **step.macros, **optimizer.kernel_constants, "WEIGHT_DECAY": int(decays)}
+    macros = {"REAL": real, "INTEGER": integer, **step.macros, **optimizer.kernel_constants}
+    macros["WEIGHT_DECAY"] = int(decays)
     library = compiled_kernel(*step.sources, **macros)
     library.advance.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p]
     library.experiments_at_once.restype = ctypes.c_int64
