@@ -110,10 +110,11 @@ class Optimizer:
         """
         state: dict[Any, Any] = {name: self.state[name][index].item() for name in self.scalar_state}
         if self.factor_state:
-            step = {"step": torch.tensor(self.num_steps, dtype=torch.float64)} if self.stores_step else {}
             for k in range(len(self._shapes)):
-                tensors = {name: views[k][index].detach().cpu().clone() for name, views in self._views.items()}
-                state[k] = step | tensors
+                state[k] = {name: views[k][index].detach().cpu().clone() for name, views in self._views.items()}
+                if self.stores_step:
+                    # A tensor for each factor, because torch.optim counts in place.
+                    state[k]["step"] = torch.tensor(self.num_steps, dtype=torch.float64)
         elif self.stores_step:
             state["step"] = self.num_steps
         group = {**self._settings[index], **self.constants, "params": list(range(len(self._shapes)))}

@@ -123,7 +123,8 @@ def test_balancedness_is_conserved(shape, depth, seed):
         model = DeepMatrixFactorization(factors)
         before = imbalances(model)
         start = model.values.clone()
-        TorchEngine(model, completion_objective(entries, targets), gradient_descent(model, [lr] * 3)).advance([num_steps])
+        optimizer = gradient_descent(model, [lr] * 3)
+        TorchEngine(model, completion_objective(entries, targets), optimizer).advance([num_steps])
         assert (model.values - start).abs().max() > 1e-3
         return max((after - b).abs().max() for after, b in zip(imbalances(model), before, strict=True))
 
