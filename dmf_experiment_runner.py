@@ -8,6 +8,7 @@ def add_flags(parser: Parser) -> None:
     """Adds the flags of an experiment. Add new ones here; `Parser` describes the groups."""
     add_runner_flags(
         parser,
+        not_offered=["group_rmsprop"],
         experiment_name="matrix_comp",
         dataset_path="data/dmf/completion_2x2_w_1_1_0.pt",
         num_samples=3,
@@ -19,6 +20,8 @@ def add_flags(parser: Parser) -> None:
     )
     add = parser.add_argument
     add("-depth", type=integer(1, 10000), default=3, help="number of factors")
+    text = "width of the inner factors, that is their rows and columns; 0: the smaller dimension of the matrix"
+    add("-hidden_dim", type=integer(0, 10000), default=0, help=text)
     add = parser.start.add_argument
     text = "normal (Gaussian) or identity (a multiple of the identity)"
     add("-weight_init_type", choices=["normal", "identity"], default="normal", help=text)

@@ -2,6 +2,8 @@
 descent from small initialization.
 """
 
+from argparse import SUPPRESS
+
 from common.cli import Parser, run_script
 from common.flags import add_resume_flag, add_runner_flags, integer, real
 
@@ -20,7 +22,8 @@ def add_flags(parser: Parser) -> None:
         lr=1e-2,
     )
     add = parser.add_argument
-    add("-use_adaptive_lr", action="store_true", help="use GroupRMSprop instead of plain gradient descent")
+    short = {"action": "store_const", "dest": "optimizer", "const": "group_rmsprop", "default": SUPPRESS}
+    add("-use_adaptive_lr", **short, help="short form of -optimizer group_rmsprop")
     text = "CP rank: the mean squared error over all entries that an approximation must stay below"
     add("-tensor_rank_tol", type=real(0, above=True), default=1e-6, help=text)
 

@@ -24,7 +24,7 @@ BASE = {
     "validate_every": 100,
     "save_every_num_val": 5,
     "lr": 1e-2,
-    "use_adaptive_lr": True,
+    "optimizer": "group_rmsprop",
     "stop_on_zero_loss_tol": 1e-6,
     "tensor_rank_tol": 1e-6,
     "compute_final_tensor_ranks": True,

@@ -72,6 +72,10 @@ def default_text(action: argparse.Action) -> str:
     return f"{shown:g}" if isinstance(shown, float) else str(shown)
 
 
+def _is_short_form(action: argparse.Action | None) -> bool:
+    return type(action) is argparse._StoreConstAction  # those of switches are subclasses
+
+
 class _Formatter(argparse.RawDescriptionHelpFormatter):
     """Shows the types and defaults of flags."""
 
@@ -94,6 +98,9 @@ class Parser(argparse.ArgumentParser):
     - `inputs`: yes, if the content of the files differs.
     - `outputs`: only for -resume. Plotters pool them.
     - `places`: no.
+
+    A flag with `action="store_const"` and the `dest` of another flag is a short form of that flag with this value. Only
+    the other flag is recorded.
     """
 
     def __init__(self, description: str = "", epilog: str = ""):
@@ -123,11 +130,18 @@ class Parser(argparse.ArgumentParser):
             if flag not in known:
                 # argparse would take -epoch for -epochs.
                 raise self._unknown_flag(flag, word + following)
-            if isinstance(known[flag], argparse._StoreTrueAction) and (value or following):
+            if isinstance(known[flag], argparse._StoreConstAction) and (value or following):
                 raise UserError(f"{word}{following}: takes no value; give {flag} alone, or leave it out")
             words[index] = "=".join([flag, *value])
             given.add(known[flag].dest)
-        return Parameters(vars(self.parse_args(words)), frozenset(given), self)
+        # Short forms come first, so that the flags that they stand for override them.
+        words.sort(key=lambda word: not _is_short_form(known.get(word)))
+        values = vars(self.parse_args(words))
+        for flag in filter(lambda word: _is_short_form(known.get(word)), words):
+            name, wanted = known[flag].dest, known[flag].const
+            if values[name] != wanted:
+                raise UserError(f"{flag}: contradicts -{name} {values[name]}; give only one of the two")
+        return Parameters(values, frozenset(given), self)
 
     def _unknown_flag(self, flag: str, shown: str) -> UserError:
         """Returns the error of an unknown flag. It suggests a flag that begins with it (-rep), one with which it ends
@@ -144,11 +158,13 @@ class Parser(argparse.ArgumentParser):
         words = []
         for name, value in parameters.items():
             action = self._option_string_actions.get(f"-{name}")
-            if action is None or action.dest != name:
+            if action is None or (action.dest != name and not _is_short_form(action)):
                 raise self._unknown_flag(f"-{name}", f"-{name} {value}")
             if action.nargs == 0:
                 if not isinstance(value, bool):
                     raise flag_error(name, value, "must be True or False")
+                if _is_short_form(action) and not value and parameters.get(action.dest) == action.const:
+                    raise flag_error(name, value, f"contradicts -{action.dest} {action.const}; leave it out")
                 words += [f"-{name}"] * value
                 continue
             nested = isinstance(value, (list, tuple)) and all(isinstance(each, (list, tuple)) for each in value)

@@ -17,6 +17,8 @@ from common.files import utc_time
 # The seeds of torch's CPU generator have 32 bits: larger ones repeat the draws of others.
 LARGEST_SEED = 2**32 - 1
 _PROJECT = Path(__file__).parents[1]
+# The values of -optimizer, and the classes in common/training/optimizers.py that they stand for.
+OPTIMIZERS = {"gd": "GradientDescent", "momentum": "Momentum", "adam": "Adam", "group_rmsprop": "GroupRMSprop"}
 
 
 def _require(holds: Any, value: str, problem: str) -> None:
@@ -40,9 +42,10 @@ def integer(minimum: int, maximum: float = math.inf) -> Callable[[str], int]:
     return integer
 
 
-def real(minimum: float = -math.inf, above: bool = False) -> Callable[[str], float]:
-    """Returns a check for finite numbers of at least (with `above`: greater than) `minimum`."""
+def real(minimum: float = -math.inf, above: bool = False, below: float = math.inf) -> Callable[[str], float]:
+    """Returns a check for finite numbers of at least (with `above`: greater than) `minimum`, and less than `below`."""
     bound = f" {'greater than' if above else 'of at least'} {minimum:g}" if minimum > -math.inf else ""
+    bound += f" and less than {below:g}" if below < math.inf else ""
 
     def real(value: str) -> float:
         try:
@@ -50,7 +53,7 @@ def real(minimum: float = -math.inf, above: bool = False) -> Callable[[str], flo
         except ValueError:
             number = math.nan
         within = number > minimum if above else number >= minimum
-        _require(math.isfinite(number) and within, value, f"must be a finite number{bound}")
+        _require(math.isfinite(number) and within and number < below, value, f"must be a finite number{bound}")
         return number
 
     return real
@@ -148,14 +151,23 @@ def add_seed_flag(parser: Parser) -> None:
     parser.add_argument("-random_seed", type=integer(-1, LARGEST_SEED), default=-1, help=text)
 
 
-def add_runner_flags(parser: Parser, **defaults: Any) -> None:
-    """Adds the flags that both experiment runners share, with these defaults."""
+def add_runner_flags(parser: Parser, not_offered: Sequence[str] = (), **defaults: Any) -> None:
+    """Adds the flags that both experiment runners share, with these defaults; optimizers that are `not_offered` are no
+    choices of -optimizer.
+    """
     many = integer(1, 2**62)
     add = parser.add_argument
     add("-num_samples", type=integer(1), help="observe the first N samples of the dataset")
     add_seed_flag(parser)
     add("-epochs", type=many, help="gradient steps to take at most")
     add("-lr", type=real(0, above=True), help="learning rate; see -trainer_checkpoint")
+    text = "gd (plain gradient descent), or another optimizer; momentum and adam are those of torch.optim"
+    choices = [name for name in OPTIMIZERS if name not in not_offered]
+    add("-optimizer", choices=choices, default="gd", help=text)
+    text = "momentum of -optimizer momentum, for no other; see -trainer_checkpoint"
+    add("-momentum", type=real(0, below=1), default=0.9, help=text)
+    text = "this times the parameters is added to the gradient; see -trainer_checkpoint"
+    add("-weight_decay", type=real(0), default=0.0, help=text)
     text = "stop once the loss is below this at several validations in a row"
     add("-stop_on_zero_loss_tol", type=real(0), help=text)
     add("-validate_every", type=many, help="epochs between validations")
@@ -166,8 +178,8 @@ def add_runner_flags(parser: Parser, **defaults: Any) -> None:
 
     add = parser.inputs.add_argument
     add("-dataset_path", type=existing_file, help="dataset file")
-    text = "continue from this checkpoint for -epochs more epochs; its learning rate and floating-point type hold "
-    text += "unless -lr or -dtype are given"
+    text = "continue from this checkpoint for -epochs more epochs; its -lr, -momentum, -weight_decay and -dtype "
+    text += "hold unless they are given"
     add("-trainer_checkpoint", type=optional(existing_file), default="", help=text)
 
     add = parser.outputs.add_argument

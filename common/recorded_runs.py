@@ -50,7 +50,7 @@ _CHECKS = {
 # code. This list does not grow.
 _RUN_WITHOUT_IDENTITY = (
     "depth num_samples dtype engine lr weight_init_type init_alpha use_balanced_init enforce_pos_det enforce_neg_det "
-    "epochs stop_on_zero_loss_tol validate_every use_adaptive_lr init_std tensor_rank_tol"
+    "epochs stop_on_zero_loss_tol validate_every optimizer init_std tensor_rank_tol"
 )
 
 
@@ -153,6 +153,7 @@ def read_run(folder: Path) -> RecordedRun:
             if value is not None and not holds(value):
                 raise ValueError(f"damaged: {name} in run_params.json is {value!r:.40}")
     provenance, status = content.pop("provenance", None) or {}, content.pop("status", None) or {}
+    _add_optimizer(content, (provenance.get("identity") or {}).get("run"))
     return RecordedRun(folder, content, provenance, status)
 
 
@@ -165,6 +166,16 @@ def final_metrics(run: RecordedRun) -> dict[str, float | None]:
         with suppress(FileNotFoundError, ValueError):
             numbers |= load_json(run.path / name)
     return {name: number if is_number(number) else None for name, number in numbers.items()}
+
+
+def _add_optimizer(parameters: dict[str, Any], defaults: dict[str, Any] | None) -> None:
+    """Adds -optimizer to the record of a run that was made before it existed, when -use_adaptive_lr was no short form
+    of it. `defaults` are those of the parameters of its identity.
+    """
+    if "use_adaptive_lr" in parameters and "optimizer" not in parameters:
+        parameters["optimizer"] = "group_rmsprop" if parameters["use_adaptive_lr"] else "gd"
+        if defaults and defaults.pop("use_adaptive_lr", None) is not None:
+            defaults["optimizer"] = "gd"
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -56,7 +56,8 @@ def make_trainer(experiments, native=False):
     if native:
         shapes = [factor.shape for factor in factors]
         num_observed, _ = problem.num_observations
-        kernel = native_kernel(problem.model, shapes, factors[0].dtype, problem.optimizer, num_observed)
+        optimizer = problem.optimizer, num_observed, problem.decays
+        kernel = native_kernel(problem.model, shapes, factors[0].dtype, *optimizer)
     engine = build_engine(experiments, torch.device("cpu"), kernel)
     states, every = [experiment.state for experiment in experiments], experiments[0].parameters["validate_every"]
     return Trainer(engine, states, every, problem.max_zero_loss_validations)

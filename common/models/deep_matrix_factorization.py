@@ -7,6 +7,7 @@ from math import prod
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from common.models.factorization import BatchedFactorization, NativeStep, batch_of_zeros, batched_matmul
 
@@ -26,8 +27,8 @@ class DeepMatrixFactorization(BatchedFactorization):
     def native_step(shapes: Sequence[Sequence[int]], num_observed: int) -> NativeStep:
         """Returns the native step for factors of these shapes (d_l, d_{l+1})."""
         (rows, cols), depth = DeepMatrixFactorization.matrix_shape(shapes), len(shapes)
-        macros = {"ROWS": rows, "COLS": cols, "DEPTH": depth}
-        return NativeStep(["deep_matrix_factorization.c"], macros, 3 * depth * rows * cols * min(rows, cols))
+        macros = {"ROWS": rows, "COLS": cols, "HIDDEN": _hidden_width(shapes), "DEPTH": depth}
+        return NativeStep(["deep_matrix_factorization.c"], macros, step_multiplications(shapes))
 
     @cached_property
     def _products(self) -> tuple[Tensor, list[tuple], list[tuple]]:
@@ -67,28 +68,57 @@ class DeepMatrixFactorization(BatchedFactorization):
             self.factor_gradients[0].copy_(output_gradient)
 
 
-def factor_shapes(rows: int, cols: int, depth: int) -> list[tuple[int, int]]:
-    """Returns the shapes of the factors of a rows × cols product, with hidden width min(rows, cols)."""
-    widths = [rows] + [min(rows, cols)] * (depth - 1) + [cols]
+def factor_shapes(rows: int, cols: int, depth: int, hidden_dim: int = 0) -> list[tuple[int, int]]:
+    """Returns the shapes of the factors of a rows × cols product; a `hidden_dim` of 0 stands for min(rows, cols)."""
+    widths = [rows] + [hidden_dim or min(rows, cols)] * (depth - 1) + [cols]
     return list(pairwise(widths))
 
 
-def balanced_factors(product: Tensor, depth: int) -> list[Tensor]:
+def _hidden_width(shapes: Sequence[Sequence[int]]) -> int:
+    return min(shapes[0]) if len(shapes) == 1 else shapes[0][1]
+
+
+def step_multiplications(shapes: Sequence[Sequence[int]]) -> int:
+    """Returns about how many multiplications a step takes with factors of these shapes."""
+    (rows, cols), width = DeepMatrixFactorization.matrix_shape(shapes), _hidden_width(shapes)
+    return 3 * len(shapes) * max(rows, width) * max(cols, width) * min(rows, cols, width)
+
+
+def balanced_factors(product: Tensor, depth: int, hidden_dim: int = 0) -> list[Tensor]:
     """Returns balanced factors of a float64 matrix U S Vᵀ: W_1 = U S^{1/L}, S^{1/L}, …, W_L = S^{1/L} Vᵀ, so that
     W_lᵀ W_l = W_{l+1} W_{l+1}ᵀ (Arora et al. 2019).
+
+    With a `hidden_dim` above min(rows, cols), the factors are padded with zeros, which gradient descent never changes.
+    With a smaller one, they are those of the best approximation of that rank: the largest singular values are kept.
     """
     if depth == 1:
         return [product]
     left, singular_values, right = torch.linalg.svd(product, full_matrices=False)
-    root = singular_values ** (1 / depth)
-    return [left * root, *[torch.diag(root)] * (depth - 2), root[:, None] * right]
+    width = hidden_dim or len(singular_values)
+    root = singular_values[:width] ** (1 / depth)
+    padding = width - len(root)
+    inner = torch.diag(pad(root, (0, padding)))
+    first, last = left[:, :width] * root, root[:, None] * right[:width]
+    return [pad(first, (0, padding)), *[inner] * (depth - 2), pad(last, (0, 0, 0, padding))]
 
 
 def determinant_sign(factors: Sequence[Tensor]) -> int:
-    """Returns the sign (-1, 0 or 1) of the determinant of a product of square matrices: the product of the signs of
-    their determinants, each from an LU decomposition in float64. The determinant itself may underflow.
+    """Returns the sign (-1, 0 or 1) of the determinant of a square product of matrices, computed in float64. The
+    determinant itself may underflow.
+
+    For square factors it is the product of the signs of their determinants, from LU decompositions. Others are
+    multiplied from the right, and after each the product is replaced by its orthogonal factor (QR decomposition): the
+    sign is that of the triangular factors' diagonals times that of the last orthogonal one.
     """
-    return int(prod(torch.linalg.slogdet(factor.double()).sign.item() for factor in factors))
+    factors = [factor.double() for factor in factors]
+    sign = 1.0
+    if len({factor.shape for factor in factors}) > 1:
+        orthogonal = torch.eye(factors[-1].shape[1], dtype=torch.float64)
+        for factor in reversed(factors):
+            orthogonal, triangular = torch.linalg.qr(factor @ orthogonal)
+            sign *= triangular.diagonal().sign().prod().item()
+        factors = [orthogonal]
+    return int(sign * prod(torch.linalg.slogdet(factor).sign.item() for factor in factors))
 
 
 def initial_factors(
@@ -100,8 +130,10 @@ def initial_factors(
     generator: torch.Generator,
     dtype: torch.dtype,
     det_sign: int = 0,
+    hidden_dim: int = 0,
 ) -> list[Tensor]:
-    """Returns the initial factors of one experiment, a list of (d_l, d_{l+1}), whose product is `shape` (rows, cols).
+    """Returns the initial factors of one experiment, a list of the shapes of `factor_shapes`, whose product is `shape`
+    (rows, cols).
 
     Each factor, or with `balanced` the product, which `balanced_factors` then splits, has Gaussian entries of standard
     deviation `alpha` ("normal"), or is `alpha` times the identity ("identity"). Numbers are drawn in float64 and
@@ -114,10 +146,10 @@ def initial_factors(
             return alpha * torch.eye(*shape, dtype=torch.float64)
         return alpha * torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    shapes = factor_shapes(*shape, depth)
+    shapes = factor_shapes(*shape, depth, hidden_dim)
     # A Gaussian draw has either sign with probability ½.
     for _ in range(1 if init_type == "identity" else 1000):
-        factors = balanced_factors(draw(shape), depth) if balanced else [draw(each) for each in shapes]
+        factors = balanced_factors(draw(shape), depth, hidden_dim) if balanced else [draw(each) for each in shapes]
         factors = [factor.to(dtype) for factor in factors]
         if not det_sign or determinant_sign(factors) == det_sign:
             return factors

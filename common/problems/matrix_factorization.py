@@ -14,8 +14,13 @@ from common.datasets.matrix_sensing import load_matrix_sensing
 from common.flags import load_samples
 from common.metrics import matrix as matrix_metrics
 from common.metrics.sharpness import sharpness
-from common.models.deep_matrix_factorization import DeepMatrixFactorization, factor_shapes, initial_factors
-from common.problems.problem import Results
+from common.models.deep_matrix_factorization import (
+    DeepMatrixFactorization,
+    factor_shapes,
+    initial_factors,
+    step_multiplications,
+)
+from common.problems.problem import Results, optimizer_of
 from common.recorded_runs import MATRIX_METRICS
 from common.training.history import Metrics, TrainingState
 from common.training.native_metrics import (
@@ -25,7 +30,6 @@ from common.training.native_metrics import (
     metrics_2x2,
 )
 from common.training.objectives import Objective, SensingObjective, entry_objective
-from common.training.optimizers import GradientDescent
 from common.training.threads import one_thread
 
 _NORMS_AND_RANKS = "fro_e2e_norm", "nuc_e2e_norm", "e2e_effective_rank", "distance_from_rank_1", "e2e_rank"
@@ -35,13 +39,13 @@ class MatrixFactorization:
     """See `common.problems.problem.Problem`."""
 
     model = DeepMatrixFactorization
-    optimizer = GradientDescent
     max_zero_loss_validations = 10
     headline = re.compile(r"sse_loss_div_2|e2e_effective_rank|fro_e2e_norm|e2e_\d+_\d+_value")
     figures = {"e2e_matrix_values": r"e2e_\d+_\d+_value", "e2e_singular_values": r"singular_value_\d+"}  # noqa: RUF012
 
     def __init__(self, parameters: dict[str, Any]):
         self.parameters = parameters
+        self.optimizer, self.decays = optimizer_of(parameters), parameters["weight_decay"] > 0
         exclusive(parameters, "enforce_pos_det", "enforce_neg_det")
         self.dataset = load_samples(load_matrix_sensing, parameters["dataset_path"], parameters["num_samples"])
         self._target = self.dataset.target_matrix.double()
@@ -62,15 +66,19 @@ class MatrixFactorization:
             self._tracked = list(dict.fromkeys([*self._tracked, divmod(entry, cols)]))
         # With other sensing matrices than single entries, a batch shares them.
         sensing = () if self.observes_entries else (parameters["dataset_path"], parameters["num_samples"])
-        self.factor_shapes = factor_shapes(rows, cols, parameters["depth"])
-        self.batch_key = (parameters["depth"], rows, cols, *sensing)
-        self.multiplications = 3 * parameters["depth"] * rows * cols * min(rows, cols)
+        depth, width = parameters["depth"], parameters["hidden_dim"]
+        if width and depth == 1:
+            raise flag_error("hidden_dim", width, "there are no inner factors at -depth 1; give a depth of at least 2")
+        self.factor_shapes = factor_shapes(rows, cols, depth, width)
+        self.batch_key = (tuple(self.factor_shapes), self.optimizer, self.decays, *sensing)
+        self.multiplications = step_multiplications(self.factor_shapes)
         self.multiplications += 0 if self.observes_entries else 2 * rows * cols * parameters["num_samples"]
         self.measures_at_once = parameters["track_balancedness"] or parameters["track_sharpness"]
         self.num_metrics = 8 + len(self._tracked) + parameters["track_singular_values"] * min(rows, cols)
         more = "track_schatten_norm", "track_balancedness", "track_sharpness"
         self.num_metrics += sum(parameters[name] for name in more)
-        self.working_size = 8 * parameters["depth"] * rows * cols
+        # Factors, products, gradients and copies, and state of the optimizer.
+        self.working_size = 16 * depth * max(rows, width) * max(cols, width)
 
     def initial_factors(self) -> list[Tensor]:
         values = self.parameters
@@ -80,13 +88,17 @@ class MatrixFactorization:
         det_flag = "enforce_pos_det" if det_sign > 0 else "enforce_neg_det"
         if det_sign and rows != cols:
             raise flag_error(det_flag, True, f"the product is {rows}x{cols}; only square ones have a determinant")
+        width = values["hidden_dim"]
+        if det_sign and 0 < width < rows:
+            remedy = f"contradicts -hidden_dim {width}: the determinant of the product is 0; give at least {rows}"
+            raise flag_error(det_flag, True, remedy)
         if alpha < 0 and init_type == "normal":
             raise flag_error("init_alpha", alpha, "is a standard deviation; must be at least 0")
         generator = torch.Generator().manual_seed(values["random_seed"])
         dtype, balanced = getattr(torch, values["dtype"]), values["use_balanced_init"]
         try:
             return initial_factors(
-                (rows, cols), values["depth"], init_type, alpha, balanced, generator, dtype, det_sign
+                (rows, cols), values["depth"], init_type, alpha, balanced, generator, dtype, det_sign, width
             )
         except ValueError:
             raise UserError(

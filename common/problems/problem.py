@@ -8,7 +8,9 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from torch import Tensor
 
+from common.flags import OPTIMIZERS
 from common.models.factorization import BatchedFactorization
+from common.training import optimizers
 from common.training.history import Metrics, TrainingState
 from common.training.objectives import Objective
 from common.training.optimizers import Optimizer
@@ -24,6 +26,11 @@ class Results:
     extra_metrics: dict[str, float] = field(default_factory=dict)  # reported beside the recorded ones
 
 
+def optimizer_of(parameters: Mapping[str, Any]) -> type[Optimizer]:
+    """Returns the class that -optimizer names."""
+    return getattr(optimizers, OPTIMIZERS[parameters["optimizer"]])
+
+
 class Problem(Protocol):
     """One experiment's problem, made from its parameters. The constructor raises UserError if these are wrong."""
 
@@ -35,6 +42,7 @@ class Problem(Protocol):
     parameters: dict[str, Any]  # value of every flag
     recorded: dict[str, Any]  # what run_params.json records besides
     optimizer: type[Optimizer]
+    decays: bool  # whether there is weight decay
     batch_key: tuple  # experiments with equal keys can be trained in one batch
     output_shape: tuple[int, ...]  # of the end-to-end matrix or tensor
     factor_shapes: list[tuple[int, int]]  # of the factors

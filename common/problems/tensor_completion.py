@@ -25,11 +25,10 @@ from common.models.cp_factorization import (
     initial_factors,
     steps_on_observed_entries,
 )
-from common.problems.problem import Results
+from common.problems.problem import Results, optimizer_of
 from common.recorded_runs import TENSOR_METRICS
 from common.training.history import INTERRUPTED, Metrics, TrainingState
 from common.training.objectives import EntryObjective, entry_objective
-from common.training.optimizers import GradientDescent, GroupRMSprop
 from common.training.threads import one_thread
 
 # CP ranks are estimated from random starts. With one seed for all, equal tensors have equal ranks.
@@ -48,8 +47,9 @@ class TensorFactorization:
     def __init__(self, parameters: dict[str, Any]):
         self.parameters = parameters
         self.dataset = load_samples(load_tensor_completion, parameters["dataset_path"], parameters["num_samples"])
-        self.recorded: dict[str, Any] = {}
-        self.optimizer = GroupRMSprop if parameters["use_adaptive_lr"] else GradientDescent
+        self.optimizer, self.decays = optimizer_of(parameters), parameters["weight_decay"] > 0
+        # Under the name of the original code, too.
+        self.recorded: dict[str, Any] = {"use_adaptive_lr": parameters["optimizer"] == "group_rmsprop"}
         self.output_shape = dims = tuple(self.dataset.target_tensor.shape)
         self.num_observations = parameters["num_samples"], prod(dims)
         split, rank = first_group_size(dims), parameters["num_components"] or full_rank(dims)
@@ -64,10 +64,10 @@ class TensorFactorization:
         self.num_metrics = 2 + parameters["track_tensor_rank"] + parameters["track_sharpness"] + num_norms
         self.factor_shapes = [(dim, rank) for dim in dims]
         on_observed_entries = steps_on_observed_entries(dims, parameters["num_samples"])
-        self.batch_key = (dims, rank, self.optimizer, on_observed_entries)
+        self.batch_key = (dims, rank, self.optimizer, self.decays, on_observed_entries)
         self.multiplications = 3 * prod(dims) * rank
         # Factors and Khatri–Rao products with their gradients and copies; outputs and observations.
-        self.working_size = 6 * (sum(dims) + prod(dims[:split]) + prod(dims[split:])) * rank + 8 * prod(dims)
+        self.working_size = 6 * (2 * sum(dims) + prod(dims[:split]) + prod(dims[split:])) * rank + 8 * prod(dims)
 
     def initial_factors(self) -> list[Tensor]:
         values, (_, rank) = self.parameters, self.factor_shapes[0]

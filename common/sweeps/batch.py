@@ -31,9 +31,9 @@ def build_engine(experiments: Sequence[Experiment], device: torch.device, kernel
     factors = zip(*(experiment.factors for experiment in experiments), strict=True)
     model = problems[0].model([torch.stack(each).to(device) for each in factors])
     objective = problems[0].objective(problems, model.values)
-    states = [experiment.optimizer_state for experiment in experiments]
-    more = () if problems[0].optimizer.is_stateless else (model.values, states if all(states) else None)
-    optimizer = problems[0].optimizer([experiment.parameters["lr"] for experiment in experiments], *more)
+    states, num_steps = [experiment.optimizer_state for experiment in experiments], experiments[0].state.epoch + 1
+    settings = [{name: each.parameters[name] for name in problems[0].optimizer.hyperparameters} for each in experiments]
+    optimizer = problems[0].optimizer(settings, model, num_steps, states if all(states) else None)
     parts = model, objective, optimizer
     return NativeEngine(*parts, kernel) if kernel else TorchEngine(*parts)
 

@@ -23,6 +23,8 @@ from common.training.optimizers import Optimizer
 
 # What files raise that hold something else.
 _ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError)
+# Keys of a group of torch.optim that do not change the steps.
+_WITHOUT_EFFECT = {"params", "initial_lr", "adjusted_lr", "foreach", "fused", "capturable", "differentiable"}
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,14 @@ class Checkpoint:
     """The content of a checkpoint file."""
 
     factors: list[Tensor]
-    optimizer: dict[str, Any]  # its state and hyper-parameters, in the format of torch.optim
+    optimizer_state: dict[Any, Any]  # in the format of torch.optim
+    hyperparameters: dict[str, float]  # of the optimizer
     history: History
     epoch: int  # the last one that is finished
     zero_loss_validations: int  # in a row
     moved_since_validation: bool  # whether a parameter did
     stop_reason: str | None  # if the experiment ended there
     output: Tensor | None  # the last end-to-end matrix or tensor, if it ended there
-
-    @property
-    def lr(self) -> float:
-        return float(self.optimizer["param_groups"][0]["lr"])
 
     @property
     def dtype(self) -> str:
@@ -53,7 +52,7 @@ def checkpoint_content(state: TrainingState, engine: Engine, index: int, output:
     """
     return {
         "model": engine.model.experiment_state(index),
-        "optimizer": engine.optimizer.experiment_state(index, len(engine.model.views)),
+        "optimizer": engine.optimizer.experiment_state(index),
         "train_evaluator": evaluator_state(state.history.train),
         "val_evaluator": evaluator_state(state.history.validation),
         "epoch": state.epoch,
@@ -79,18 +78,20 @@ def load_checkpoint(
     content = load_dictionary(path)
     try:
         checkpoint = _parse(content, model.factors_name, dtype)
+        optimizer_content = content["optimizer"]
     except _ERRORS as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"is not a checkpoint of such a model ({reason}); give one written by this runner") from None
     found = tuple(tuple(factor.shape) for factor in checkpoint.factors)
     if found != shapes:
         problem = f"has {len(found)} factors of shapes {found!s:.99}, not {len(shapes)} of {shapes!s:.99}"
-        raise ValueError(f"{problem}; give the dataset (and depth) of its own run")
-    if not _is_state_of(optimizer, checkpoint.optimizer):
-        raise ValueError(f"was not written by {optimizer.__name__}; give one that was")
-    if optimizer.is_stateless:
-        checkpoint = replace(checkpoint, optimizer={**checkpoint.optimizer, "state": {}})
-    return checkpoint
+        raise ValueError(f"{problem}; give the dataset (and depth and width) of its own run")
+    try:
+        hyperparameters, state = _parse_optimizer(optimizer, optimizer_content, shapes, checkpoint.epoch + 1)
+    except _ERRORS:
+        remedy = "give one that was, or the -optimizer of its own run"
+        raise ValueError(f"was not written by {optimizer.__name__}; {remedy}") from None
+    return replace(checkpoint, optimizer_state=state, hyperparameters=hyperparameters)
 
 
 def _parse(content: dict, factors_name: str, dtype: str | None) -> Checkpoint:
@@ -114,7 +115,8 @@ def _parse(content: dict, factors_name: str, dtype: str | None) -> Checkpoint:
         raise ValueError(f"its epoch, {epoch}, is out of range or before its last record")
     return Checkpoint(
         [factor.detach().to(getattr(torch, dtype)) for factor in factors],
-        content["optimizer"],
+        {},
+        {},
         History(train, validation),
         epoch,
         int(trainer.get("zero_loss_validations", 0)),
@@ -124,17 +126,32 @@ def _parse(content: dict, factors_name: str, dtype: str | None) -> Checkpoint:
     )
 
 
-def _is_state_of(optimizer: type[Optimizer], state: Any) -> bool:
-    try:
-        (group,) = state["param_groups"]
-        # Momentum, weight decay, ascent and Adam's betas are terms of steps that are not taken here.
-        other_steps = any(group.get(term) for term in ("momentum", "weight_decay", "nesterov", "maximize", "betas"))
-        if other_steps or not 0 < float(group["lr"]) < math.inf:
-            return False
-        if optimizer.is_stateless:
-            # torch.optim.SGD of PyTorch 1.8 to 2.3 writes {"momentum_buffer": None} for each parameter.
-            values = [value for of_parameter in state["state"].values() for value in of_parameter.values()]
-            return all(value is None for value in values) and "beta" not in group
-        return int(state["state"]["step"]) >= 0 and not float(state["state"]["square_avg"]) < 0  # NaN: it diverged
-    except _ERRORS:
-        return False
+def _parse_optimizer(
+    optimizer: type[Optimizer], content: Any, shapes: tuple[tuple[int, int], ...], num_steps: int
+) -> tuple[dict[str, float], dict[Any, Any]]:
+    """Returns the hyper-parameters and the state of an optimizer. Raises one of `_ERRORS` if it is another one."""
+    (group,), state = content["param_groups"], content["state"]
+    hyperparameters = {name: float(group.get(name, 0.0)) for name in optimizer.hyperparameters}
+    _require(hyperparameters["lr"] > 0 and all(0 <= value < math.inf for value in hyperparameters.values()))
+    _require(all(group[name] == value for name, value in optimizer.constants.items()))
+    # Such as Nesterov's momentum or ascent: terms of steps that are not taken here.
+    others = {name for name, value in group.items() if value} - hyperparameters.keys() - optimizer.constants.keys()
+    _require(others <= _WITHOUT_EFFECT)
+    if not (optimizer.factor_state or optimizer.scalar_state):
+        # torch.optim.SGD of PyTorch 1.8 to 2.3 writes {"momentum_buffer": None} for each parameter.
+        _require(all(value is None for of_parameter in state.values() for value in of_parameter.values()))
+        return hyperparameters, {}
+    known = {name: float(state[name]) for name in optimizer.scalar_state}
+    if optimizer.factor_state:
+        known |= {k: {name: state[k][name].detach() for name in optimizer.factor_state} for k in range(len(shapes))}
+        tensors = [(tensor, shapes[k]) for k in range(len(shapes)) for tensor in known[k].values()]
+        _require(all(is_float_tensor(tensor) and tensor.shape == shape for tensor, shape in tensors))
+    if optimizer.stores_step:
+        holders = [state[k] for k in range(len(shapes))] if optimizer.factor_state else [state]
+        _require(all(float(holder["step"]) == num_steps for holder in holders))
+    return hyperparameters, known
+
+
+def _require(holds: bool) -> None:
+    if not holds:
+        raise ValueError

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from common.cli import Parameters, flag_errors
+from common.cli import Parameters, flag_error, flag_errors
 from common.files import sha256_of_file
-from common.flags import drawn_seed
-from common.problems.problem import Problem
+from common.flags import OPTIMIZERS, drawn_seed
+from common.problems.problem import Problem, optimizer_of
 from common.recorded_runs import RecordedRun, canonical, read_run
 from common.sweeps.checkpoint import Checkpoint, load_checkpoint
 from common.sweeps.folder import ExperimentFolder
@@ -53,7 +53,7 @@ class Experiment:
         state.history = History(checkpoint.history.train, checkpoint.history.validation)
         state.epoch, state.zero_loss_validations = checkpoint.epoch, checkpoint.zero_loss_validations
         state.moved_since_validation = checkpoint.moved_since_validation and not at_validation
-        self.factors, self.optimizer_state = checkpoint.factors, checkpoint.optimizer["state"] or None
+        self.factors, self.optimizer_state = checkpoint.factors, checkpoint.optimizer_state or None
 
     def release(self) -> None:
         """Frees the memory of an experiment whose results are written."""
@@ -67,13 +67,17 @@ def _trainer_checkpoint(problem: Problem, dtype: str | None) -> Checkpoint:
 
 
 def resolve(kind: type[Problem], parameters: Parameters) -> dict[str, Any]:
-    """Returns the values of all parameters. A run that continues a checkpoint has the learning rate and dtype of the
-    checkpoint, unless they are given.
+    """Returns the values of all parameters. A run that continues a checkpoint has the dtype of the checkpoint and the
+    hyper-parameters of its optimizer, unless they are given. Raises UserError.
     """
     values, given = dict(parameters.values), parameters.given
+    all_hyperparameters = {each for name in OPTIMIZERS for each in optimizer_of({"optimizer": name}).hyperparameters}
+    for name in sorted(given & all_hyperparameters - set(optimizer_of(values).hyperparameters)):
+        raise flag_error(name, values[name], f"has no effect with -optimizer {values['optimizer']}; leave it out")
     if values["trainer_checkpoint"]:
         checkpoint = _trainer_checkpoint(kind(values), values["dtype"] if "dtype" in given else None)
-        values |= {"dtype": checkpoint.dtype, "lr": values["lr"] if "lr" in given else checkpoint.lr}
+        known = {"dtype": checkpoint.dtype, **checkpoint.hyperparameters}
+        values |= {name: value for name, value in known.items() if name not in given}
     return values
 
 

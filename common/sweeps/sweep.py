@@ -228,9 +228,8 @@ def _batches(experiments: Iterable[Experiment], world: World) -> list[Batch]:
     grouped: dict[tuple, list[Experiment]] = {}
     for experiment in experiments:
         state, parameters = experiment.state, experiment.parameters
-        steps = (experiment.optimizer_state or {}).get("step")
         same = (parameters[name] for name in ("dtype", "engine", "validate_every", "disable_gpu", "gpu_id"))
-        key = (state.stop_reason is not None, *experiment.problem.batch_key, state.epoch, steps, *same)
+        key = (state.stop_reason is not None, *experiment.problem.batch_key, state.epoch, *same)
         grouped.setdefault(key, []).append(experiment)
     devices = [_device(batch, world) for batch in grouped.values()]
     return [(batch, device, _kernel(batch[0], device)) for batch, device in zip(grouped.values(), devices, strict=True)]
@@ -266,7 +265,8 @@ def _kernel(experiment: Experiment, device: torch.device) -> Kernel | None:
             raise NotNative("needs observed entries, not other sensing matrices")
         dtype = getattr(torch, experiment.parameters["dtype"])
         num_observed, _ = problem.num_observations
-        return native_kernel(problem.model, problem.factor_shapes, dtype, problem.optimizer, num_observed)
+        optimizer = problem.optimizer, num_observed, problem.decays
+        return native_kernel(problem.model, problem.factor_shapes, dtype, *optimizer)
     except NativeUnavailable as error:
         if choice == "native":
             raise flag_error("engine", choice, f"{error}; give auto or torch") from None

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from common.models.factorization import BatchedFactorization
 from common.training.objectives import EntryObjective
-from common.training.optimizers import GroupRMSprop, Optimizer
+from common.training.optimizers import Optimizer
 from common.training.threads import NUM_THREADS
 from common.training.torch_engine import Observations, TorchEngine
 
@@ -59,9 +59,10 @@ def native_kernel(
     dtype: torch.dtype,
     optimizer: type[Optimizer],
     num_observed: int,
+    decays: bool = False,
 ) -> Kernel:
-    """Returns the kernel of a model with factors of these `shapes`, of which `num_observed` entries are observed. It is
-    compiled at first use. Raises NativeUnavailable.
+    """Returns the kernel of a model with factors of these `shapes`, of which `num_observed` entries are observed;
+    `decays` says whether there is weight decay. It is compiled at first use. Raises NativeUnavailable.
     """
     # `vars` excludes inherited constants: a subclass of an optimizer takes other steps.
     if "kernel_constants" not in vars(optimizer):
@@ -71,6 +72,7 @@ def native_kernel(
         raise NotNative(f"is not faster than PyTorch for factors of shapes {', '.join(map(str, map(tuple, shapes)))}")
     real, integer = {torch.float32: ("float", "int32_t"), torch.float64: ("double", "int64_t")}[dtype]
     macros = {"REAL": real, "INTEGER": integer, **step.macros, **optimizer.kernel_constants}
+    macros["WEIGHT_DECAY"] = int(decays)
     library = compiled_kernel(*step.sources, **macros)
     library.advance.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p]
     library.experiments_at_once.restype = ctypes.c_int64
@@ -105,14 +107,12 @@ class NativeEngine:
         observed = Observations(np.empty(size, dtype), outputs, np.empty(size, bool))
         offsets = np.array([view.data_ptr() - values.ctypes.data for view in model.views]) // dtype.itemsize
         strides = np.array([view.stride(0) for view in model.views])
-        lrs, lengths = np.array(optimizer.lrs, dtype), np.array(intervals)
-        square_avgs, adjusted_lrs, num_steps = np.empty_like(lrs), np.empty_like(lrs), 0
-        if isinstance(optimizer, GroupRMSprop):
-            square_avgs, adjusted_lrs = optimizer.square_avg.numpy(), optimizer.adjusted_lr.numpy()
-            num_steps, optimizer.num_steps = optimizer.num_steps, optimizer.num_steps + int(lengths.sum())
+        lengths, nothing = np.array(intervals), torch.empty(0)
+        rates = [optimizer.rates.get(name, nothing).numpy() for name in ("lr", "weight_decay", "momentum")]
+        state = [optimizer.state.get(name, nothing).numpy() for name in ("momentum_buffer", "square_avg")]
         # `Batch` and `Observations` of kernels/simd.h.
-        factors, rates = (values, offsets, strides), (lrs, square_avgs, adjusted_lrs)
-        batch = _struct(model.batch_size, *factors, targets, weights, targets[0].size, *rates, num_steps)
+        fields = values, offsets, strides, targets, weights, targets[0].size, *rates, *state, optimizer.num_steps
+        batch = _struct(model.batch_size, *fields)
         observations = _struct(len(lengths), lengths, *observed)
 
         def advance_part(part: tuple[int, int]) -> int:
@@ -120,12 +120,13 @@ class NativeEngine:
 
         if any(in_parallel(advance_part, model.batch_size, self.kernel.experiments_at_once)):
             raise MemoryError("no memory for a step of the native engine")
+        optimizer.num_steps += sum(intervals)
         return observed
 
     def select(self, kept: Tensor) -> "NativeEngine":
         """Returns an engine for the experiments at the indices `kept`."""
-        parts = (part.select(kept) for part in (self.model, self.objective, self.optimizer))
-        return NativeEngine(*parts, self.kernel)
+        model = self.model.select(kept)
+        return NativeEngine(model, self.objective.select(kept), self.optimizer.select(kept, model), self.kernel)
 
 
 Engine = TorchEngine | NativeEngine

@@ -75,7 +75,8 @@ class TorchEngine:
 
     def select(self, kept: Tensor) -> "TorchEngine":
         """Returns an engine for the experiments at the indices `kept`, a tensor on the model's device."""
-        parts = (part.select(kept) for part in (self.model, self.objective, self.optimizer))
+        model = self.model.select(kept)
+        parts = model, self.objective.select(kept), self.optimizer.select(kept, model)
         return TorchEngine(*parts, self.seconds_per_step)
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from common.models.cp_factorization import CPFactorization, full_rank, initial_factors
 from common.models.deep_matrix_factorization import DeepMatrixFactorization, factor_shapes
 from common.training import native_engine
-from common.training.native_engine import NativeEngine, NotNative, native_kernel
+from common.training.native_engine import NativeEngine, NativeUnavailable, NotNative, native_kernel
 from common.training.objectives import entry_objective
-from common.training.optimizers import GradientDescent, GroupRMSprop
+from common.training.optimizers import Adam, GradientDescent, GroupRMSprop, Momentum
 from common.training.torch_engine import TorchEngine
 from tests.conftest import ROOT, make_experiment, make_trainer, recorded_metrics, train
 
@@ -26,27 +26,34 @@ def make_generator(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def matrix_engines(shape, depth, batch_size, seed, dtype):
-    """Returns a torch and a native engine on the same random matrix completion problems."""
+def matrix_engines(shape, depth, batch_size, seed, dtype, width=0, optimizer=GradientDescent, decay=0.0):
+    """Returns a torch and a native engine on the same random matrix completion problems, with weight decays up to
+    `decay`.
+    """
     generator = make_generator(seed)
-    shapes = factor_shapes(*shape, depth)
+    shapes = factor_shapes(*shape, depth, width)
     factors = [0.4 * torch.randn(batch_size, *each, generator=generator, dtype=dtype) for each in shapes]
     targets = torch.randn(batch_size, *shape, generator=generator, dtype=dtype)
     numel = shape[0] * shape[1]
     numbers = torch.randint(1, numel + 1, (batch_size,), generator=generator).tolist()
     entries = [torch.randperm(numel, generator=generator)[:number] for number in numbers]
-    lrs = [1e-2 / (1 + b % 5) for b in range(batch_size)]
-    kernel = native_kernel(DeepMatrixFactorization, shapes, dtype, GradientDescent, numel)
+    kernel = native_kernel(DeepMatrixFactorization, shapes, dtype, optimizer, numel, decay > 0)
 
     def engine(kind, *more):
         model = DeepMatrixFactorization(factors)
         objective = entry_objective(entries, targets, [1.0] * batch_size)
-        return kind(model, objective, GradientDescent(lrs), *more)
+        return kind(model, objective, optimizer(settings(batch_size, 1e-2, decay), model), *more)
 
     return engine(TorchEngine), engine(NativeEngine, kernel)
 
 
-def tensor_engines(dims, batch_size, seed, dtype, adaptive, kernel_for=1):
+def settings(batch_size, lr, decay):
+    """Returns hyper-parameters for each experiment of a batch, of which `lr` and `decay` are the largest."""
+    scales = [1 / (1 + b % 5) for b in range(batch_size)]
+    return [{"lr": lr * scale, "weight_decay": decay * scale, "momentum": 0.8 * scale} for scale in scales]
+
+
+def tensor_engines(dims, batch_size, seed, dtype, optimizer, kernel_for=1, decay=0.0):
     """Returns a torch and a native engine on the same random tensor completion problems. The kernel is the one for
     `kernel_for` observed entries; the problems have one or more, the last one all of them.
     """
@@ -59,16 +66,13 @@ def tensor_engines(dims, batch_size, seed, dtype, adaptive, kernel_for=1):
     numbers = [1 + b * seed % numel for b in range(batch_size - 1)] + [numel]
     entries = [torch.randperm(numel, generator=make_generator(b))[:number] for b, number in enumerate(numbers)]
     entries[0] = entries[0].repeat(2)  # a repeated entry counts once
-    optimizer_type = GroupRMSprop if adaptive else GradientDescent
     shapes = [(dim, rank) for dim in dims]
-    kernel = native_kernel(CPFactorization, shapes, dtype, optimizer_type, kernel_for)
+    kernel = native_kernel(CPFactorization, shapes, dtype, optimizer, kernel_for, decay > 0)
 
     def engine(kind, *more):
         model = CPFactorization(factors)
         objective = entry_objective(entries, targets, [2 / number for number in numbers])
-        lrs = [1e-3 / (1 + b) for b in range(batch_size)]
-        optimizer = GroupRMSprop(lrs, model.values) if adaptive else GradientDescent(lrs)
-        return kind(model, objective, optimizer, *more)
+        return kind(model, objective, optimizer(settings(batch_size, 1e-3, decay), model), *more)
 
     return engine(TorchEngine), engine(NativeEngine, kernel)
 
@@ -79,6 +83,11 @@ def assert_engines_match(torch_engine, native_engine, intervals, tolerance):
     np.testing.assert_allclose(seen.outputs, expected.outputs, rtol=tolerance, atol=tolerance)
     for left, right in zip(native_engine.model.views, torch_engine.model.views, strict=True):
         torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance)
+    optimizers = native_engine.optimizer, torch_engine.optimizer
+    assert optimizers[0].num_steps == optimizers[1].num_steps == sum(intervals)
+    for name in optimizers[0].state:
+        states = [optimizer.state[name] for optimizer in optimizers]
+        torch.testing.assert_close(*states, rtol=10 * tolerance, atol=tolerance)
 
 
 @given(
@@ -87,9 +96,12 @@ def assert_engines_match(torch_engine, native_engine, intervals, tolerance):
     batch_size=st.integers(1, 40),
     seed=st.integers(0, 1000),
     dtype=st.sampled_from([torch.float32, torch.float64]),
+    width=st.integers(0, 9),
+    optimizer=st.sampled_from([GradientDescent, Momentum]),
+    decay=st.sampled_from([0.0, 0.03]),
 )
-def test_matrix_factorization_matches_torch_engine(shape, depth, batch_size, seed, dtype):
-    engines = matrix_engines(shape, depth, batch_size, seed, dtype)
+def test_matrix_factorization_matches_torch_engine(shape, depth, batch_size, seed, dtype, width, optimizer, decay):
+    engines = matrix_engines(shape, depth, batch_size, seed, dtype, width, optimizer, decay)
     # Deep products amplify rounding errors near saddle points.
     assert_engines_match(*engines, [1, 49, 950, 1000], 3e-3 if dtype == torch.float32 else 1e-10)
 
@@ -105,22 +117,17 @@ ALL_ENTRIES = 10**4
     batch_size=st.integers(1, 6),
     seed=st.integers(0, 1000),
     dtype=st.sampled_from([torch.float32, torch.float64]),
-    adaptive=st.booleans(),
+    optimizer=st.sampled_from([GradientDescent, Momentum, GroupRMSprop]),
+    decay=st.sampled_from([0.0, 0.03]),
 )
-def test_tensor_factorization_matches_torch_engine(dims, kernel_for, batch_size, seed, dtype, adaptive):
-    engines = tensor_engines(tuple(dims), batch_size, seed, dtype, adaptive, kernel_for)
+def test_tensor_factorization_matches_torch_engine(dims, kernel_for, batch_size, seed, dtype, optimizer, decay):
+    engines = tensor_engines(tuple(dims), batch_size, seed, dtype, optimizer, kernel_for, decay)
     assert_engines_match(*engines, [1, 49, 150], 1e-3 if dtype == torch.float32 else 1e-8)
-    if adaptive:
-        states = [[engine.optimizer.experiment_state(b, 2) for b in range(batch_size)] for engine in engines]
-        for torch_state, native_state in zip(*states, strict=True):
-            assert native_state["state"]["step"] == torch_state["state"]["step"] == 200
-            square_avg = torch_state["state"]["square_avg"]
-            assert native_state["state"]["square_avg"] == pytest.approx(square_avg, rel=1e-2, abs=1e-12)
 
 
 @given(dims=SHAPES, kernel_for=st.sampled_from([1, ALL_ENTRIES]), seed=st.integers(0, 1000))
 def test_tensor_step_is_the_gradient_of_autograd(dims, kernel_for, seed):
-    _, engine = tensor_engines(tuple(dims), 3, seed, torch.float64, False, kernel_for)
+    _, engine = tensor_engines(tuple(dims), 3, seed, torch.float64, GradientDescent, kernel_for)
     factors = [view.clone().requires_grad_() for view in engine.model.views]
     letters = "abcdef"[: len(dims)]
     tensors = torch.einsum(f"{','.join(f'z{letter}r' for letter in letters)}->z{letters}", *factors)
@@ -130,7 +137,7 @@ def test_tensor_step_is_the_gradient_of_autograd(dims, kernel_for, seed):
     observed = engine.advance([1])
     np.testing.assert_allclose(observed.losses[:, 0], losses.detach(), rtol=1e-12, atol=1e-14)
     for before, gradient, after in zip(factors, gradients, engine.model.views, strict=True):
-        lrs = torch.tensor(engine.optimizer.lrs, dtype=torch.float64)[:, None, None]
+        lrs = engine.optimizer.rates["lr"][:, None, None]
         torch.testing.assert_close(after, before - lrs * gradient, rtol=1e-12, atol=1e-14)
 
 
@@ -149,15 +156,16 @@ def test_kernel_is_chosen_by_the_share_of_observed_entries():
 
 @pytest.mark.parametrize("shape, depth", [((2, 2), 3), ((3, 5), 2), ((4, 4), 1), ((6, 7), 4), ((12, 12), 3)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_matrix_factorization_does_not_depend_on_batch(shape, depth, dtype):
-    assert_independent_of_batch(lambda: matrix_engines(shape, depth, 37, 5, dtype)[1])
+@pytest.mark.parametrize("optimizer, decay", [(GradientDescent, 0.0), (Momentum, 0.03)])
+def test_matrix_factorization_does_not_depend_on_batch(shape, depth, dtype, optimizer, decay):
+    assert_independent_of_batch(lambda: matrix_engines(shape, depth, 37, 5, dtype, 4, optimizer, decay)[1])
 
 
 @pytest.mark.parametrize("dims", [(3, 4), (8, 8, 8), (5, 2, 7), (3, 4, 5, 6), (1, 3, 2)])
-@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("optimizer, decay", [(GradientDescent, 0.0), (Momentum, 0.03), (GroupRMSprop, 0.0)])
 @pytest.mark.parametrize("kernel_for", [1, ALL_ENTRIES])
-def test_tensor_factorization_does_not_depend_on_batch(dims, adaptive, kernel_for):
-    assert_independent_of_batch(lambda: tensor_engines(dims, 6, 5, torch.float32, adaptive, kernel_for)[1])
+def test_tensor_factorization_does_not_depend_on_batch(dims, optimizer, decay, kernel_for):
+    assert_independent_of_batch(lambda: tensor_engines(dims, 6, 5, torch.float32, optimizer, kernel_for, decay)[1])
 
 
 def assert_independent_of_batch(make):
@@ -251,21 +259,32 @@ def test_optimizer_without_kernel_uses_torch_engine():
     """A user-defined subclass of GradientDescent must not use the gradient descent kernel."""
 
     class SignDescent(GradientDescent):
-        def step(self, model):
+        def update(self, model):
             model.gradients.sign_()
-            super().step(model)
+            super().update(model)
 
     experiments = [make_experiment(depth=3), make_experiment(depth=3, random_seed=1)]
     shapes = [factor.shape for factor in experiments[0].factors]
     with pytest.raises(NotNative, match="no kernel for SignDescent"):
         native_kernel(DeepMatrixFactorization, shapes, torch.float32, SignDescent, 1)
     engine = make_trainer(experiments).engine
-    engine.optimizer = SignDescent([0.25, 0.5])
+    engine.optimizer = SignDescent([{"lr": 0.25}, {"lr": 0.5}], engine.model)
     before = engine.model.values.clone()
     engine.advance([1])
     moved = (engine.model.values - before).abs()
     assert set(moved.round(decimals=4).unique().tolist()) - {0.0} == {0.25, 0.5}
-    assert isinstance(engine.optimizer.select(torch.tensor([1])), SignDescent)
+    assert isinstance(engine.select(torch.tensor([1])).optimizer, SignDescent)
+
+
+@pytest.mark.parametrize("kind", [DeepMatrixFactorization, CPFactorization])
+def test_adam_has_no_kernel(kind):
+    with pytest.raises(NotNative, match="no kernel for Adam"):
+        native_kernel(kind, [(3, 3), (3, 3)], torch.float32, Adam, 5)
+
+
+def test_group_rmsprop_has_no_kernel_for_matrices():
+    with pytest.raises(NativeUnavailable, match="GroupRMSprop has no kernel for deep matrix factorizations"):
+        native_kernel(DeepMatrixFactorization, [(3, 3), (3, 3)], torch.float32, GroupRMSprop, 5)
 
 
 def test_no_kernel_for_large_matrices():

@@ -11,7 +11,7 @@ from tests.conftest import ROOT
 from tests.training.test_compilation import write_compiler
 
 OPTIONS = "-fsanitize=address,undefined -fno-sanitize-recover=all"
-# Sizes above and below the vector width, batch sizes that are not a multiple of it, both optimizers, and
+# Sizes above and below the vector width, batch sizes that are not a multiple of it, all optimizers, and
 # validations above and below the width.
 TRAINING = """
 from tests.conftest import ROOT, make_experiment, train
@@ -23,8 +23,11 @@ for kind, settings in [
     ("dmf", {"depth": 3, "lr": 1e5}),
     ("dmf", {"depth": 3, "dtype": "float64", "validate_every": 1, "track_singular_values": True}),
     ("dmf", {"depth": 2, "dtype": "float64", **five}),
+    ("dmf", {"depth": 3, "hidden_dim": 7, "optimizer": "momentum", "weight_decay": 0.1, **five}),
+    ("dmf", {"depth": 4, "hidden_dim": 1, "optimizer": "momentum"}),
     ("tc", {"num_samples": 70, "use_adaptive_lr": True}),
     ("tc", {"num_samples": 300, "use_adaptive_lr": True, "num_components": 33}),
+    ("tc", {"num_samples": 300, "optimizer": "momentum", "weight_decay": 0.1, "num_components": 33}),
     ("tc", {"dtype": "float64", **order_4}),
     ("tc", {"dtype": "float64", **order_4, "num_samples": 4000, "num_components": 11}),
 ]:

@@ -16,6 +16,10 @@ def completion_objective(entries, targets):
     return entry_objective(entries, targets, [1.0] * len(entries))
 
 
+def gradient_descent(model, lrs):
+    return GradientDescent([{"lr": lr} for lr in lrs], model)
+
+
 def make_generator(seed):
     return torch.Generator().manual_seed(seed)
 
@@ -96,7 +100,7 @@ def test_training_matches_reference_loop(shape, depth, dense):
         SensingObjective(matrices[0], torch.stack(observations)) if dense else completion_objective(entries, targets)
     )
     model = DeepMatrixFactorization(factors)
-    engine = TorchEngine(model, objective, GradientDescent(lrs))
+    engine = TorchEngine(model, objective, gradient_descent(model, lrs))
     losses = engine.advance([num_steps - 7, 7]).losses[:, 1]
     for b in range(2):
         expected, loss = reference_run([f[b] for f in factors], matrices[b], observations[b], lrs[b], num_steps)
@@ -119,7 +123,8 @@ def test_balancedness_is_conserved(shape, depth, seed):
         model = DeepMatrixFactorization(factors)
         before = imbalances(model)
         start = model.values.clone()
-        TorchEngine(model, completion_objective(entries, targets), GradientDescent([lr] * 3)).advance([num_steps])
+        optimizer = gradient_descent(model, [lr] * 3)
+        TorchEngine(model, completion_objective(entries, targets), optimizer).advance([num_steps])
         assert (model.values - start).abs().max() > 1e-3
         return max((after - b).abs().max() for after, b in zip(imbalances(model), before, strict=True))
 
@@ -152,7 +157,7 @@ def test_engine_results_do_not_depend_on_batch(shape, num_dense):
         else:
             objective = completion_objective([entries[b] for b in members], targets[members])
         model = DeepMatrixFactorization([torch.stack(each) for each in zip(*(starts[b] for b in members), strict=True)])
-        return TorchEngine(model, objective, GradientDescent([lrs[b] for b in members]))
+        return TorchEngine(model, objective, gradient_descent(model, [lrs[b] for b in members]))
 
     alone, alone_losses = [], []
     for b in range(batch_size):
@@ -209,7 +214,7 @@ def test_cuda_matches_cpu(dense):
             objective = SensingObjective(matrices.to(device), observations.to(device))
         else:
             objective = completion_objective(entries, targets.to(device))
-        engine = TorchEngine(model, objective, GradientDescent([1e-2] * 4))
+        engine = TorchEngine(model, objective, gradient_descent(model, [1e-2] * 4))
         engine.advance([500])
         engine = engine.select(torch.tensor([0, 2], device=device))
         return torch.from_numpy(engine.advance([500]).losses), [view.cpu() for view in engine.model.views]

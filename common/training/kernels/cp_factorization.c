@@ -1,4 +1,8 @@
-/* Gradient descent, or with ADAPTIVE GroupRMSprop, on CP factorizations. Experiments are advanced one by one. */
+/* Gradient descent, with MOMENTUM with momentum, or with ADAPTIVE GroupRMSprop, on CP factorizations; with WEIGHT_DECAY,
+   weight decay is added to the gradients. Experiments are advanced one by one. */
+
+/* Whether steps depend on the parameters alone. */
+#define STATELESS (!ADAPTIVE && !MOMENTUM)
 
 /* Returns the step size of step `num_steps`, counted from 1. */
 static real step_size(const Work *work, real lr, real *square_avg, int64_t num_steps) {
@@ -17,21 +21,21 @@ static real step_size(const Work *work, real lr, real *square_avg, int64_t num_s
 #endif
 }
 
-/* Copies an experiment's factors, rows of RANK components, to the panels, or back. */
-INLINE void load(Work *work, int64_t experiment, const Batch *batch) {
+/* Copies an experiment's factors, or a buffer laid out as these, from rows of RANK components to panels, or back. */
+INLINE void load(Factors *panels, const real *values, int64_t experiment, const Batch *batch) {
     for (int mode = 0; mode < ORDER; mode++)
         for (int64_t d = 0; d < dims[mode]; d++)
             for (int64_t r = 0; r < RANK; r++)
-                ((real *)work->factors[r / PANEL][mode_row(mode) + d])[r % PANEL] =
-                    batch->values[batch->offsets[mode] + experiment * batch->strides[mode] + d * RANK + r];
+                ((real *)panels[r / PANEL][mode_row(mode) + d])[r % PANEL] =
+                    values[batch->offsets[mode] + experiment * batch->strides[mode] + d * RANK + r];
 }
 
-INLINE void store(const Work *work, int64_t experiment, const Batch *batch) {
+INLINE void store(const Factors *panels, real *values, int64_t experiment, const Batch *batch) {
     for (int mode = 0; mode < ORDER; mode++)
         for (int64_t d = 0; d < dims[mode]; d++)
             for (int64_t r = 0; r < RANK; r++)
-                batch->values[batch->offsets[mode] + experiment * batch->strides[mode] + d * RANK + r] =
-                    ((const real *)work->factors[r / PANEL][mode_row(mode) + d])[r % PANEL];
+                values[batch->offsets[mode] + experiment * batch->strides[mode] + d * RANK + r] =
+                    ((const real *)panels[r / PANEL][mode_row(mode) + d])[r % PANEL];
 }
 
 /* Returns whether any number of `a` differs from that of `b`. */
@@ -47,28 +51,36 @@ static void advance_one(Work *work, Entries *entries, int64_t experiment, const 
     const real *targets = batch->targets + experiment * batch->entry_stride;
     const real *weights = batch->weights + experiment * batch->entry_stride;
     int64_t num_steps = batch->num_steps;
-    load(work, experiment, batch);
+    load(work->factors, batch->values, experiment, batch);
+    if (MOMENTUM) load(work->momentum_buffer, batch->momentum_buffers, experiment, batch);
     prepare(entries, targets, weights);
     for (int64_t k = 0; k < observed->count; k++) {
         const int64_t row = experiment * observed->count + k;
-        if (!ADAPTIVE) memcpy(work->begin, work->factors, sizeof(work->factors));
+        if (STATELESS) memcpy(work->begin, work->factors, sizeof(work->factors));
         for (int64_t remaining = observed->intervals[k]; remaining > 0; remaining--) {
             compute_gradients(work, entries, targets, weights);
+            vec *factors = (vec *)work->factors, *gradients = (vec *)work->gradients;
+            const size_t count = sizeof(work->factors) / sizeof(vec);
+            if (WEIGHT_DECAY)
+                for (size_t e = 0; e < count; e++) gradients[e] += batch->weight_decays[experiment] * factors[e];
             const real size = step_size(work, batch->lrs[experiment], batch->square_avgs + experiment, ++num_steps);
-            batch->adjusted_lrs[experiment] = size;
-            if (!ADAPTIVE && remaining == 1) memcpy(work->before, work->factors, sizeof(work->factors));
-            vec *factors = (vec *)work->factors;
-            const vec *gradients = (const vec *)work->gradients;
-            for (size_t e = 0; e < sizeof(work->factors) / sizeof(vec); e++) factors[e] -= size * gradients[e];
+            if (STATELESS && remaining == 1) memcpy(work->before, work->factors, sizeof(work->factors));
+            if (MOMENTUM) {
+                vec *buffer = (vec *)work->momentum_buffer;
+                for (size_t e = 0; e < count; e++)
+                    gradients[e] = buffer[e] = batch->momenta[experiment] * buffer[e] + gradients[e];
+            }
+            for (size_t e = 0; e < count; e++) factors[e] -= size * gradients[e];
         }
         observed->losses[row] = loss_of(work, entries, targets);
         observed->moved[row] =
-            ADAPTIVE || differ(work->factors, work->begin) || differ(work->factors, work->before);
+            !STATELESS || differ(work->factors, work->begin) || differ(work->factors, work->before);
         forward(work);
         for (int i = 0; i < ROWS; i++)
             memcpy(observed->outputs + (row * ROWS + i) * COLS, work->output[i], COLS * sizeof(real));
     }
-    store(work, experiment, batch);
+    store(work->factors, batch->values, experiment, batch);
+    if (MOMENTUM) store(work->momentum_buffer, batch->momentum_buffers, experiment, batch);
 }
 
 int advance(int64_t first, int64_t last, const Batch *batch, const Observations *observed) {

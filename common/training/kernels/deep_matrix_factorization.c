@@ -1,12 +1,17 @@
-/* Gradient descent on deep matrix factorizations of ROWS x COLS with DEPTH factors: each experiment in its own lane. */
+/* Gradient descent, or with MOMENTUM with momentum, on deep matrix factorizations of ROWS x COLS with DEPTH factors, of
+   which the inner ones have HIDDEN rows and columns; with WEIGHT_DECAY, weight decay is added to the gradients. Each
+   experiment is in its own lane. */
 
-#define HIDDEN MIN(ROWS, COLS)
+#if ADAPTIVE
+#error "GroupRMSprop has no kernel for deep matrix factorizations"
+#endif
+
 #define ROWS_OF(layer) ((layer) == 0 ? ROWS : HIDDEN)
 #define COLS_OF(layer) ((layer) == DEPTH - 1 ? COLS : HIDDEN)
-#define LARGEST (MAX(ROWS, COLS) * HIDDEN)
+#define LARGEST (MAX(ROWS, HIDDEN) * MAX(COLS, HIDDEN))
 
 /* Small problems fit into the registers: with all loops unrolled, a step consists of its arithmetic only. */
-#if ROWS * COLS * DEPTH <= 36
+#if LARGEST * DEPTH <= 36
 #define UNROLL _Pragma("GCC unroll 16")
 #else
 #define UNROLL
@@ -14,11 +19,15 @@
 
 typedef vec Factors[DEPTH][LARGEST];
 
-/* The factors, their values at the beginning of the interval and before its last step, and for each l the products
-   W_1 ... W_{l+1} and G (W_{l+2} ... W_L)^T. */
+/* The factors, the momentum of each parameter, the factors at the beginning of the interval and before its last step,
+   and for each l the products W_1 ... W_{l+1} and G (W_{l+2} ... W_L)^T. */
 typedef struct {
-    Factors w, begin, before, prefixes, back;
+    Factors w, momentum_buffer, begin, before, prefixes, back;
 } Work;
+
+typedef struct {
+    vec lr, weight_decay, momentum;
+} Rates;
 
 /* Whether the work arrays fit on a thread's stack. There the compiler knows that nothing else refers to them. */
 #define ON_STACK (DEPTH * LARGEST * VECTOR_BYTES <= 65536)
@@ -41,12 +50,19 @@ INLINE void multiply_transposed(int m, int k, int n, const vec *a, const vec *b,
     }
 }
 
-/* w (k, n) -= lr a (m, k)^T b (m, n) */
-INLINE void descend(int m, int k, int n, vec lr, const vec *a, const vec *b, vec *w) {
+/* Updates a parameter from its gradient. */
+INLINE void update(vec gradient, Rates rates, vec *w, vec *buffer) {
+    if (WEIGHT_DECAY) gradient += rates.weight_decay * *w;
+    if (MOMENTUM) gradient = *buffer = rates.momentum * *buffer + gradient;
+    *w -= rates.lr * gradient;
+}
+
+/* Updates w (k, n), whose gradient is a (m, k)^T b (m, n). */
+INLINE void descend(int m, int k, int n, Rates rates, const vec *a, const vec *b, vec *w, vec *buffer) {
     UNROLL for (int i = 0; i < k; i++) UNROLL for (int j = 0; j < n; j++) {
         vec sum = a[i] * b[j];
         UNROLL for (int p = 1; p < m; p++) sum += a[p * k + i] * b[p * n + j];
-        w[i * n + j] -= lr * sum;
+        update(sum, rates, &w[i * n + j], &buffer[i * n + j]);
     }
 }
 
@@ -57,7 +73,8 @@ INLINE void forward(Factors w, Factors prefixes) {
 }
 
 /* Takes one step. The gradient of W_l is (W_1 ... W_{l-1})^T G (W_{l+1} ... W_L)^T, where G is that of the product. */
-INLINE void step(Factors w, const vec *targets, const vec *weights, vec lr, vec *residuals, Work *restrict work) {
+INLINE void step(Factors w, Factors buffer, const vec *targets, const vec *weights, Rates rates, vec *residuals,
+                 Work *restrict work) {
 #if ON_STACK
     Factors prefixes, back;
     (void)work;
@@ -71,9 +88,9 @@ INLINE void step(Factors w, const vec *targets, const vec *weights, vec lr, vec 
     }
     UNROLL for (int l = DEPTH - 1; l > 0; l--) {
         multiply_transposed(ROWS, COLS_OF(l), HIDDEN, back[l], w[l], back[l - 1]);
-        descend(ROWS, HIDDEN, COLS_OF(l), lr, prefixes[l - 1], back[l], w[l]);
+        descend(ROWS, HIDDEN, COLS_OF(l), rates, prefixes[l - 1], back[l], w[l], buffer[l]);
     }
-    UNROLL for (int e = 0; e < ROWS * COLS_OF(0); e++) w[0][e] -= lr * back[0][e];
+    UNROLL for (int e = 0; e < ROWS * COLS_OF(0); e++) update(back[0][e], rates, &w[0][e], &buffer[0][e]);
 }
 
 /* Copies `count` numbers of each experiment to its lane, or back. Consecutive experiments are `stride` apart. */
@@ -94,22 +111,26 @@ static void advance_lanes(int64_t first, int64_t lanes, const Batch *batch, cons
     Work on_stack;
     work = &on_stack;
 #endif
-    vec(*w)[LARGEST] = work->w;
-    vec targets[ROWS * COLS], weights[ROWS * COLS], residuals[ROWS * COLS] = {{0}}, lr, loss;
+    vec(*w)[LARGEST] = work->w, (*buffer)[LARGEST] = work->momentum_buffer;
+    vec targets[ROWS * COLS], weights[ROWS * COLS], residuals[ROWS * COLS] = {{0}}, loss;
+    Rates rates;
     const int64_t entry_stride = batch->entry_stride;
     for (int l = 0; l < DEPTH; l++) {
-        const real *values = batch->values + batch->offsets[l] + first * batch->strides[l];
-        gather(ROWS_OF(l) * COLS_OF(l), values, batch->strides[l], lanes, w[l]);
+        const int64_t size = ROWS_OF(l) * COLS_OF(l), stride = batch->strides[l], begin = batch->offsets[l] + first * stride;
+        gather(size, batch->values + begin, stride, lanes, w[l]);
+        if (MOMENTUM) gather(size, batch->momentum_buffers + begin, stride, lanes, buffer[l]);
     }
     gather(ROWS * COLS, batch->targets + first * entry_stride, entry_stride, lanes, targets);
     gather(ROWS * COLS, batch->weights + first * entry_stride, entry_stride, lanes, weights);
-    gather(1, batch->lrs + first, 1, lanes, &lr);
+    gather(1, batch->lrs + first, 1, lanes, &rates.lr);
+    if (WEIGHT_DECAY) gather(1, batch->weight_decays + first, 1, lanes, &rates.weight_decay);
+    if (MOMENTUM) gather(1, batch->momenta + first, 1, lanes, &rates.momentum);
 
     for (int64_t k = 0; k < observed->count; k++) {
         memcpy(work->begin, w, sizeof(Factors));
         for (int64_t remaining = observed->intervals[k]; remaining > 0; remaining--) {
             if (remaining == 1) memcpy(work->before, w, sizeof(Factors));
-            step(w, targets, weights, lr, residuals, work);
+            step(w, buffer, targets, weights, rates, residuals, work);
         }
         loss = residuals[0] * residuals[0] * weights[0];
         for (int e = 1; e < ROWS * COLS; e++) loss += residuals[e] * residuals[e] * weights[e];
@@ -123,11 +144,12 @@ static void advance_lanes(int64_t first, int64_t lanes, const Batch *batch, cons
         for (int l = 0; l < DEPTH; l++)
             for (int e = 0; e < ROWS_OF(l) * COLS_OF(l); e++)
                 moved |= (w[l][e] != work->begin[l][e]) | (w[l][e] != work->before[l][e]);
-        for (int64_t b = 0; b < lanes; b++) observed->moved[row + b * count] = moved[b] != 0;
+        for (int64_t b = 0; b < lanes; b++) observed->moved[row + b * count] = MOMENTUM || moved[b] != 0;
     }
     for (int l = 0; l < DEPTH; l++) {
-        real *values = batch->values + batch->offsets[l] + first * batch->strides[l];
-        scatter(ROWS_OF(l) * COLS_OF(l), w[l], batch->strides[l], lanes, values);
+        const int64_t size = ROWS_OF(l) * COLS_OF(l), stride = batch->strides[l], begin = batch->offsets[l] + first * stride;
+        scatter(size, w[l], stride, lanes, batch->values + begin);
+        if (MOMENTUM) scatter(size, buffer[l], stride, lanes, batch->momentum_buffers + begin);
     }
 }
 

@@ -25,7 +25,7 @@ static const int dims[ORDER] = {DIMS};
 static const int group_begin[3] = {0, SPLIT, ORDER};
 
 typedef struct {
-    Factors factors[PANELS], gradients[PANELS], begin[PANELS], before[PANELS];
+    Factors factors[PANELS], gradients[PANELS], momentum_buffer[PANELS], begin[PANELS], before[PANELS];
     /* For each group, the Khatri-Rao products of its first mode, its first two modes, ..., all its modes. */
     Row products[2][ORDER][MOST_ROWS];
     /* The gradients of these products. */

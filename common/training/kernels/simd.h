@@ -37,8 +37,9 @@ typedef INTEGER mask __attribute__((vector_size(VECTOR_BYTES)));
 #define INLINE static inline __attribute__((always_inline))
 
 /* A batch of experiments. Factor k of experiment b begins at values[offsets[k] + b * strides[k]], the targets and
-   weights of experiment b begin at targets[b * entry_stride] and weights[b * entry_stride]. The last three fields are
-   used by GroupRMSprop.
+   weights of experiment b begin at targets[b * entry_stride] and weights[b * entry_stride]. The fields from `lrs` on are
+   hyper-parameters and state of the optimizer: one number per experiment, but `momentum_buffers` is laid out as `values`.
+   Those that the optimizer does not have are not read.
 
    The caller passes this struct and the next one as arrays of 64-bit integers, one for each field: all fields must have
    64 bits. */
@@ -48,8 +49,8 @@ typedef struct {
     const int64_t *offsets, *strides;
     const real *targets, *weights;
     int64_t entry_stride;
-    const real *lrs;
-    real *square_avgs, *adjusted_lrs;
+    const real *lrs, *weight_decays, *momenta;
+    real *momentum_buffers, *square_avgs;
     int64_t num_steps;
 } Batch;
 
