@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.cli import Parameters, Parser, run_script
 from common.naming import scientific
-from common.sweeps.plans import Plan, planned_jobs, plans_parser
+from common.sweeps.plans import Plan, combinations, planned_jobs, plans_parser
 from dmf_experiment_runner import add_flags
 
 # Each dictionary is one experiment. Its keys are the flags of dmf_experiment_runner.py (see its -h); flags that are
@@ -86,6 +86,33 @@ def figure_1(runs: list[dict], seeds: list[int], plot: str = "-show_bound") -> P
     return Plan(f"Figure 1, depth {runs[0]['depth']}", experiments, plot)
 
 
+def log_spaced(begin: float, end: float, number: int) -> list[float]:
+    """Returns numbers from `begin` to `end` in equal ratios, rounded to two digits."""
+    return [float(f"{begin * (end / begin) ** (k / (number - 1)):.2g}") for k in range(number)]
+
+
+def phase_diagram(depth: int) -> Plan:
+    """Returns a plan of learning rates and initializations, whose product has entries of std 1e-7 to 1e-1."""
+    inits = [(init / 2 ** ((depth - 1) / 2)) ** (1 / depth) for init in log_spaced(1e-7, 1e-1, 13)]
+    base = {"random_seed": 0, "save_results": True, "enforce_pos_det": True, "depth": depth, "validate_every": 500}
+    grid = {"lr": log_spaced(3e-4, 1e-1, 11), "init_alpha": [float(f"{init:.3g}") for init in inits]}
+    return Plan(
+        f"the share of runs on the theory's curve at loss 1e-4, depth {depth}: learning rate and initialization",
+        combinations(base, grid),
+        # 0.97 of 1/sqrt(2 loss) at loss 1e-4
+        "-map lr init_alpha -above 68.6",
+        repetitions=16,
+    )
+
+
+# The optimizers of the plan optimizers. With momentum 0.9 a step is about 10 times as long.
+OPTIMIZERS = [
+    {"optimizer": "gd", "lr": 3e-3},
+    {"optimizer": "momentum", "lr": 3e-4},
+    {"optimizer": "adam", "lr": 1e-3, "epochs": 200_000, "validate_every": 10},
+    *({"optimizer": "gd", "lr": 3e-3, "weight_decay": decay} for decay in (1e-6, 1e-5, 1e-4)),
+]
+
 PLANS = {
     "figure_1_depth_2": figure_1(DEPTH_2, seeds=[67, 69, 43, 84], plot=""),
     "figure_1_depth_3": figure_1(DEPTH_3, seeds=[77, 71, 12, 39]),
@@ -132,6 +159,80 @@ PLANS = {
         "-show_bound",
         "-plot_title 'balanced, the smaller learning rate'",
         repetitions=16,
+    ),
+    **{f"phase_diagram_depth_{depth}": phase_diagram(depth) for depth in (2, 3, 4)},
+    "incremental_matrix": Plan(
+        "singular values against epochs: a 64x64 matrix of rank 5, half of it observed, depths 1 to 3",
+        [
+            {
+                "random_seed": 0,
+                "dataset_path": f"{DATA}_64x64_rank_5.pt",
+                "num_samples": 2048,
+                "epochs": 4000,
+                "store_checkpoints": True,
+                "save_results": True,
+                "track_singular_values": True,
+                **run,
+                "validate_every": 20,
+                "stop_on_zero_loss_tol": 0,
+            }
+            for run in (
+                {"depth": 1, "lr": 2e-3, "init_alpha": 1e-3},
+                {"depth": 2, "lr": 3e-4, "init_alpha": 1e-3},
+                {"depth": 3, "lr": 5e-4, "init_alpha": 1e-2},
+            )
+        ],
+        "-x epoch -y 'singular_value_[0-7]'",
+    ),
+    "depth_and_init": Plan(
+        "reconstruction error of a 100x100 matrix of rank 5 by depth and initialization (Arora et al. 2019)",
+        [
+            {
+                "random_seed": 0,
+                "dataset_path": f"{DATA}_100x100_rank_5.pt",
+                "num_samples": 2000,
+                "epochs": 50_000,
+                "validate_every": 500,
+                "save_results": True,
+                "stop_on_zero_loss_tol": 1e-6,
+                "depth": depth,
+                "lr": lr,
+                "use_balanced_init": True,
+                "init_alpha": init,
+            }
+            for depth, lr in ((1, 0.5), (2, 2e-3), (3, 7e-4), (4, 3e-4))
+            for init in (1e-5, 1e-4, 1e-3, 1e-2)
+        ],
+        "-map init_alpha depth -metric reconstruction_error",
+    ),
+    "optimizers": Plan(
+        "other optimizers: does |unobserved entry| still grow? Depth 3, 16 seeds",
+        [{**COMMON, "depth": 3, "init_alpha": 7.94e-3, "validate_every": 500, **optimizer} for optimizer in OPTIMIZERS],
+        "-show_bound",
+        "-experiments_names 'gradient descent' 'momentum 0.9' Adam 'weight decay 1e-6' 'weight decay 1e-5' "
+        "'weight decay 1e-4' -plot_title 'depth 3, optimizers'",
+        repetitions=16,
+    ),
+    "edge_of_stability": Plan(
+        "the loss after 3000 steps of a product of numbers whose target is 10, by learning rate and depth",
+        [
+            {
+                "random_seed": 0,
+                "dataset_path": f"{DATA}_1x1_w_10.pt",
+                "num_samples": 1,
+                "epochs": 3000,
+                "weight_init_type": "identity",
+                "init_alpha": 1.0,
+                "save_results": True,
+                "dtype": "float64",
+                "stop_on_zero_loss_tol": 0,
+                "depth": depth,
+                "lr": lr,
+            }
+            for depth in (2, 3, 4)
+            for lr in log_spaced(1e-2, 2e-1, 53)
+        ],
+        "-map lr depth -metric sse_loss_div_2",
     ),
 }
 

@@ -51,11 +51,72 @@ def figure(about: str, rank: int, order: int, options: dict) -> Plan:
     return Plan(about, combinations(base, options), repetitions=5)
 
 
+# Parameters of the plans recovery_rank and recovery_dimension, without their datasets.
+RECOVERY = {
+    "random_seed": 0,
+    "init_std": 1e-3,
+    "epochs": 60_000,
+    "validate_every": 500,
+    "lr": 1e-2,
+    "use_adaptive_lr": True,
+    "stop_on_zero_loss_tol": 1e-8,
+}
+MAP = "-metric reconstruction_error -below 0.01"
+
+
+def recovery(datasets: dict[str, int], num_samples: list[int]) -> list[dict]:
+    """Returns experiments on each dataset, with each number of observations below its number of entries."""
+    return [
+        {**RECOVERY, "dataset_path": f"data/tc/{name}.pt", "num_samples": number}
+        for name, numel in datasets.items()
+        for number in num_samples
+        if number < numel
+    ]
+
+
 PLANS = {
     "rank_1_order_3": figure("Figure 2, left: an 8x8x8 tensor of rank 1; the default", 1, 3, OPTIONS),
     "rank_1_order_4": figure("Figure 2, right: an 8x8x8x8 tensor of rank 1", 1, 4, ORDER_4),
     "rank_3_order_3": figure("appendix: an 8x8x8 tensor of rank 3", 3, 3, OPTIONS),
     "rank_3_order_4": figure("appendix: an 8x8x8x8 tensor of rank 3", 3, 4, ORDER_4),
+    "incremental_tensor": Plan(
+        "norms of the components against epochs: a 10x10x10x10 tensor of rank 5, 2000 entries observed",
+        [
+            {
+                "random_seed": 0,
+                "dataset_path": "data/tc/tensor_rank_5_fro_1_order_4_dim_10.pt",
+                "num_samples": 2000,
+                "init_std": init_std,
+                "epochs": 16_000,
+                "validate_every": 100,
+                "lr": 1e-2,
+                "use_adaptive_lr": True,
+                "stop_on_zero_loss_tol": 0,
+                "store_checkpoints": True,
+                "track_component_norms": 8,
+            }
+            for init_std in (5e-3, 1e-2, 5e-2)
+        ],
+        "-against_epochs 'component_norm_*'",
+    ),
+    "recovery_rank": Plan(
+        "the share of runs that recover an 8x8x8 tensor, by its rank and the number of observations",
+        recovery(
+            {f"tensor_rank_{rank}_fro_1_order_3_dim_8": 8**3 for rank in range(1, 9)},
+            [25, 50, 75, 100, 150, 200, 250, 300, 400, 500],
+        ),
+        f"-map target_rank num_samples {MAP}",
+        repetitions=8,
+    ),
+    "recovery_dimension": Plan(
+        "the share of runs that recover a tensor of rank 2, by its dimension and the number of observations",
+        recovery(
+            {f"tensor_rank_2_fro_1_order_3_dim_{dim}": dim**3 for dim in range(6, 17)},
+            [50, 75, 100, 150, 200, 300, 400, 500, 700, 1000],
+        ),
+        f"-map dimension num_samples {MAP}",
+        repetitions=8,
+    ),
 }
 
 parser = plans_parser(__doc__, PLANS, add_flags)
