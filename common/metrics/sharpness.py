@@ -17,8 +17,8 @@ _SEED = 0
 
 @torch.enable_grad()
 def sharpness(loss: Callable[[Sequence[Tensor]], Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    """Returns the largest eigenvalue of the Hessian of `loss` at `parameters`, a float64 number (); NaN if
-    the Hessian is not finite.
+    """Returns the largest eigenvalue of the Hessian of `loss` at `parameters`, a float64 number (); NaN if the
+    Hessian is not finite.
 
     The Hessian is not formed: automatic differentiation computes its products with vectors.
     """
