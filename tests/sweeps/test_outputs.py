@@ -81,7 +81,7 @@ def test_plot_process_ignores_signals(context, experiments):
         os.kill(process.pid, number)
     plots.draw(experiments[0])
     close(plots, context)
-    assert len(plot_files(experiments[0])) == 8
+    assert len(plot_files(experiments[0])) == 9
     assert context.failures == []
 
 
