@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-# The error of a result is at most this times the largest size of an eigenvalue.
-TOLERANCE = 1e-6
+# The search ends when an eigenvalue is known within this times the largest size of an eigenvalue.
+TOLERANCE = 1e-8
 # With more products of the Hessian and a vector than this, the search ends, with a lower bound of the eigenvalue.
 MOST_PRODUCTS = 500
 _SEED = 0
@@ -17,8 +17,8 @@ _SEED = 0
 
 @torch.enable_grad()
 def sharpness(loss: Callable[[Sequence[Tensor]], Tensor], parameters: Sequence[Tensor]) -> Tensor:
-    """Returns the largest eigenvalue of the Hessian of `loss` at `parameters`, a float64 number (); NaN if
-    the Hessian is not finite.
+    """Returns the largest eigenvalue of the Hessian of `loss` at `parameters`, a float64 number (); NaN if the
+    Hessian is not finite.
 
     The Hessian is not formed: automatic differentiation computes its products with vectors.
     """
@@ -40,7 +40,8 @@ def largest_eigenvalue(multiply: Callable[[Tensor], Tensor], size: int) -> Tenso
 
     The Lanczos method with reorthogonalization (Golub & Van Loan, Matrix Computations), from a random vector that is
     always the same. It ends when the residual of the largest Ritz pair, which bounds the distance to an eigenvalue, is
-    at most `TOLERANCE` times the largest size of a Ritz value.
+    at most `TOLERANCE` times the largest size of a Ritz value. This eigenvalue is the largest unless the vector is
+    nearly orthogonal to the eigenvectors of larger ones.
     """
     generator = torch.Generator().manual_seed(_SEED)
     vector = torch.randn(size, generator=generator, dtype=torch.float64)

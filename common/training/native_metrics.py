@@ -53,9 +53,7 @@ def _library(dtype: np.dtype) -> ctypes.CDLL | None:
     except NativeUnavailable:
         return None
     integer, number, address = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
-    library.metrics.argtypes = [
-        *(integer, address, address, number, number),
-        *(integer, address, address, number, address),
-    ]
+    matrices, others, target = [address, address, number, number], [integer, address], [address, number]
+    library.metrics.argtypes = [integer, *matrices, *others, *target, address]
     library.metrics.restype = None
     return library

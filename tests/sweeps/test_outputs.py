@@ -55,7 +55,7 @@ def test_all_experiments_are_plotted_if_queue_is_full(context, experiments, monk
         plots.draw(experiment, lambda experiment=experiment: done.append(experiment.number))
     close(plots, context)
     assert len(done) == 3
-    assert [len(plot_files(experiment)) for experiment in experiments] == [8, 8, 8]
+    assert [len(plot_files(experiment)) for experiment in experiments] == [9, 9, 9]
     assert context.failures == []
 
 
@@ -69,7 +69,7 @@ def test_killed_plot_process_loses_only_its_plots(context, experiments):
     assert [each.failed for each in experiments] == [True, False, False]
     plots.draw(experiments[1])
     close(plots, context)
-    assert len(plot_files(experiments[1])) == 8
+    assert len(plot_files(experiments[1])) == 9
     assert len(context.failures) == 1
     assert "BrokenProcessPool" in context.failures[0]
 
@@ -81,7 +81,7 @@ def test_plot_process_ignores_signals(context, experiments):
         os.kill(process.pid, number)
     plots.draw(experiments[0])
     close(plots, context)
-    assert len(plot_files(experiments[0])) == 8
+    assert len(plot_files(experiments[0])) == 9
     assert context.failures == []
 
 
