@@ -59,8 +59,8 @@ def test_added_flag_distinguishes_runs(kind, tmp_path):
 
 
 class AveragedSigns(optimizers.Optimizer):
-    """θ ← θ − lr m s / t in step t, with the moving average m of the gradients' signs and the sum s of their norms: both
-    kinds of state, and the number of steps.
+    """θ ← θ − lr m s / t in step t, with the moving average m of the signs of gradients and the sum s of their norms:
+    both kinds of state, and the number of steps.
     """
 
     factor_state = ("average_sign",)
