@@ -1,6 +1,5 @@
-/* Gradient descent, or with MOMENTUM with momentum, on deep matrix factorizations of ROWS x COLS with DEPTH factors, of
-   which the inner ones have HIDDEN rows and columns; with WEIGHT_DECAY, weight decay is added to the gradients. Each
-   experiment is in its own lane. */
+/* Gradient descent (with MOMENTUM: with momentum) on deep matrix factorizations of ROWS x COLS with DEPTH factors, of
+   hidden width HIDDEN. With WEIGHT_DECAY, weight decay is added to the gradients. Each experiment is in its own lane. */
 
 #if ADAPTIVE
 #error "GroupRMSprop has no kernel for deep matrix factorizations"
