@@ -27,7 +27,8 @@ def add_flags(parser: Parser) -> None:
     add("-weight_init_type", choices=["normal", "identity"], default="normal", help=text)
     text = "standard deviation (or multiple) of each factor; with balanced initialization, of the product matrix"
     add("-init_alpha", type=real(), default=8e-3, help=text)
-    add("-use_balanced_init", action="store_true", help="draw the product, then split it by SVD into balanced factors")
+    text = "draw the product, then split it by SVD into balanced factors; a small -hidden_dim truncates the SVD"
+    add("-use_balanced_init", action="store_true", help=text)
     add("-enforce_pos_det", action="store_true", help="redraw until the product's determinant is positive")
     add("-enforce_neg_det", action="store_true", help="redraw until the product's determinant is negative")
 

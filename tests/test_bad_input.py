@@ -51,12 +51,40 @@ INVALID_FLAGS = [
             (f"{DATA} -tracked_e2e_value_of 0 -1", "-tracked_e2e_value_of -1: must be an integer of at least 0"),
             (f"{DATA} -tracked_e2e_value_of 0", "-tracked_e2e_value_of: expected 2 arguments"),
             (f"{DATA} -lr", "-lr: expected one argument"),
+            (f"{DATA} -optimizer sgd", "-optimizer: invalid choice: 'sgd' (choose from"),
+            (f"{DATA} -optimizer group_rmsprop", "-optimizer: invalid choice: 'group_rmsprop' (choose from"),
+            (
+                f"{DATA} -optimizer momentum -momentum 1",
+                "-momentum 1: must be a finite number of at least 0 and less th",
+            ),
+            (f"{DATA} -momentum 0.5", "-momentum 0.5: has no effect with -optimizer gd; leave it out"),
+            (f"{DATA} -optimizer adam -momentum 0.5", "-momentum 0.5: has no effect with -optimizer adam; leave"),
+            (f"{DATA} -weight_decay -1", "-weight_decay -1: must be a finite number of at least 0"),
+            (f"{DATA} -optimizer adam -engine native", "-engine native: has no kernel for Adam; give auto or torch"),
+            (f"{DATA} -hidden_dim -1", "-hidden_dim -1: must be an integer of at least 0"),
+            (f"{DATA} -hidden_dim 2 -depth 1", "-hidden_dim 2: there are no inner factors at -depth 1; give a depth"),
+            (f"{DATA} -hidden_dim 1 -enforce_pos_det", "-hidden_dim 1: the determinant of the product is 0; give at"),
             (f"{DATA} -epoch 5", "-epoch 5: unknown flag; did you mean -epochs?"),
             (f"{DATA} -plot_metrics yes", "-plot_metrics yes: takes no value"),
             (
                 f"{DATA} -experiment_random_seed 3",
                 "-experiment_random_seed 3: unknown flag; did you mean -random_seed?",
             ),
+        ]
+    ],
+    *[
+        (script, f"{TENSOR} {line}", expected)
+        for script in (TC_RUNNER, TC_LIST)
+        for line, expected in [
+            (
+                "-use_adaptive_lr -optimizer momentum",
+                "-use_adaptive_lr: contradicts -optimizer momentum; give only one",
+            ),
+            (
+                "-optimizer=gd --use_adaptive_lr",
+                "-use_adaptive_lr: contradicts -optimizer gd; give only one of the two",
+            ),
+            ("-use_adaptive_lr yes", "-use_adaptive_lr yes: takes no value"),
         ]
     ],
     (RUNNER, "", f"-dataset_path {DEFAULT}: no such file; run from the repository's root, {ROOT}, or give the path"),

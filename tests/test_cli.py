@@ -1,3 +1,5 @@
+from argparse import SUPPRESS
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,6 +41,30 @@ def test_repeated_and_negative_values(parser):
     parameters = parser.parse(["-entry", "0", "1", "-entry", "2", "3", "-values", "-1", "-2e-3", "-.5", "4"])
     assert parameters["entry"] == [[0, 1], [2, 3]]
     assert parameters["values"] == [-1, -2e-3, -0.5, 4]
+
+
+@pytest.fixture
+def parser_with_short_form():
+    parser = Parser()
+    parser.add_argument("-kind", choices=["a", "b", "c"], default="a", help="help")
+    short = {"action": "store_const", "dest": "kind", "const": "b", "default": SUPPRESS}
+    parser.add_argument("-quick", **short, help="short form of -kind b")
+    return parser
+
+
+def test_short_form_of_a_flag(parser_with_short_form):
+    parser = parser_with_short_form
+    for words in (["-quick"], ["-kind", "b"], ["-kind", "b", "--quick"], ["-quick", "-kind=b"]):
+        parameters = parser.parse(words)
+        assert (parameters.values, parameters.given) == ({"kind": "b"}, {"kind"})
+    for words in (["-kind", "a", "-quick"], ["-quick", "--kind=c"]):
+        with pytest.raises(UserError, match=r"-quick: contradicts -kind [ac]; give only one of the two"):
+            parser.parse(words)
+    assert parser.parse(parser.words({"quick": True}))["kind"] == "b"
+    assert parser.parse(parser.words({"quick": False}))["kind"] == "a"
+    assert parser.parse(parser.words({"quick": False, "kind": "c"}))["kind"] == "c"
+    with pytest.raises(UserError, match="-quick False: contradicts -kind b; leave it out"):
+        parser.words({"quick": False, "kind": "b"})
 
 
 @given(number=st.floats(allow_nan=False, allow_infinity=False))

@@ -321,6 +321,12 @@ def test_default_tensor_completion_experiments():
     assert {each["num_samples"] for each in listed} == {*range(50, 500, 50), 511}
     assert listed[0]["experiment_name"] == "c_README_samples_50_init_1e-2_seed_0"
     assert listed[-1]["experiment_name"] == "c_README_samples_511_init_1e-3_seed_4"
-    expected = {"lr": 0.01, "use_adaptive_lr": True, "epochs": 10**6, "validate_every": 100, "save_every_num_val": 5}
+    expected = {
+        "lr": 0.01,
+        "optimizer": "group_rmsprop",
+        "epochs": 10**6,
+        "validate_every": 100,
+        "save_every_num_val": 5,
+    }
     expected |= {"stop_on_zero_loss_tol": 1e-6, "tensor_rank_tol": 1e-6, "compute_final_tensor_ranks": True}
     assert all(each[name] == value for each in listed for name, value in expected.items())

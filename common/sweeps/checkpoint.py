@@ -85,7 +85,7 @@ def load_checkpoint(
     found = tuple(tuple(factor.shape) for factor in checkpoint.factors)
     if found != shapes:
         problem = f"has {len(found)} factors of shapes {found!s:.99}, not {len(shapes)} of {shapes!s:.99}"
-        raise ValueError(f"{problem}; give the dataset (and depth and width) of its own run")
+        raise ValueError(f"{problem}; give the dataset, depth and width or number of components of its own run")
     try:
         hyperparameters, state = _parse_optimizer(optimizer, optimizer_content, shapes, checkpoint.epoch + 1)
     except _ERRORS:

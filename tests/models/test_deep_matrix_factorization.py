@@ -15,19 +15,20 @@ from common.models.deep_matrix_factorization import (
 
 
 def draw_factors(
-    shape=(3, 3), depth=3, init_type="normal", alpha=0.1, balanced=False, seed=0, dtype=torch.float64, sign=0
+    shape=(3, 3), depth=3, init_type="normal", alpha=0.1, balanced=False, seed=0, dtype=torch.float64, sign=0, width=0
 ):
     generator = torch.Generator().manual_seed(seed)
-    return initial_factors(shape, depth, init_type, alpha, balanced, generator, dtype, sign)
+    return initial_factors(shape, depth, init_type, alpha, balanced, generator, dtype, sign, width)
 
 
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
-@given(shape=shapes, depth=st.integers(1, 5), seed=st.integers(0, 1000))
-def test_gradients_match_autograd(shape, depth, seed):
+@given(shape=shapes, depth=st.integers(1, 5), width=st.integers(0, 12), seed=st.integers(0, 1000))
+def test_gradients_match_autograd(shape, depth, width, seed):
     generator = torch.Generator().manual_seed(seed)
-    batches = [torch.randn(3, *each, generator=generator, dtype=torch.float64) for each in factor_shapes(*shape, depth)]
+    widths = factor_shapes(*shape, depth, width)
+    batches = [torch.randn(3, *each, generator=generator, dtype=torch.float64) for each in widths]
     output_gradient = torch.randn(3, *shape, generator=generator, dtype=torch.float64)
 
     leaves = [factor.clone().requires_grad_() for factor in batches]
@@ -43,14 +44,44 @@ def test_gradients_match_autograd(shape, depth, seed):
         torch.testing.assert_close(gradient, wanted)
 
 
-@given(shape=shapes, depth=st.integers(1, 5), seed=st.integers(0, 1000))
-def test_balanced_factors(shape, depth, seed):
+@given(shape=shapes, depth=st.integers(1, 5), width=st.integers(0, 12), seed=st.integers(0, 1000))
+def test_balanced_factors(shape, depth, width, seed):
     product = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    factors = balanced_factors(product, depth)
-    assert [tuple(factor.shape) for factor in factors] == factor_shapes(*shape, depth)
+    factors = balanced_factors(product, depth, width)
+    assert [tuple(factor.shape) for factor in factors] == factor_shapes(*shape, depth, width)
+    if depth > 1 and width:
+        # The best approximation of this rank (Eckart & Young 1936).
+        left, singular_values, right = torch.linalg.svd(product, full_matrices=False)
+        product = left[:, :width] * singular_values[:width] @ right[:width]
     torch.testing.assert_close(torch.linalg.multi_dot([*factors, torch.eye(shape[1], dtype=torch.float64)]), product)
     for left, right in pairwise(factors):
         torch.testing.assert_close(left.T @ left, right @ right.T)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("size, alpha", [(2, 8e-3), (5, 1.0), (10, 1e-5)])
+@pytest.mark.parametrize("extra", [1, 4])
+def test_determinant_sign_of_wider_factors_is_enforced(size, alpha, sign, balanced, extra):
+    for seed in range(10):
+        factors = draw_factors((size, size), 3, "normal", alpha, balanced, seed, torch.float32, sign, size + extra)
+        # Scaled, because the determinant of the product underflows.
+        product = torch.linalg.multi_dot([factor.double() / factor.abs().max() for factor in factors])
+        assert torch.linalg.slogdet(product).sign == sign
+
+
+def test_determinant_sign_of_deep_products_of_wide_factors():
+    """The product of so many matrices is too ill-conditioned for a decomposition of the product itself."""
+    generator = torch.Generator().manual_seed(0)
+    signs = set()
+    for _ in range(20):
+        inner = [torch.randn(2, 2, generator=generator, dtype=torch.float64) for _ in range(100)]
+        # The same product, with inner factors of width 3.
+        wide = [torch.nn.functional.pad(factor, (0, 1, 0, 1)) for factor in inner]
+        wide[0], wide[-1] = wide[0][:2], wide[-1][:, :2]
+        signs.add(determinant_sign(wide))
+        assert determinant_sign(wide) == determinant_sign(inner)
+    assert signs == {-1, 1}
 
 
 @pytest.mark.parametrize("balanced", [False, True])
@@ -82,9 +113,10 @@ def test_row_swap_flips_determinant_sign():
     "init_type, alpha, sign, balanced",
     [("identity", 0.1, -1, False), ("identity", 0.1, -1, True), ("normal", 0.0, 1, False), ("normal", 1e-60, 1, False)],
 )
-def test_unreachable_determinant_sign_raises(init_type, alpha, sign, balanced):
+@pytest.mark.parametrize("width", [0, 3])
+def test_unreachable_determinant_sign_raises(init_type, alpha, sign, balanced, width):
     with pytest.raises(ValueError):
-        draw_factors((2, 2), 3, init_type, alpha, balanced, dtype=torch.float32, sign=sign)
+        draw_factors((2, 2), 3, init_type, alpha, balanced, dtype=torch.float32, sign=sign, width=width)
 
 
 def test_normal_init_std():
@@ -99,8 +131,8 @@ def test_balanced_init_std_of_product():
 
 
 def test_identity_init():
-    factors = draw_factors((2, 4), 3, "identity", 0.5)
-    assert [tuple(factor.shape) for factor in factors] == [(2, 2), (2, 2), (2, 4)]
+    factors = [*draw_factors((2, 4), 3, "identity", 0.5), *draw_factors((2, 4), 3, "identity", 0.5, width=3)]
+    assert [tuple(factor.shape) for factor in factors] == [(2, 2), (2, 2), (2, 4), (2, 3), (3, 3), (3, 4)]
     for factor in factors:
         assert torch.equal(factor, 0.5 * torch.eye(*factor.shape, dtype=torch.float64))
 

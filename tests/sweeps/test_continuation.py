@@ -53,6 +53,63 @@ def test_continuing_matches_single_run(tmp_path):
     assert_same(continued, whole)
 
 
+@pytest.mark.parametrize("engine", ["torch", "native"])
+@pytest.mark.parametrize("optimizer", ["gd", "momentum", "adam"])
+def test_continuing_keeps_the_optimizer(tmp_path, optimizer, engine):
+    """The checkpoint, between two validations, has the optimizer's state, and hyper-parameters that are not given."""
+    if (optimizer, engine) == ("adam", "native"):
+        pytest.skip("has no kernel")
+    chosen = {"optimizer": optimizer, "engine": engine}
+    given = {"weight_decay": 0.01, "lr": 1e-2, **({"momentum": 0.7} if optimizer == "momentum" else {})}
+    path, part = run_experiment(tmp_path / "first", epochs=525, **chosen, **given)
+    second, continued = run_experiment(tmp_path / "second", epochs=475, trainer_checkpoint=str(path), **chosen)
+    _, whole = run_experiment(tmp_path / "whole", epochs=1000, **chosen, **given)
+    assert_same(continued["model"], whole["model"])
+    assert_same(continued["optimizer"], whole["optimizer"])
+    names = {"gd": set(), "momentum": {"momentum_buffer"}, "adam": {"exp_avg", "exp_avg_sq", "step"}}[optimizer]
+    assert all(set(of_factor) == names for of_factor in part["optimizer"]["state"].values())
+    assert list(part["optimizer"]["state"]) == ([0, 1, 2] if names else [])
+    recorded = json.loads((second.parents[1] / "run_params.json").read_text())
+    assert given.items() <= recorded.items()
+
+
+def test_checkpoint_of_another_optimizer_is_refused(tmp_path):
+    settings = {"gd": {}, "momentum": {}, "no momentum": {"optimizer": "momentum", "momentum": 0}, "adam": {}}
+    settings = {name: {"optimizer": name, **each} for name, each in settings.items()}
+    classes = {"gd": "GradientDescent", "momentum": "Momentum", "adam": "Adam"}
+    for name, written in settings.items():
+        path, _ = run_experiment(tmp_path / name, epochs=50, **written)
+        for optimizer, class_name in classes.items():
+            wanted = {"optimizer": optimizer, "trainer_checkpoint": str(path)}
+            if optimizer == written["optimizer"]:
+                make_experiment(**BASE, **wanted)
+                continue
+            with pytest.raises(UserError, match=f"-trainer_checkpoint {path}: was not written by {class_name}; give"):
+                make_experiment(**BASE, **wanted)
+
+
+@pytest.mark.parametrize(
+    "optimizer, changed",
+    [
+        ("momentum", lambda content: content["state"].pop(2)),
+        ("momentum", lambda content: content["state"][1].update(momentum_buffer=torch.zeros(3, 2))),
+        ("momentum", lambda content: content["state"][1].update(momentum_buffer=None)),
+        ("momentum", lambda content: content["param_groups"][0].update(nesterov=True)),
+        ("momentum", lambda content: content["param_groups"][0].update(momentum=-1.0)),
+        ("adam", lambda content: content["state"][0].update(step=torch.tensor(49.0))),
+        ("adam", lambda content: content["state"][0].pop("exp_avg_sq")),
+        ("adam", lambda content: content["param_groups"][0].update(betas=(0.9, 0.99))),
+        ("adam", lambda content: content["param_groups"][0].update(decoupled_weight_decay=True)),
+    ],
+)
+def test_damaged_optimizer_state_is_refused(tmp_path, optimizer, changed):
+    path, content = run_experiment(tmp_path / "first", epochs=50, optimizer=optimizer)
+    changed(content["optimizer"])
+    torch.save(content, path)
+    with pytest.raises(UserError, match="was not written by"):
+        make_experiment(**BASE, trainer_checkpoint=path, optimizer=optimizer)
+
+
 def test_continuing_keeps_validation_epochs(tmp_path):
     path, part = run_experiment(tmp_path / "first", epochs=1025)
     assert part["trainer"]["moved_since_validation"]

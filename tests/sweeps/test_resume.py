@@ -14,7 +14,7 @@ from common.cli import Interrupted, UserError
 from common.files import sha256_of_file
 from common.flags import load_samples
 from common.problems import tensor_completion
-from common.recorded_runs import read_runs
+from common.recorded_runs import differing_names, read_runs
 from common.sweeps import batch
 from common.sweeps.experiment import identify
 from common.sweeps.processes import World, hold_run_lock
@@ -473,13 +473,36 @@ def test_random_seeds_do_not_continue_several_sweeps(tmp_path):
     assert len(folders_in(tmp_path)) == 6
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_runs_recorded_before_optimizers_could_be_chosen(tmp_path, adaptive):
+    """They have the defaults of the new flags, and the optimizer that -use_adaptive_lr chose."""
+    given = {"epochs": 300, "use_adaptive_lr": adaptive}
+    run_sweep(TC, parameter_list(tmp_path, given, {**given, "random_seed": 6}, kind="tc"))
+    ((parameters, folder),) = runs_by_number(tmp_path)[1]
+    assert parameters["use_adaptive_lr"] == adaptive
+    identity = parameters["provenance"]["identity"]["run"]
+    for name in ("optimizer", "momentum", "weight_decay"):
+        del parameters[name], identity[name]
+    identity["use_adaptive_lr"] = False
+    (folder / "run_params.json").write_text(json.dumps(parameters))
+    runs, damaged = read_runs(tmp_path)
+    assert damaged == []
+    assert differing_names(runs) == []
+    run_sweep(TC, parameter_list(tmp_path, given, {**given, "random_seed": 6}, kind="tc"), resume=True)
+    assert len(folders_in(tmp_path)) == 2
+    # Another optimizer is another run.
+    run_sweep(TC, parameter_list(tmp_path, {**given, "use_adaptive_lr": not adaptive}, kind="tc"), resume=True)
+    assert len(folders_in(tmp_path)) == 3
+    assert differing_names(read_runs(tmp_path)[0]) == ["optimizer"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_flags_that_change_a_run(kind):
     """The flags of a run's identity, by which -resume and plotters tell runs apart."""
-    common = "dtype engine epochs lr num_samples stop_on_zero_loss_tol validate_every"
+    common = "dtype engine epochs lr momentum num_samples optimizer stop_on_zero_loss_tol validate_every weight_decay"
     own = {
-        "dmf": "depth enforce_neg_det enforce_pos_det init_alpha use_balanced_init weight_init_type",
-        "tc": "init_std num_components tensor_rank_tol use_adaptive_lr",
+        "dmf": "depth enforce_neg_det enforce_pos_det hidden_dim init_alpha use_balanced_init weight_init_type",
+        "tc": "init_std num_components tensor_rank_tol",
     }
     parameters = parse_parameters(kind)
     _, record = identify(parameters, parameters.values, Counter())

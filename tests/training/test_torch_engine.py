@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from common.datasets.matrix_sensing import all_entries_but, entry_sensing, gaussian_sensing, sense
 from common.models.deep_matrix_factorization import DeepMatrixFactorization, factor_shapes, initial_factors
 from common.training.objectives import SensingObjective, entry_objective
-from common.training.optimizers import GradientDescent
+from common.training.optimizers import Adam, GradientDescent, GroupRMSprop, Momentum
 from common.training.torch_engine import TorchEngine
 from tests.conftest import make_experiment, make_trainer, train
 
@@ -203,7 +203,8 @@ def test_loss_of_many_samples_does_not_depend_on_batch():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dense", [False, True])
-def test_cuda_matches_cpu(dense):
+@pytest.mark.parametrize("optimizer", [GradientDescent, Momentum, Adam, GroupRMSprop])
+def test_cuda_matches_cpu(dense, optimizer):
     factors, targets, entries = random_problem((6, 5), 3, seed=3, batch_size=4, alpha=0.3)
     matrices = gaussian_sensing(20, 6, 5, 0.3, make_generator(4)).double()
     observations = torch.stack([sense(matrices, target).observations for target in targets])
@@ -214,8 +215,11 @@ def test_cuda_matches_cpu(dense):
             objective = SensingObjective(matrices.to(device), observations.to(device))
         else:
             objective = completion_objective(entries, targets.to(device))
-        engine = TorchEngine(model, objective, gradient_descent(model, [1e-2] * 4))
+        settings = [{"lr": 1e-2 / (1 + b), "momentum": 0.5, "weight_decay": 0.01} for b in range(4)]
+        engine = TorchEngine(model, objective, optimizer(settings, model))
         engine.advance([500])
+        states = [engine.optimizer.experiment_state(b)["state"] for b in range(4)]
+        engine.optimizer = optimizer(settings, model, 500, states)
         engine = engine.select(torch.tensor([0, 2], device=device))
         return torch.from_numpy(engine.advance([500]).losses), [view.cpu() for view in engine.model.views]
 

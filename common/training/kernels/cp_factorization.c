@@ -1,4 +1,4 @@
-/* Gradient descent, with MOMENTUM with momentum, or with ADAPTIVE GroupRMSprop, on CP factorizations; with WEIGHT_DECAY,
+/* Gradient descent (with MOMENTUM: with momentum; with ADAPTIVE: GroupRMSprop) on CP factorizations. With WEIGHT_DECAY,
    weight decay is added to the gradients. Experiments are advanced one by one. */
 
 /* Whether steps depend on the parameters alone. */

@@ -1,6 +1,5 @@
-/* Gradient descent, or with MOMENTUM with momentum, on deep matrix factorizations of ROWS x COLS with DEPTH factors, of
-   which the inner ones have HIDDEN rows and columns; with WEIGHT_DECAY, weight decay is added to the gradients. Each
-   experiment is in its own lane. */
+/* Gradient descent (with MOMENTUM: with momentum) on deep matrix factorizations of ROWS x COLS with DEPTH factors, of
+   hidden width HIDDEN. With WEIGHT_DECAY, weight decay is added to the gradients. Each experiment is in its own lane. */
 
 #if ADAPTIVE
 #error "GroupRMSprop has no kernel for deep matrix factorizations"
@@ -116,7 +115,8 @@ static void advance_lanes(int64_t first, int64_t lanes, const Batch *batch, cons
     Rates rates;
     const int64_t entry_stride = batch->entry_stride;
     for (int l = 0; l < DEPTH; l++) {
-        const int64_t size = ROWS_OF(l) * COLS_OF(l), stride = batch->strides[l], begin = batch->offsets[l] + first * stride;
+        const int64_t size = ROWS_OF(l) * COLS_OF(l), stride = batch->strides[l];
+        const int64_t begin = batch->offsets[l] + first * stride;
         gather(size, batch->values + begin, stride, lanes, w[l]);
         if (MOMENTUM) gather(size, batch->momentum_buffers + begin, stride, lanes, buffer[l]);
     }
@@ -147,7 +147,8 @@ static void advance_lanes(int64_t first, int64_t lanes, const Batch *batch, cons
         for (int64_t b = 0; b < lanes; b++) observed->moved[row + b * count] = MOMENTUM || moved[b] != 0;
     }
     for (int l = 0; l < DEPTH; l++) {
-        const int64_t size = ROWS_OF(l) * COLS_OF(l), stride = batch->strides[l], begin = batch->offsets[l] + first * stride;
+        const int64_t size = ROWS_OF(l) * COLS_OF(l), stride = batch->strides[l];
+        const int64_t begin = batch->offsets[l] + first * stride;
         scatter(size, w[l], stride, lanes, batch->values + begin);
         if (MOMENTUM) scatter(size, buffer[l], stride, lanes, batch->momentum_buffers + begin);
     }

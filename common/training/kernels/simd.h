@@ -38,7 +38,7 @@ typedef INTEGER mask __attribute__((vector_size(VECTOR_BYTES)));
 
 /* A batch of experiments. Factor k of experiment b begins at values[offsets[k] + b * strides[k]], the targets and
    weights of experiment b begin at targets[b * entry_stride] and weights[b * entry_stride]. The fields from `lrs` on are
-   hyper-parameters and state of the optimizer: one number per experiment, but `momentum_buffers` is laid out as `values`.
+   hyper-parameters and state of the optimizer: one number per experiment, and `momentum_buffers`, laid out as `values`.
    Those that the optimizer does not have are not read.
 
    The caller passes this struct and the next one as arrays of 64-bit integers, one for each field: all fields must have
