@@ -30,7 +30,7 @@ def draw_against_epochs(groups: Sequence[Group], title: str, statistic: str = "m
 
     One metric: a line for each group. Several: a panel for each group, a line for each metric. Lines of several seeds
     are drawn as `statistic` with a band, dashed and lighter where not all of their runs are in training. Raises
-    ValueError if there are too many panels.
+    ValueError if there are too many panels, or no finite values.
     """
     metrics = list(dict.fromkeys(name for group in groups for history in group.histories for name in history))
     # Panel → name of a line → series of each run.
@@ -48,7 +48,7 @@ def draw_against_epochs(groups: Sequence[Group], title: str, statistic: str = "m
         )
     columns = min(len(panels), _COLUMNS_OF_PANELS)
     shape = -(-len(panels) // columns), columns
-    size = (max(4.2, 3.1 * columns), 3.1 * shape[0])
+    size = (1.2 + 3.0 * columns, 3.1 * shape[0])
     figure, grid = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False, sharey=True)
     figure.get_layout_engine().set(wspace=0.06)
     rows: list[Row] = []
@@ -70,8 +70,14 @@ def draw_against_epochs(groups: Sequence[Group], title: str, statistic: str = "m
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     for axes in grid.flat[len(panels) :]:
         axes.remove()
-    grid[0, 0].legend(handles=handles.values(), fontsize="x-small", framealpha=0.7)
-    _set_y_axis(grid[0, 0], metrics, [row[name] for row in rows for name in COLUMNS[statistic][1:2]])
+    style = {"fontsize": "x-small", "framealpha": 0.7}
+    if len(panels) > 1:
+        figure.legend(handles=handles.values(), loc="outside right upper", **style)
+    else:
+        grid[0, 0].legend(handles=handles.values(), **style)
+    if not rows:
+        raise ValueError("no value is finite; give another metric")
+    _set_y_axis(grid[0, 0], metrics, [row[statistic] for row in rows])
     for axes in grid[:, 0]:
         axes.set_ylabel(metric_label(metrics[0]) if len(metrics) == 1 else "")
     figure.suptitle(title)

@@ -31,18 +31,21 @@ def write_results_table(directory: Path) -> None:
     try:
         with suppress(OSError):  # the file system may have no locks
             fcntl.flock(handle, fcntl.LOCK_EX)
-        known, time = _read(path)
+        content, time = _read(path)
+        known = _rows_of(content)
         rows = []
         for folder in directory.glob("[!.]*"):
             row = known.get(folder.name, {})
-            if row.get("finished") == "True" and _is_older(folder / "run_params.json", time):
+            complete = row.get("finished") == "True" and row["experiment"].isdecimal()
+            if complete and _is_older(folder / "run_params.json", time):
                 rows.append(row)
             elif folder.is_dir() and is_experiment(folder):
                 with suppress(ValueError):
                     rows.append(_row(read_run(folder)))
         rows.sort(key=lambda row: (row["sweep"], int(row["experiment"]), row["folder"]))
-        if rows:
-            write_atomically(path, lambda temporary: _write(rows, temporary))
+        table = _bytes_of(rows)
+        if rows and table != content:
+            write_atomically(path, lambda temporary: temporary.write_bytes(table))
     finally:
         os.close(handle)
 
@@ -70,27 +73,33 @@ def _cell(value: Any) -> str:
     return json.dumps(value) if isinstance(value, (list, dict)) else str(value)
 
 
-def _read(path: Path) -> tuple[dict[str, dict[str, str]], int]:
-    """Returns the complete rows of a table by folder, and when it was written, in nanoseconds; none if it does not
-    exist or is damaged. Raises ValueError if the file is something else.
-    """
+def _read(path: Path) -> tuple[bytes, int]:
+    """Returns the content of a file and when it was written, in nanoseconds; nothing and 0 if it does not exist."""
     try:
         with open_regular(path) as file:
-            time = os.fstat(file.fileno()).st_mtime_ns
-            lines = csv.reader(io.TextIOWrapper(file, "utf-8", "surrogateescape", newline=""))
-            columns = next(lines, [])
-            if tuple(columns[: len(_FIRST)]) != _FIRST:
-                raise ValueError("there is another file of this name; move it away")
-            return {
-                cells[0]: dict(zip(columns, cells, strict=True)) for cells in lines if len(cells) == len(columns)
-            }, time
-    except (FileNotFoundError, csv.Error):
-        return {}, 0
+            return file.read(), os.fstat(file.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return b"", 0
 
 
-def _write(rows: list[dict[str, str]], path: Path) -> None:
+def _rows_of(content: bytes) -> dict[str, dict[str, str]]:
+    """Returns the complete rows of a table by folder; none if it is damaged. Raises ValueError if it is no table of
+    this project.
+    """
+    lines = csv.reader(io.StringIO(content.decode("utf-8", "surrogateescape"), newline=""))
+    try:
+        columns = next(lines, list(_FIRST))
+        if tuple(columns[: len(_FIRST)]) != _FIRST:
+            raise ValueError("there is another file of this name; move it away")
+        return {cells[0]: dict(zip(columns, cells, strict=True)) for cells in lines if len(cells) == len(columns)}
+    except csv.Error:
+        return {}
+
+
+def _bytes_of(rows: list[dict[str, str]]) -> bytes:
     columns = list(dict.fromkeys([*_FIRST, *(name for row in reversed(rows) for name in row)]))
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.DictWriter(file, columns, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, columns, restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().encode("utf-8", "surrogateescape")

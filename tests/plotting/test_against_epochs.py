@@ -65,9 +65,8 @@ def test_several_metrics_have_a_panel_for_each_group():
     runs = [{f"singular_value_{k}": series([9, 19], [k, seed]) for k in range(3)} for seed in range(2)]
     figure, rows = draw_against_epochs([Group("a", runs), Group("b", runs[:1])], "", "mean")
     assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
-    legend, none = [axes.get_legend() for axes in figure.axes]
+    (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [f"singular value {k}" for k in range(3)]
-    assert none is None
     colours = [[line.get_color() for line in axes.lines] for axes in figure.axes]
     assert len(set(colours[0])) == 3
     assert colours[0] == colours[1]

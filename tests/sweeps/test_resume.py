@@ -149,7 +149,9 @@ def test_missing_results_are_computed_without_training(tmp_path, monkeypatch):
 
 def test_resume_skips_finished_runs_and_starts_new_ones(tmp_path):
     run_sweep(DMF, parameter_list(tmp_path, {}, {"depth": 2}))
-    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.rglob("*.*") if path.is_file()}
+    before = {
+        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.glob("*/**/*.*") if path.is_file()
+    }
     # Order and names do not matter, only parameters and seed.
     run_sweep(DMF, parameter_list(tmp_path, {"lr": 1e-3}, {"depth": 2, "experiment_name": "x"}, {}), resume=True)
     assert len(folders_in(tmp_path)) == 3
