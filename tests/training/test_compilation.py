@@ -7,7 +7,8 @@ import pytest
 from common.training.native_engine import NativeUnavailable, compiled_kernel
 
 SOURCE = "deep_matrix_factorization.c"
-CONSTANTS = {"REAL": "float", "INTEGER": "int32_t", "ROWS": 2, "COLS": 2, "DEPTH": 3}
+CONSTANTS = {"REAL": "float", "INTEGER": "int32_t", "ROWS": 2, "COLS": 2, "HIDDEN": 2, "DEPTH": 3}
+CONSTANTS |= {"ADAPTIVE": 0, "MOMENTUM": 0, "WEIGHT_DECAY": 0}
 
 
 @pytest.fixture
