@@ -94,8 +94,16 @@ def log_spaced(begin: float, end: float, number: int) -> list[float]:
 def phase_diagram(depth: int) -> Plan:
     """Returns a plan of learning rates and initializations, whose product has entries of std 1e-7 to 1e-1."""
     inits = [(init / 2 ** ((depth - 1) / 2)) ** (1 / depth) for init in log_spaced(1e-7, 1e-1, 13)]
-    base = {"random_seed": 0, "save_results": True, "enforce_pos_det": True, "depth": depth, "validate_every": 500}
-    grid = {"lr": log_spaced(3e-4, 1e-1, 11), "init_alpha": [float(f"{init:.3g}") for init in inits]}
+    base = {
+        "random_seed": 0,
+        "save_results": True,
+        "enforce_pos_det": True,
+        "depth": depth,
+        "validate_every": 500,
+        "epochs": 4e7,
+    }
+    grid = {"lr": log_spaced(3e-4, 1e-1, 11), "init_alpha": [float(f"{init:.2g}") for init in inits]}
+    grid["dtype"] = ["float32", "float64"]
     return Plan(
         f"the share of runs on the theory's curve at loss 1e-4, depth {depth}: learning rate and initialization",
         combinations(base, grid),

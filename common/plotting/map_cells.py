@@ -89,7 +89,7 @@ class Axis:
         of_axis = getattr(axes, f"{which}axis")
         of_axis.set_ticks(self.places[::every], labels=texts)
         of_axis.set_ticks([], minor=True)
-        if which == "x" and sum(map(len, texts)) > 34:
+        if which == "x" and sum(map(len, texts)) > 28:
             of_axis.set_tick_params(rotation=45 if max(map(len, texts)) < 9 else 90)
 
 

@@ -126,7 +126,7 @@ def _caption(runs: Sequence[MapRun], cells: Mapping[str, Mapping], shown: Shown,
     """Returns how many runs the colours are of, and what became of those without a value."""
     sizes = [sum(run.finished for run in members) for of_panel in cells.values() for members in of_panel.values()]
     kind = "shares" if shown.of_share else f"{shown.statistic}s"
-    text = f"{kind} of {span([size for size in sizes if size] or [0])} runs"
+    text = f"{kind} of {span([size for size in sizes if size] or [0])} runs" if max(sizes) > 1 else "a run in each cell"
     diverged = sum(run.diverged for run in runs)
     missed = sum(run.finished and not run.diverged and run.value is None for run in runs)
     lost = [f"{diverged} diverged"] * bool(diverged)
