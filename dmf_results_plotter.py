@@ -57,9 +57,10 @@ def reading_errors(parameters: Parameters, path: str, metric: str) -> Iterator[N
 
     source = "experiments_dir" if parameters["experiments_dir"] else "experiments_checkpoint_paths"
     asked = metric if parameters[metric] else "unobserved_entry"
+    of_bound = "show_bound" if parameters["show_bound"] else metric
     with (
         flag_errors(source, path),
-        flag_errors("show_bound" if parameters["show_bound"] else metric, parameters[metric] or True, only=NoBound),
+        flag_errors(of_bound, parameters[of_bound], only=NoBound),
         flag_errors(asked, parameters[asked], only=NotRecorded if parameters[asked] else ()),
     ):
         yield
