@@ -1,7 +1,8 @@
 """Runs the tensor completion experiments described in this script; edit it to run others.
 
-Without flags it runs every combination of BASE and OPTIONS; with -plan it runs one of the paper's figures. Experiments
-on tensors of the same shape are trained in one batch. A flag given on the command line applies to all experiments.
+Without flags it runs every combination of BASE and OPTIONS; with -plan it runs one of the paper's figures, or further
+experiments. Experiments on tensors of the same shape are trained in one batch. A flag given on the command line applies
+to all experiments.
 """
 
 from pathlib import Path
