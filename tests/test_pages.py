@@ -16,7 +16,7 @@ page_of = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relat
 # Instead of the numbers in the commands, so that they take a second each.
 FEWER = {
     "dmf_experiment_runner.py": ["-epochs", 500],
-    "dmf_multiple_experiments_runner.py": ["-epochs", 500, "-repetitions", 2],
+    "dmf_multiple_experiments_runner.py": ["-epochs", 500, "-repetitions", 1],
     "tc_experiment_runner.py": ["-epochs", 200],
     "tc_multiple_experiments_runner.py": ["-epochs", 200, "-repetitions", 1, "-num_samples", 100],
 }
