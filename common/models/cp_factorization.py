@@ -42,12 +42,12 @@ class CPFactorization(BatchedFactorization):
             "ROWS": rows,
             "COLS": cols,
         }
-        entries, count = "all_entries.h", rows * cols
+        name, entries, count = "native", "all_entries.h", rows * cols
         if steps_on_observed_entries(dims, num_observed):
-            entries, count = "observed_entries.h", num_observed
+            name, entries, count = "native, observed entries", "observed_entries.h", num_observed
         # Of the entries, and of the Khatri–Rao products.
         multiplications = (3 * count + 4 * (rows + cols)) * rank
-        return NativeStep(["khatri_rao.h", entries, "cp_factorization.c"], macros, multiplications)
+        return NativeStep(name, ["khatri_rao.h", entries, "cp_factorization.c"], macros, multiplications)
 
     @cached_property
     def _products(self) -> tuple:

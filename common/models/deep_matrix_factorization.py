@@ -28,7 +28,7 @@ class DeepMatrixFactorization(BatchedFactorization):
         """Returns the native step for factors of these shapes (d_l, d_{l+1})."""
         (rows, cols), depth = DeepMatrixFactorization.matrix_shape(shapes), len(shapes)
         macros = {"ROWS": rows, "COLS": cols, "HIDDEN": _hidden_width(shapes), "DEPTH": depth}
-        return NativeStep(["deep_matrix_factorization.c"], macros, step_multiplications(shapes))
+        return NativeStep("native", ["deep_matrix_factorization.c"], macros, step_multiplications(shapes))
 
     @cached_property
     def _products(self) -> tuple[Tensor, list[tuple], list[tuple]]:

@@ -55,10 +55,11 @@ def _strides(shapes: Sequence[Sequence[int]], like: Tensor) -> list[int]:
 
 @dataclass(frozen=True)
 class NativeStep:
-    """A gradient step in C on one experiment: the files in common/training/kernels/ and the macros with which it is
-    compiled, and about how many multiplications it takes.
+    """A gradient step in C on one experiment: the engine's name in run_params.json, the files in
+    common/training/kernels/ and the macros with which it is compiled, and about how many multiplications it takes.
     """
 
+    name: str
     sources: Sequence[str]
     macros: Mapping[str, int | str]
     multiplications: int

@@ -48,6 +48,11 @@ def checkpoint_of(run: RecordedRun) -> Path:
         raise ValueError("not finished")
     if run.status.get("stop_reason") == "diverged":
         raise ValueError("diverged")
+    return require_checkpoint(run)
+
+
+def require_checkpoint(run: RecordedRun) -> Path:
+    """Returns the newest checkpoint of a run. Raises ValueError if it has none."""
     checkpoint = newest_checkpoint(run.path)
     if not checkpoint:
         raise ValueError("has no checkpoint; give -store_checkpoints")

@@ -11,7 +11,7 @@ from common.datasets.tensor_completion import load_tensor_completion
 from common.metrics import theory
 from common.plotting.curves import Wanted, corner_of, load_curve
 from common.plotting.folders import read_each
-from common.plotting.histories import NotRecorded, load_history
+from common.plotting.histories import NotRecorded, load_history, require_checkpoint
 from common.recorded_runs import TENSOR_METRICS, RecordedRun, compared, final_metrics, newest_checkpoint
 
 # |unobserved entry| divided by its theoretical lower bound at the loss of the run; see metrics/theory.py.
@@ -79,10 +79,7 @@ def measure_matrix(metric: str, entry: tuple[int, int] | None, at_loss: float | 
         if {name, "sse_loss_div_2"} <= final.keys():
             loss, value = final["sse_loss_div_2"], final[name]
         else:
-            checkpoint = newest_checkpoint(run.path)
-            if not checkpoint:
-                raise ValueError("has no checkpoint; give -store_checkpoints")
-            curve = load_curve(str(checkpoint), Wanted("" if of_entry else metric, (row, col)), run)
+            curve = load_curve(str(require_checkpoint(run)), Wanted("" if of_entry else metric, (row, col)), run)
             reached = np.flatnonzero(curve.losses <= (np.inf if at_loss is None else at_loss))
             if not len(reached):
                 return None

@@ -76,8 +76,7 @@ def native_kernel(
     library = compiled_kernel(*step.sources, **macros)
     library.advance.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p]
     library.experiments_at_once.restype = ctypes.c_int64
-    name = "native, observed entries" if "observed_entries.h" in step.sources else "native"
-    return Kernel(name, library.advance, library.experiments_at_once(), step.multiplications)
+    return Kernel(step.name, library.advance, library.experiments_at_once(), step.multiplications)
 
 
 @dataclass

@@ -114,11 +114,9 @@ class Trainer:
         longest = done + self.engine.max_steps_per_call
         if min(next_validation, last) > longest:
             return np.array([longest])
-        count = (
-            1
-            if self._measures_at_once()
-            else max(1, min(self.engine.max_steps_per_chunk // every, len(self._epoch_rows)))
-        )
+        count = 1
+        if not self._measures_at_once():
+            count = max(1, min(self.engine.max_steps_per_chunk // every, len(self._epoch_rows)))
         validations = next_validation + every * np.arange(count)
         return np.append(validations[validations < last], last)[:count]
 
