@@ -32,7 +32,8 @@ def build_engine(experiments: Sequence[Experiment], device: torch.device, kernel
     model = problems[0].model([torch.stack(each).to(device) for each in factors])
     objective = problems[0].objective(problems, model.values)
     states, num_steps = [experiment.optimizer_state for experiment in experiments], experiments[0].state.epoch + 1
-    settings = [{name: each.parameters[name] for name in problems[0].optimizer.hyperparameters} for each in experiments]
+    hyperparameters = problems[0].optimizer.hyperparameters
+    settings = {name: [each.parameters[name] for each in experiments] for name in hyperparameters}
     optimizer = problems[0].optimizer(settings, model, num_steps, states if all(states) else None)
     parts = model, objective, optimizer
     return NativeEngine(*parts, kernel) if kernel else TorchEngine(*parts)

@@ -19,7 +19,7 @@ class Optimizer:
 
     Parameters
     ----------
-    settings : for each experiment its hyper-parameters by name; without a weight decay, 0.
+    settings : hyper-parameters by name, a value for each experiment (B,); without a weight decay, 0.
     model : the batch whose parameters are updated.
     num_steps : taken so far.
     states : for each experiment the `state` of a checkpoint (see `experiment_state`); None at the start.
@@ -46,19 +46,17 @@ class Optimizer:
 
     def __init__(
         self,
-        settings: Sequence[Mapping[str, float]],
+        settings: Mapping[str, Sequence[float] | Tensor],
         model: BatchedFactorization,
         num_steps: int = 0,
         states: Sequence[Mapping[Any, Any]] | None = None,
     ):
         self.num_steps, self._shapes, self._batch_size = num_steps, model.shapes, model.batch_size
-        settings = [{"weight_decay": 0.0, **each} for each in settings]
-        self._settings = [{name: float(each[name]) for name in self.hyperparameters} for each in settings]
-        self.rates = {
-            name: model.values.new_tensor([each[name] for each in self._settings]) for name in self.hyperparameters
-        }
+        settings = {"weight_decay": torch.zeros(self._batch_size), **settings}
+        self._settings = {name: torch.as_tensor(settings[name], dtype=torch.float64) for name in self.hyperparameters}
+        self.rates = {name: values.to(model.values) for name, values in self._settings.items()}
         self._per_parameter: dict[str, Tensor] = {}
-        self._decays = any(each["weight_decay"] for each in self._settings)
+        self._decays = bool(self._settings["weight_decay"].any())
         self.state = {name: torch.zeros_like(self.rates["lr"]) for name in self.scalar_state}
         self._views = {}
         for name in self.factor_state:
@@ -96,7 +94,8 @@ class Optimizer:
 
     def select(self, kept: Tensor, model: BatchedFactorization) -> "Optimizer":
         """Returns the optimizer of the experiments at the indices `kept`, whose batch is `model`."""
-        selected = type(self)([self._settings[index] for index in kept.tolist()], model, self.num_steps)
+        settings = {name: values[kept] for name, values in self._settings.items()}
+        selected = type(self)(settings, model, self.num_steps)
         for name in self.scalar_state:
             selected.state[name].copy_(self.state[name][kept])
         for name, views in self._views.items():
@@ -117,7 +116,8 @@ class Optimizer:
                     state[k]["step"] = torch.tensor(self.num_steps, dtype=torch.float64)
         elif self.stores_step:
             state["step"] = self.num_steps
-        group = {**self._settings[index], **self.constants, "params": list(range(len(self._shapes)))}
+        settings = {name: values[index].item() for name, values in self._settings.items()}
+        group = {**settings, **self.constants, "params": list(range(len(self._shapes)))}
         return {"state": state, "param_groups": [group]}
 
 

@@ -48,9 +48,9 @@ def matrix_engines(shape, depth, batch_size, seed, dtype, width=0, optimizer=Gra
 
 
 def settings(batch_size, lr, decay):
-    """Returns hyper-parameters for each experiment of a batch, of which `lr` and `decay` are the largest."""
-    scales = [1 / (1 + b % 5) for b in range(batch_size)]
-    return [{"lr": lr * scale, "weight_decay": decay * scale, "momentum": 0.8 * scale} for scale in scales]
+    """Returns the hyper-parameters of a batch of experiments, of which `lr` and `decay` are the largest."""
+    scales = 1 / (1 + torch.arange(batch_size, dtype=torch.float64) % 5)
+    return {"lr": lr * scales, "weight_decay": decay * scales, "momentum": 0.8 * scales}
 
 
 def tensor_engines(dims, batch_size, seed, dtype, optimizer, kernel_for=1, decay=0.0):
@@ -268,7 +268,7 @@ def test_optimizer_without_kernel_uses_torch_engine():
     with pytest.raises(NotNative, match="no kernel for SignDescent"):
         native_kernel(DeepMatrixFactorization, shapes, torch.float32, SignDescent, 1)
     engine = make_trainer(experiments).engine
-    engine.optimizer = SignDescent([{"lr": 0.25}, {"lr": 0.5}], engine.model)
+    engine.optimizer = SignDescent({"lr": [0.25, 0.5]}, engine.model)
     before = engine.model.values.clone()
     engine.advance([1])
     moved = (engine.model.values - before).abs()

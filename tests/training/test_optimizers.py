@@ -158,7 +158,7 @@ def test_group_rmsprop_adapts_to_the_scale_of_gradients():
         for _ in range(50)
     ]
     model = CPFactorization(factors)
-    optimizer = GroupRMSprop([{"lr": lr} for lr in lrs], model)
+    optimizer = GroupRMSprop({"lr": lrs}, model)
     for gradient in gradients:
         for view, given in zip(model.factor_gradients, gradient, strict=True):
             view.copy_(given)

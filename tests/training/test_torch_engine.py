@@ -17,7 +17,7 @@ def completion_objective(entries, targets):
 
 
 def gradient_descent(model, lrs):
-    return GradientDescent([{"lr": lr} for lr in lrs], model)
+    return GradientDescent({"lr": lrs}, model)
 
 
 def make_generator(seed):
@@ -215,12 +215,13 @@ def test_cuda_matches_cpu(dense, optimizer):
             objective = SensingObjective(matrices.to(device), observations.to(device))
         else:
             objective = completion_objective(entries, targets.to(device))
-        settings = [{"lr": 1e-2 / (1 + b), "momentum": 0.5, "weight_decay": 0.01} for b in range(4)]
+        lrs = [1e-2 / (1 + b) for b in range(4)]
+        settings = {"lr": lrs, "momentum": [0.5] * 4, "weight_decay": [0.01] * 4}
         engine = TorchEngine(model, objective, optimizer(settings, model))
         engine.advance([500])
         states = [engine.optimizer.experiment_state(b)["state"] for b in range(4)]
         engine.optimizer = optimizer(settings, model, 500, states)
-        engine = engine.select(torch.tensor([0, 2], device=device))
+        engine = engine.select(torch.tensor([0, 2]))
         return torch.from_numpy(engine.advance([500]).losses), [view.cpu() for view in engine.model.views]
 
     for left, right in zip(run("cpu"), run("cuda"), strict=True):
