@@ -8,16 +8,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from common.cli import Parameters, Parser, UserError, flag_error, flag_errors, print_line, run_script
-from common.flags import (
+from common.flags import checkpoint_file, existing_dir, integer, optional, real
+from common.plotting.flags import (
     add_figure_flags,
     add_map_flags,
     check_map_flags,
-    checkpoint_file,
     drawing_errors,
-    existing_dir,
-    integer,
-    optional,
-    real,
     refuse_with,
     require_screen_or_file,
     save_figure,

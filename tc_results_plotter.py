@@ -3,12 +3,12 @@ experiments, and prints them as a table; or metrics against the epoch, or a map 
 """
 
 from common.cli import Parameters, Parser, flag_errors, print_line, run_script
-from common.flags import (
+from common.flags import existing_dir
+from common.plotting.flags import (
     add_figure_flags,
     add_map_flags,
     check_map_flags,
     drawing_errors,
-    existing_dir,
     require_screen_or_file,
     save_figure,
 )

@@ -4,14 +4,13 @@ import argparse
 import math
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import lru_cache, wraps
 from pathlib import Path
 from typing import Any
 
-from common.cli import Parameters, Parser, UserError, flag_error, flag_errors
+from common.cli import Parameters, Parser, flag_error, flag_errors
 from common.files import utc_time
 
 # The seeds of torch's CPU generator have 32 bits: larger ones repeat the draws of others.
@@ -246,83 +245,3 @@ def save_dataset(content: dict[str, Any], parameters: Parameters, default_name: 
         remedy = f"{directory / name} exists and is not overwritten; give another name"
         raise flag_error(flag, parameters[flag], remedy) from None
     return directory / name
-
-
-def add_figure_flags(parser: Parser) -> None:
-    """Adds the flags that both plotters share: the figure's title, the files to which it and its data are written, and
-    whether to list the folders that are skipped.
-    """
-    picture, table = optional(output_file(".png", ".pdf", ".svg")), optional(output_file(".csv"))
-    text = "title of the figure (default: made from the experiments)"
-    parser.add_argument("-plot_title", type=str, default=None, help=text)
-    parser.add_argument("-save_plot_to", type=picture, default="", help="write the figure to this png, pdf or svg file")
-    parser.add_argument("-save_data_to", type=table, default="", help="write the figure's data to this csv file")
-    text = "list every folder that is skipped, instead of how many for which reason"
-    parser.add_argument("-list_skipped", action="store_true", help=text)
-    text = "of seeds, draw the median with quartiles, or the mean with its 95%% confidence interval (Student's t)"
-    parser.add_argument("-statistic", choices=["median", "mean"], default="median", help=text)
-
-
-def add_map_flags(parser: Parser, metric: str | None, derived: str, metrics: str = "") -> None:
-    """Adds the flags of a map. `metric` is the default of -metric, `derived` names parameters that are not flags, and
-    `metrics` metrics that are not recorded, each with a comma in front.
-    """
-    maps = parser.add_argument_group("a map over two parameters")
-    text = f"draw a map over two parameters, on the x and the y axis: flags of the runner, such as num_samples{derived}"
-    maps.add_argument("-map", nargs=2, metavar=("PARAM", "PARAM"), help=text)
-    text = f"colour the map by the -statistic over seeds of this metric at the end of a run: a recorded one{metrics}"
-    maps.add_argument("-metric", default=metric, help=text)
-    text = "colour the map by the share of the finished runs with a larger metric; a run that diverged has none"
-    maps.add_argument("-above", type=real(), metavar="X", help=text)
-    maps.add_argument("-below", type=real(), metavar="X", help="the same for a smaller metric")
-    maps.add_argument("-map_counts", action="store_true", help="write in each cell how many runs it holds")
-
-
-def check_map_flags(parameters: Parameters, not_in_maps: Sequence[str]) -> None:
-    """Raises UserError if a flag of a map is given without -map, or one of `not_in_maps` with it."""
-    if parameters["map"]:
-        refuse_with("map", parameters, not_in_maps)
-        if len(set(parameters["map"])) == 1:
-            raise flag_error("map", parameters["map"], "give two different parameters")
-        if parameters["above"] is not None and parameters["below"] is not None:
-            raise flag_error("below", parameters["below"], "contradicts -above; give only one of the two")
-        return
-    for name in ("metric", "above", "below", "map_counts", "at_loss"):
-        if name in parameters.given:
-            raise flag_error(name, parameters[name], "is for maps; give -map PARAM PARAM as well, or leave it out")
-
-
-def refuse_with(flag: str, parameters: Parameters, names: Sequence[str]) -> None:
-    """Raises UserError if one of the flags `names`, which have no effect with `flag`, is given."""
-    for name in names:
-        if name in parameters.given:
-            shown = f"-{flag} {parameters[flag]}" if isinstance(parameters[flag], str) else f"-{flag}"
-            raise flag_error(name, parameters[name], f"has no effect with {shown}; leave it out")
-
-
-@contextmanager
-def drawing_errors(name: str, value: Any, title: str) -> Iterator[None]:
-    """Turns errors in drawing a figure into the UserError of flag `name` with `value`, or of -plot_title."""
-    from common.plotting.figures import NotDrawable
-
-    with flag_errors(name, value), flag_errors("plot_title", title, only=NotDrawable):
-        yield
-
-
-def require_screen_or_file(parameters: Parameters) -> None:
-    """Raises UserError if a figure can neither be shown nor saved."""
-    from common.plotting.figures import has_screen  # imports matplotlib
-
-    if not parameters["save_plot_to"] and not has_screen():
-        remedy = "is needed, because there is no screen to show the figure on; give a .png, .pdf or .svg file"
-        raise UserError(f"-save_plot_to: {remedy}")
-
-
-def save_figure(figure: Any, rows: Sequence[Mapping[str, Any]], parameters: Parameters) -> None:
-    """Saves and shows a figure, and saves its data, as the flags of `add_figure_flags` say. Raises UserError."""
-    from common.plotting.figures import require_drawable, save_and_show, save_data
-
-    with flag_errors("plot_title", parameters["plot_title"]):
-        require_drawable(figure)
-    save_data(rows, parameters["save_data_to"])
-    save_and_show(figure, parameters["save_plot_to"])

@@ -11,9 +11,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from common.cli import Parameters
-from common.flags import drawing_errors
 from common.naming import span
 from common.plotting.figures import wrapped
+from common.plotting.flags import drawing_errors
 from common.plotting.folders import number_of, report_skipped
 from common.plotting.map_cells import Axis, Row, Shown, cells_of, panels_of, require_parameters, row_of
 from common.plotting.map_runs import TENSOR_FACTS, MapRun, Measure, read_map_runs

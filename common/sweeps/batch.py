@@ -54,7 +54,7 @@ def train_batch(
                 return
             with context.guard(experiment):
                 _begin(experiment, context, device, engine.name)
-        context.sync()
+        context.disk.sync()
         indices = [index for index, experiment in enumerate(experiments) if not experiment.failed]
         if len(indices) < len(experiments):
             experiments, engine = [experiments[index] for index in indices], engine.select(torch.tensor(indices))
@@ -77,7 +77,7 @@ def _train(experiments: Sequence[Experiment], engine: Engine, context: SweepCont
     outputs = [Checkpoints(context), *([context.plots] if context.plots else []), Progress(context, trainer)]
     while trainer.running and not context.stop:
         for state, last_engine, index, output in trainer.advance():
-            if context.seconds_after_signal() > _SAVING_SECONDS:
+            if context.disk.seconds_after_signal() > _SAVING_SECONDS:
                 break  # these continue from older checkpoints
             experiment, output = experiment_of[state], torch.from_numpy(output)
             if experiment.failed:
@@ -89,7 +89,7 @@ def _train(experiments: Sequence[Experiment], engine: Engine, context: SweepCont
         running = [experiment_of[state] for state in trainer.running]
         for each in outputs:
             each.on_validation(trainer, running)
-        context.sync_if_due()
+        context.disk.sync_if_due()
         trainer.discard(experiment.state for experiment in running if experiment.failed)
     outputs[-1].close()
     if trainer.running:
@@ -112,7 +112,7 @@ def _begin(experiment: Experiment, context: SweepContext, device: torch.device, 
             last = f"model parameters: {num_parameters}, device: {device}"
             context.log(experiment, *(f"{name}: {value}" for name, value in parameters.items()), last)
 
-        context.after_syncs(experiment, folder.path, publish)
+        context.disk.after_syncs(experiment, folder.path, publish)
         return
     before = previous.provenance
     resumed = before.get("resumed") if isinstance(before.get("resumed"), int) else 0
@@ -121,7 +121,7 @@ def _begin(experiment: Experiment, context: SweepContext, device: torch.device, 
     provenance["before"] = {name: before.get(name) for name in facts if name != "command"}
     experiment.folder = folder = reopen_folder(previous.path, parameters, provenance)
     file = folder.write_parameters(False, None, epoch)
-    context.after_syncs(experiment, folder.path, partial(rename, *file), folder.remove_old_checkpoints)
+    context.disk.after_syncs(experiment, folder.path, partial(rename, *file), folder.remove_old_checkpoints)
     where = f"after epoch {epoch:,}" if epoch >= 0 else "from the beginning"
     context.log(experiment, f"resumed {where}, device: {device}")
 
@@ -134,7 +134,7 @@ def _finish(experiment: Experiment, output: torch.Tensor, context: SweepContext)
     def mark_finished() -> None:
         file = folder.write_parameters(True, state.stop_reason, state.epoch, metrics)
         # The first sync is for the content of all files, the second for their names, the third for this one's name.
-        context.after_syncs(experiment, folder.path, lambda: None, partial(rename, *file), lambda: None)
+        context.disk.after_syncs(experiment, folder.path, lambda: None, partial(rename, *file), lambda: None)
 
     with context.guard(experiment):
         try:
@@ -149,16 +149,16 @@ def _finish(experiment: Experiment, output: torch.Tensor, context: SweepContext)
         else:
             mark_finished()
         experiment.release()
-    context.sync_if_due()
+    context.disk.sync_if_due()
 
 
 def _write_end(experiment: Experiment, results: Results, context: SweepContext) -> None:
     """Writes results, and says how the experiment ended."""
     state, folder = experiment.state, experiment.folder
     for name, tensor in results.tensors.items():
-        context.rename_after_sync(experiment, folder.write(name, tensor_bytes(tensor)))
+        context.disk.rename_after_sync(experiment, folder.write(name, tensor_bytes(tensor)))
     if results.numbers:
-        context.rename_after_sync(experiment, folder.write(results.name, json_bytes(results.numbers)))
+        context.disk.rename_after_sync(experiment, folder.write(results.name, json_bytes(results.numbers)))
     values = state.history.last_values() | results.extra_metrics
     headline = {name: value for name, value in values.items() if experiment.problem.headline.fullmatch(name)}
     reason = _REASONS.get(state.stop_reason, state.stop_reason.replace("_", " "))
@@ -177,20 +177,20 @@ def _interrupt(trainer: Trainer, experiments: Sequence[Experiment], context: Swe
         if experiment.failed:
             continue
         with context.guard(experiment):
-            if context.seconds_after_signal() <= _SAVING_SECONDS:
+            if context.disk.seconds_after_signal() <= _SAVING_SECONDS:
                 file = experiment.folder.write_parameters(False, INTERRUPTED, trainer.epoch)
-                context.rename_after_sync(experiment, file)
+                context.disk.rename_after_sync(experiment, file)
             if experiment.parameters["store_checkpoints"] and trainer.epoch >= 0:
-                if context.seconds_after_signal() > most_seconds:
+                if context.disk.seconds_after_signal() > most_seconds:
                     num_unsaved += 1
                     continue
                 trainer.sync(index)
                 save_checkpoint(context, experiment, engine, index)
-        context.sync_if_due()
+        context.disk.sync_if_due()
     if num_unsaved:
         say(f"no time for {num_unsaved} of {len(ended)} checkpoints: -resume continues from older ones, if any")
     for experiment, (state, _, index, output) in ended:
-        if not experiment.failed and context.seconds_after_signal() <= most_seconds:
+        if not experiment.failed and context.disk.seconds_after_signal() <= most_seconds:
             with context.guard(experiment):
                 trainer.sync(index)
                 _write_end(experiment, experiment.problem.results(state, torch.from_numpy(output)), context)

@@ -31,7 +31,7 @@ _last_numbers: dict[Path, int] = defaultdict(int)
 class ExperimentFolder:
     """A folder to which nothing else writes. It records `parameters` and `provenance`, which repeat the run.
 
-    Files are written under temporary names; see `SweepContext.after_syncs`.
+    Files are written under temporary names; see `DiskQueue.after_syncs`.
     """
 
     path: Path

@@ -22,9 +22,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from common.cli import Stop
-from common.files import Written, remove_temporary_files, rename, sync_folders
+from common.files import remove_temporary_files, rename
 from common.plotting.metrics import Lines, draw_metrics, end_with_parent, metric_lines
 from common.sweeps.checkpoint import checkpoint_content
+from common.sweeps.disk import DiskQueue
 from common.sweeps.experiment import Experiment
 from common.sweeps.processes import World
 from common.training.history import STALLED
@@ -35,10 +36,6 @@ from common.training.trainer import Trainer
 _ONE_PROCESS_DRAWS = 20
 # Experiments that wait for their plots at most: then training waits.
 _MOST_WAITING = 16
-# Between two waits for the disk, at least so many seconds pass, and at least so many times the last wait.
-_SYNC_SECONDS, _SYNC_RATIO = 1.0, 50
-# After a signal, so many seconds pass between two waits, which end within so many: Python needs half a second to exit.
-_SYNC_SECONDS_AFTER_SIGNAL, _MOST_SYNC_SECONDS = 0.4, 1.4
 
 
 def say(line: str) -> None:
@@ -64,10 +61,9 @@ class SweepContext:
     output_share: float  # of the time, for checkpoints, plots and logs
     plots: "MetricPlots | None" = None
     failures: list[str] = field(default_factory=list)  # a line for each experiment that failed
-    # Experiments, their folders, and what is to be done after the next syncs
-    waiting: list[tuple[Experiment, Path, Sequence[Callable[[], None]]]] = field(default_factory=list)
-    last_sync: float = field(default_factory=time.monotonic)  # when it ended
-    last_sync_seconds: float = 0.0  # that it took
+
+    def __post_init__(self) -> None:
+        self.disk = DiskQueue(self.stop, self.guard)
 
     @property
     def making(self) -> str:
@@ -94,49 +90,9 @@ class SweepContext:
             # All but checkpoints that are written, which may continue the experiment
             for directory in (folder.path, folder.path / "plots"):
                 remove_temporary_files(directory)
-            self.rename_after_sync(experiment, folder.write_parameters(False, "failed", experiment.state.epoch))
+            self.disk.rename_after_sync(experiment, folder.write_parameters(False, "failed", experiment.state.epoch))
             folder.log("failed: " + "".join(traceback.format_exception(error)))
         experiment.release()
-
-    def after_syncs(self, experiment: Experiment, folder: Path, *actions: Callable[[], None]) -> None:
-        """Does the first action when all that is in the experiment's folder now is on the disk, the second when what
-        the first did is, and so on, unless the experiment fails: a file gets its final name when its content is on the
-        disk, and what relies on the name, such as the removal of an older file, is done when the name is, too.
-        """
-        self.waiting.append((experiment, folder, actions))
-
-    def rename_after_sync(self, experiment: Experiment, file: Written) -> None:
-        """Gives a file its final name when it is on the disk."""
-        self.after_syncs(experiment, experiment.folder.path, partial(rename, *file))
-
-    def sync(self) -> None:
-        """Waits until all files are on the disk, then does what waits for that. An error fails its experiments."""
-        waiting, self.waiting, begin = self.waiting, [], time.monotonic()
-        errors = sync_folders(dict.fromkeys(folder for _, folder, _ in waiting))
-        self.last_sync = time.monotonic()
-        self.last_sync_seconds = self.last_sync - begin
-        for experiment, folder, (action, *later) in waiting:
-            with self.guard(experiment):
-                if folder in errors:
-                    raise errors[folder]
-                action()
-                if later and not experiment.failed:
-                    self.waiting.append((experiment, folder, later))
-
-    def sync_if_due(self) -> None:
-        """Calls `sync` if something waits for it, and the last one is long enough ago."""
-        least = _SYNC_SECONDS_AFTER_SIGNAL if self.stop else max(_SYNC_SECONDS, _SYNC_RATIO * self.last_sync_seconds)
-        if self.waiting and time.monotonic() - self.last_sync >= least:
-            self.sync()
-
-    def sync_all(self) -> None:
-        """Calls `sync` until nothing waits for it. After a signal, what takes too long is left to a resumed run."""
-        while self.waiting and self.seconds_after_signal() <= _MOST_SYNC_SECONDS:
-            self.sync()
-
-    def seconds_after_signal(self) -> float:
-        """Returns the seconds from a signal until what is written now will be on the disk; 0 if there was none."""
-        return self.stop.seconds() + self.last_sync_seconds if self.stop else 0.0
 
     def log(self, experiment: Experiment, *lines: str) -> None:
         """Logs lines to the experiment's file, or to the console, which has room for one experiment's log."""
@@ -184,7 +140,7 @@ def save_checkpoint(
     """Writes the checkpoint of an experiment whose parameters are at an index of the engine's batch."""
     folder = experiment.folder
     file = folder.write_checkpoint(checkpoint_content(experiment.state, engine, index, output))
-    context.after_syncs(experiment, folder.path, partial(rename, *file), folder.remove_old_checkpoints)
+    context.disk.after_syncs(experiment, folder.path, partial(rename, *file), folder.remove_old_checkpoints)
 
 
 class Checkpoints:
@@ -203,7 +159,7 @@ class Checkpoints:
                             trainer.sync(index)
                             save_checkpoint(self._context, running[index], trainer.engine, index)
                             running[index].saved_at["store_checkpoints"] = (trainer.epoch + 1) // trainer.validate_every
-                self._context.sync()
+                self._context.disk.sync()
 
 
 class MetricPlots:
@@ -262,9 +218,9 @@ class MetricPlots:
                 seconds, files = future.result()
                 self._throttle.spend(seconds)
                 for file in files:
-                    self._context.rename_after_sync(experiment, file)
+                    self._context.disk.rename_after_sync(experiment, file)
                 then()
-        self._context.sync_if_due()
+        self._context.disk.sync_if_due()
 
     def close(self) -> None:
         """Waits until everything is plotted. After a signal, the rest is left to a resumed run."""

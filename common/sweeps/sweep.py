@@ -219,7 +219,7 @@ def _train(batches: Sequence[Batch], context: SweepContext) -> list[str]:
         torch.set_num_threads(NUM_THREADS)
         if context.plots:
             context.plots.close()
-        context.sync_all()
+        context.disk.sync_all()
     return context.failures
 
 

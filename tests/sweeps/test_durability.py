@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,9 +15,8 @@ from common import files
 from common.cli import RunFailed, Stop
 from common.files import sync_folders
 from common.recorded_runs import newest_checkpoint
-from common.sweeps import outputs
-from common.sweeps.outputs import SweepContext
-from common.sweeps.processes import World
+from common.sweeps import disk
+from common.sweeps.disk import DiskQueue
 from common.sweeps.sweep import run_sweep
 from common.training import native_engine
 from tests.conftest import KINDS, runs_by_number
@@ -54,7 +54,7 @@ def test_number_of_syncs(tmp_path, monkeypatch):
 def test_order_of_writes_and_syncs(tmp_path, monkeypatch, frequent_checkpoints, kind, seconds):
     """Checks for each renamed or removed file that what it relies on was there, with this content, at the last sync."""
     durable, events = {}, []
-    replace, unlink, sync = os.replace, Path.unlink, outputs.sync_folders
+    replace, unlink, sync = os.replace, Path.unlink, disk.sync_folders
 
     def content(path):
         return {each: each.read_bytes() for each in path.rglob("*") if each.is_file() and each.suffix != ".log"}
@@ -87,8 +87,8 @@ def test_order_of_writes_and_syncs(tmp_path, monkeypatch, frequent_checkpoints, 
             events.append("removed")
         unlink(path, missing_ok)
 
-    monkeypatch.setattr(outputs, "_SYNC_SECONDS", seconds)
-    monkeypatch.setattr(outputs, "sync_folders", record_sync)
+    monkeypatch.setattr(disk, "_SYNC_SECONDS", seconds)
+    monkeypatch.setattr(disk, "sync_folders", record_sync)
     monkeypatch.setattr(os, "replace", check_replace)
     monkeypatch.setattr(Path, "unlink", check_unlink)
     run_sweep(KINDS[kind][0], three_experiments(tmp_path, kind, plots=True), output_share=np.inf)
@@ -101,7 +101,7 @@ def test_order_of_writes_and_syncs(tmp_path, monkeypatch, frequent_checkpoints, 
 
 def test_failed_sync_fails_experiments_whose_files_may_be_lost(tmp_path, monkeypatch, capsys, frequent_checkpoints):
     """Fails each sync of the sweep in turn, and checks that -resume completes the sweep."""
-    monkeypatch.setattr(outputs, "_SYNC_SECONDS", 0)
+    monkeypatch.setattr(disk, "_SYNC_SECONDS", 0)
     calls = []
 
     def fail_sync(number):
@@ -115,7 +115,7 @@ def test_failed_sync_fails_experiments_whose_files_may_be_lost(tmp_path, monkeyp
         return failing
 
     with monkeypatch.context() as patched:
-        patched.setattr(outputs, "sync_folders", fail_sync(-1))
+        patched.setattr(disk, "sync_folders", fail_sync(-1))
         run_sweep(DMF, three_experiments(tmp_path / "whole"), output_share=np.inf)
     expected, number_of_syncs = read_outputs(tmp_path / "whole"), len(calls)
     assert number_of_syncs > 6
@@ -123,7 +123,7 @@ def test_failed_sync_fails_experiments_whose_files_may_be_lost(tmp_path, monkeyp
         path = tmp_path / str(number)
         capsys.readouterr()
         with monkeypatch.context() as patched:
-            patched.setattr(outputs, "sync_folders", fail_sync(number))
+            patched.setattr(disk, "sync_folders", fail_sync(number))
             try:
                 run_sweep(DMF, three_experiments(path), output_share=np.inf)
                 failed = 0
@@ -171,9 +171,9 @@ def test_every_file_is_synced_without_syncfs(tmp_path, monkeypatch):
 
 
 def test_slow_syncs_are_rarer(tmp_path):
-    context, synced = SweepContext(1, {}, World("launch"), Stop(), 1.0), []
+    queue, synced = DiskQueue(Stop(), nullcontext), []
     for seconds_ago, expected in ((500, []), (700, [1])):
-        context.waiting = [(None, tmp_path, [lambda: synced.append(1)])]
-        context.last_sync, context.last_sync_seconds = time.monotonic() - seconds_ago, 12
-        context.sync_if_due()
+        queue.waiting = [(None, tmp_path, [lambda: synced.append(1)])]
+        queue.last_sync, queue.last_sync_seconds = time.monotonic() - seconds_ago, 12
+        queue.sync_if_due()
         assert synced == expected

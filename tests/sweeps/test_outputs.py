@@ -34,7 +34,7 @@ def experiments(tmp_path):
 def close(plots, context):
     """Waits until everything is plotted and on the disk."""
     plots.close()
-    context.sync_all()
+    context.disk.sync_all()
 
 
 def plot_files(experiment):
