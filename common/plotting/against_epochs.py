@@ -1,6 +1,6 @@
 """Metrics against the epoch, over the runs of a folder: incremental learning, for example."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from common.plotting.figures import COLOURS, fit_legends, metric_label, wrapped
 from common.plotting.histories import Group
 from common.plotting.metrics import LOGARITHMIC, WHOLE
-from common.plotting.statistics import COLUMNS, cells, over_seeds, summary
+from common.plotting.statistics import draw_over_seeds, over_seeds
 from common.plotting.thinning import visible_points
 from common.training.history import Series
 
@@ -62,8 +62,8 @@ def draw_against_epochs(groups: Sequence[Group], title: str, statistic: str = "m
             index = names.index(name)
             style = {"color": shades[index], "linewidth": widths[index]}
             handles.setdefault(name, Line2D([], [], **style, label=wrapped(name, 34)))
-            drawn = _draw_line(axes, series, style, statistic)
-            rows += [{"panel": panel, "name": name, **row} for row in drawn]
+            _, points = draw_over_seeds(axes, "epoch", *values_at(series), statistic, **style)
+            rows += [{"panel": panel, "name": name, **point} for point in points]
         axes.set(xlabel="epoch", title=wrapped(panel, 34))
         axes.title.set_fontsize("small")
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -115,31 +115,3 @@ def values_at(series: Sequence[Series]) -> tuple[np.ndarray, np.ndarray]:
             there = (epochs >= own[0]) & (epochs <= own[-1])
             row[there] = values[np.searchsorted(own, epochs[there], side="right") - 1]
     return epochs, found
-
-
-def _draw_line(axes: Axes, series: Sequence[Series], style: Mapping[str, Any], statistic: str) -> list[Row]:
-    """Draws a line and its band, and returns its points."""
-    epochs, values = values_at(series)
-    reached = np.isfinite(values).sum(axis=0)
-    epochs, values, reached = epochs[reached > 0], values[:, reached > 0], reached[reached > 0]
-    low, middle, high = summary(values, statistic)
-    ended = np.flatnonzero(reached < len(series))
-    complete = ended[0] if len(ended) else len(epochs)
-    everyone, fewer = slice(complete), slice(max(complete - 1, 0), None)
-    if len(series) > 1:
-        for part, alpha in ((everyone, 0.2), (fewer, 0.07)):
-            axes.fill_between(
-                epochs[part], low[part], high[part], color=style["color"], alpha=alpha, linewidth=0, zorder=1
-            )
-    axes.plot(epochs[everyone], middle[everyone], **style)
-    if complete < len(epochs):
-        axes.plot(epochs[fewer], middle[fewer], linestyle="--", **style)
-    return [
-        {
-            "epoch": epoch,
-            **dict(zip(COLUMNS[statistic], numbers, strict=True)),
-            "runs": runs,
-            "runs_in_all": len(series),
-        }
-        for epoch, numbers, runs in zip(epochs.tolist(), cells(low, middle, high), reached.tolist(), strict=True)
-    ]

@@ -18,7 +18,7 @@ from common.metrics import theory
 from common.naming import scientific
 from common.plotting.curves import Curve, Line, NoBound
 from common.plotting.figures import COLOURS, MARKERS, fit_legends, metric_label, require_drawable, wrapped
-from common.plotting.statistics import COLUMNS, cells, over_seeds, summary
+from common.plotting.statistics import COLUMNS, draw_over_seeds, over_seeds
 from common.plotting.thinning import visible_points
 
 _COLOURS = LinearSegmentedColormap.from_list("iterations", ["#a9d6f5", "#2f7fc1", "#123a75", "#000000"])
@@ -228,33 +228,19 @@ def _place_markers(axes: Axes, lines: Sequence[Line], markers: Sequence[Line2D],
 def _draw_seeds(
     axes: Axes, lines: Sequence[Line], largest: float, min_loss: float, statistic: str
 ) -> tuple[list[Line2D], list[Row]]:
-    """Draws a statistic with its band over the curves of each line. Returns the handles of the legend and the points.
-
-    Where not all runs reach the loss, the line, of those that do, is dashed: which of them are left may bend it.
-    """
+    """Draws a statistic over the curves of each line, with its band. Returns the legend's handles and the points."""
     handles, rows = [], []
     for index, line in enumerate(lines):
         losses, values = values_below(line.curves, largest, min_loss)
-        reached = np.isfinite(values).sum(axis=0)
-        losses, values, reached = losses[reached > 0], values[:, reached > 0], reached[reached > 0]
-        low, middle, high = summary(values, statistic)
         name, num_runs = line.name, len(line.curves)
         left = sum(curve.losses.min() < min_loss for curve in line.curves)
         if left < num_runs:
             name += f"\n({left} of {num_runs} runs reach {scientific(min_loss)})"
-        complete = int((reached == num_runs).sum())
-        everyone, fewer = slice(complete), slice(max(complete - 1, 0), None)
-        colour = COLOURS[index % len(COLOURS)]
         # Each line is narrower than the one below it, so that coinciding lines are all visible.
-        style = {"color": colour, "linewidth": max(1.0, 3.4 - 0.8 * index), "zorder": 2}
-        for part, alpha in ((everyone, 0.2), (fewer, 0.07)):
-            axes.fill_between(losses[part], low[part], high[part], color=colour, alpha=alpha, linewidth=0, zorder=1)
-        handles += axes.plot(losses[everyone], middle[everyone], label=name, in_layout=bool(complete), **style)
-        if complete < len(losses):
-            axes.plot(losses[fewer], middle[fewer], linestyle="--", **style)
-        for loss, numbers, runs in zip(losses.tolist(), cells(low, middle, high), reached.tolist(), strict=True):
-            row = dict(zip(COLUMNS[statistic], numbers, strict=True))
-            rows.append({"name": line.name, "loss": loss, **row, "runs": runs, "runs_in_all": num_runs})
+        style = {"color": COLOURS[index % len(COLOURS)], "linewidth": max(1.0, 3.4 - 0.8 * index), "zorder": 2}
+        solid, points = draw_over_seeds(axes, "loss", losses, values, statistic, label=name, **style)
+        handles += solid
+        rows += [{"name": line.name, **point} for point in points]
     return handles, rows
 
 

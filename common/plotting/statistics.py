@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from common.naming import span
 
@@ -19,6 +22,32 @@ _CONFIDENCE = 0.95
 def over_seeds(statistic: str, seeds: Sequence[int]) -> str:
     """Returns the caption of lines that show a statistic and its band over so many seeds."""
     return f"{statistic}, {_BANDS[statistic]} over {span(seeds)} seeds"
+
+
+def draw_over_seeds(
+    axes: Axes, x_name: str, x: np.ndarray, values: np.ndarray, statistic: str, **style: Any
+) -> tuple[list[Line2D], list[dict[str, Any]]]:
+    """Draws a statistic of values (runs, n) at `x` (n,), with its band. Returns the solid line, and the points as rows
+    of a data file.
+
+    Where some runs have no value (NaN), the line is dashed: which runs are left may bend it.
+    """
+    runs = np.isfinite(values).sum(axis=0)
+    x, values, runs = x[runs > 0], values[:, runs > 0], runs[runs > 0]
+    low, middle, high = summary(values, statistic)
+    complete = int(np.append(runs < len(values), True).argmax())
+    everyone, fewer = slice(complete), slice(max(complete - 1, 0), None)
+    for part, alpha in ((everyone, 0.2), (fewer, 0.07)):
+        band = {"color": style["color"], "alpha": alpha, "linewidth": 0, "zorder": 1}
+        axes.fill_between(x[part], low[part], high[part], **band)
+    # The layout takes a line without points to be in the corner of the figure.
+    handles = axes.plot(x[everyone], middle[everyone], in_layout=bool(complete), **style)
+    if complete < len(x):
+        axes.plot(x[fewer], middle[fewer], **{**style, "linestyle": "--", "label": None})
+    columns = x_name, *COLUMNS[statistic], "runs", "runs_in_all"
+    points = zip(x.tolist(), cells(low, middle, high), runs.tolist(), strict=True)
+    rows = [dict(zip(columns, (at, *numbers, left, len(values)), strict=True)) for at, numbers, left in points]
+    return handles, rows
 
 
 def summary(values: np.ndarray, statistic: str) -> np.ndarray:
