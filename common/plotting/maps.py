@@ -16,8 +16,9 @@ from common.plotting.figures import wrapped
 from common.plotting.flags import drawing_errors
 from common.plotting.folders import number_of, report_skipped
 from common.plotting.map_cells import Axis, Row, Shown, cells_of, panels_of, require_parameters, row_of
-from common.plotting.map_runs import TENSOR_FACTS, MapRun, Measure, read_map_runs
-from common.recorded_runs import RecordedRun, canonical, is_number
+from common.plotting.map_runs import MapRun, Measure, read_map_runs
+from common.plotting.map_theory import theory_line
+from common.recorded_runs import RecordedRun
 
 # Metrics that differ by orders of magnitude are coloured on a logarithmic scale from this ratio on.
 _LOG_COLOURS_RATIO = 100
@@ -48,8 +49,7 @@ def draw_map(
     the figure, and a row for each cell.
 
     Cells without a finished run are white; cells whose runs have no value (see `MapRun`) are grey in maps of a
-    statistic. Over the rank or dimension of a tensor and the number of observations, the number of free parameters is
-    drawn. Raises ValueError if there are too many panels.
+    statistic. Where theory has a line, it is drawn (see map_theory.py). Raises ValueError if there are too many panels.
     """
     panels = panels_of(runs, names)
     x, y = (Axis(name, [run.values[name] for run in runs]) for name in names)
@@ -85,7 +85,7 @@ def draw_map(
         mesh = axes.pcolormesh(x.edges, y.edges, np.ma.masked_invalid(image), norm=norm, cmap=colours)
         for which, axis in (("x", x), ("y", y)):
             axis.draw(axes, which)
-        if line := _free_parameters(panels[panel], x, y):
+        if line := theory_line(panels[panel], x, y):
             points, label = line
             handles["line"] = Line2D([], [], color="red", linewidth=2, label=label)
             axes.plot(*points, color="red", linewidth=2)
@@ -138,26 +138,3 @@ def _caption(runs: Sequence[MapRun], cells: Mapping[str, Mapping], shown: Shown,
     if unfinished := sum(not run.finished for run in runs):
         text += f"; without {unfinished} that are not finished"
     return text + ("; numbers: runs" + (", finished / all" if unfinished else "") if counts else "")
-
-
-def _free_parameters(runs: Sequence[MapRun], x: Axis, y: Axis) -> tuple[tuple[np.ndarray, np.ndarray], str] | None:
-    """Returns the points and the label of the number of free parameters of a tensor of CP rank r, r (Σ d_k − N + 1),
-    if one axis is num_samples and the other is target_rank or dimension, and all targets agree in the rest.
-
-    A CP decomposition has r Σ d_k numbers, of which each component can be rescaled in N − 1 ways.
-    """
-    axis, samples = (x, y) if y.name == "num_samples" else (y, x)
-    if samples.name != "num_samples" or axis.name not in ("target_rank", "dimension") or not axis.numeric:
-        return None
-    fixed = [name for name in TENSOR_FACTS if name != axis.name]
-    known = {canonical([run.values[name] for name in fixed]) for run in runs}
-    facts = {name: runs[0].values[name] for name in fixed}
-    if len(known) > 1 or not all(is_number(value, 1) for value in facts.values()):
-        return None
-    facts[axis.name] = np.linspace(axis.edges[0], axis.edges[-1], 200)
-    order = facts["order"]
-    numbers = facts["target_rank"] * (order * facts["dimension"] - order + 1)
-    inside = (numbers >= samples.edges[0]) & (numbers <= samples.edges[-1]) & (facts[axis.name] > 0)
-    line = facts[axis.name][inside], numbers[inside]
-    formula = "r(d₁ + d₂ + d₃ − 2)" if order == 3 else "r(Σd − N + 1)"
-    return (line if axis is x else line[::-1]), f"free parameters, {formula}"

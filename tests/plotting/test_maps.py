@@ -171,6 +171,20 @@ def test_free_parameters_are_not_drawn_of_different_shapes():
     plt.close(figure)
 
 
+@pytest.mark.parametrize("dataset, drawn", [("1x1_w_10", True), ("2x2_w_1_1_0", False), ("missing", False)])
+def test_edge_of_stability(dataset, drawn):
+    path = str(MATRIX.with_name(f"completion_{dataset}.pt"))
+    runs = [map_run(1.0, lr=lr, depth=depth, dataset_path=path) for lr in (1e-2, 0.2) for depth in (2, 3, 4)]
+    for names in (("lr", "depth"), ("depth", "lr")):
+        figure, _ = draw_map(runs, names, Shown(""), "")
+        lines = [line.get_data() if names[0] == "lr" else line.get_data()[::-1] for line in figure.axes[0].lines]
+        assert len(lines) == drawn
+        for rates, depths in lines:
+            np.testing.assert_allclose(rates, [0.1, 0.1, 0.0309, 0.0309, 0.0158, 0.0158], rtol=3e-3)
+            np.testing.assert_allclose(depths, [1.5, 2.5, 2.5, 3.5, 3.5, 4.5])
+        plt.close(figure)
+
+
 MATRIX_RUN = {"lr": 1e-3, "init_alpha": 0.1, "depth": 3, "unobserved_entry": [0, 0], "num_samples": 3}
 HISTORY = {"sse_loss_div_2": ([9, 19, 29], [1.0, 1e-2, 1e-4]), "e2e_0_0_value": ([9, 19, 29], [-1.0, -5.0, -9.0])}
 
