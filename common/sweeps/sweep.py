@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
@@ -121,18 +121,11 @@ def _run(sweep: Sweep, world: World, resume: bool, output_share: float = _OUTPUT
             stack.callback(discard, directory / context.making)
         summary = f"{total} experiment{'s' if total != 1 else ''}{_observations(experiments.values())}"
         if sweep.num_repeats:
-            summary += f"; {sweep.num_repeats} more of the list have the same parameters and seed, and are left out"
+            summary += f" ({sweep.num_repeats} duplicates in the list are skipped)"
         if world.size > 1:
             summary += f", {len(experiments)} of them for process {world.rank} of {world.size}"
         if resume:
-            matches: dict[int, RecordedRun] = {}
-            for directory, lock in locks.items():
-                matches |= _previous(sweep, directory, lock, context)
-            unfinished = []
-            for index, experiment in experiments.items():
-                run = matches.get(index)
-                if not (run and run.status.get("finished")):
-                    unfinished.append(restore(experiment, run) if run and not stop else experiment)
+            unfinished = _resume(sweep, locks, context)
             continued = sum(each.previous is not None and each.state.epoch >= 0 for each in unfinished)
             summary += f": {len(experiments) - len(unfinished)} finished before, {continued} to continue"
             summary += f", {len(unfinished) - continued} to start"
@@ -169,6 +162,21 @@ def _observations(experiments: Iterable[Experiment]) -> str:
         return ""
     used, available = zip(*numbers, strict=True)
     return f", {span(used)} of {span(available)} observations"
+
+
+def _resume(sweep: Sweep, locks: Mapping[Path, Path | None], context: SweepContext) -> list[Experiment]:
+    """Returns this process's experiments that are not finished, those with an earlier run as its continuation. `locks`
+    are this process's locks by output folder. Raises UserError if another process works in a folder.
+    """
+    matches: dict[int, RecordedRun] = {}
+    for directory, lock in locks.items():
+        matches |= _previous(sweep, directory, lock, context)
+    unfinished = []
+    for index, experiment in sweep.experiments.items():
+        run = matches.get(index)
+        if not (run and run.status.get("finished")):
+            unfinished.append(restore(experiment, run) if run and not context.stop else experiment)
+    return unfinished
 
 
 def _previous(sweep: Sweep, directory: Path, lock: Path | None, context: SweepContext) -> dict[int, RecordedRun]:

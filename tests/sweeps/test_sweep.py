@@ -107,7 +107,7 @@ def test_equal_experiments_are_run_once(tmp_path, capsys):
     run_sweep(MatrixFactorization, parameters)
     assert len(folders_in(tmp_path)) == 4
     first_line = capsys.readouterr().out.splitlines()[0]
-    assert first_line == "4 experiments; 2 more of the list have the same parameters and seed, and are left out"
+    assert first_line == "4 experiments (2 duplicates in the list are skipped)"
 
 
 @pytest.mark.parametrize("numbers, shown", [([200], "200 of 512"), ([50, 511, 300], "50 to 511 of 512"), ([512], None)])
