@@ -199,7 +199,7 @@ PLANS = {
                 "random_seed": 0,
                 "dataset_path": f"{DATA}_100x100_rank_5.pt",
                 "num_samples": 2000,
-                "epochs": 30_000,
+                "epochs": 100_000,
                 "validate_every": 500,
                 "save_results": True,
                 "stop_on_zero_loss_tol": 1e-6,

@@ -31,7 +31,7 @@ from common.training.threads import NUM_THREADS
 # kernels are launched.
 _GPU_FROM = 10**7
 # Multiplications in one step of an experiment from which several threads are faster than one (torch engine).
-_THREADS_FROM = 3 * 10**6
+_THREADS_FROM = 3 * 10**7
 # Bytes that the experiments of one batch may need in training, and that are expected of one experiment's history at
 # most: longer ones are possible, but rare.
 _MOST_BATCH_BYTES, _MOST_HISTORY_BYTES = 2**30, 2**26
