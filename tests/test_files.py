@@ -40,6 +40,8 @@ def test_remove_temporary_files(tmp_path):
     names = [".x-0a1b2c3d.json", ".run_params-ab_c1234.json", "x.json", ".hidden", "my-notes12.txt"]
     for name in names:
         (tmp_path / name).touch()
+    remove_temporary_files(tmp_path, ".pt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
     remove_temporary_files(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])
 

@@ -47,12 +47,12 @@ def load_tensor_completion(path: str) -> TensorCompletion:
     if not target.isfinite().all() or not target.any():
         raise invalid("'target_tensor' holds NaN or infinity, or nothing but zeros")
     order = order.tolist() if isinstance(order, Tensor) else order
-    if not isinstance(order, list) or not all(isinstance(entry, int) for entry in order):
+    if not isinstance(order, list) or not all(type(entry) is int for entry in order):
         raise invalid("holds no list of integers 'train_indices_order'")
     if sorted(order) != list(range(target.numel())):
         raise invalid(f"'train_indices_order' is not a permutation of the {target.numel()} flat entries")
     rank = content.get("target_cp_rank", -1)
-    if not isinstance(rank, int):
+    if type(rank) is not int:
         raise invalid("'target_cp_rank' is not an integer")
     return TensorCompletion(target.detach(), torch.tensor(order), rank)
 
