@@ -90,6 +90,12 @@ def is_float_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype in floats
 
 
+def has_norm(tensor: Tensor) -> bool:
+    """Returns whether float64 can hold the square of a tensor's Frobenius norm, and without loss of precision."""
+    square = tensor.double().square().sum()
+    return bool(square.isfinite() and (square >= torch.finfo(torch.float64).tiny or not tensor.any()))
+
+
 def _require(holds: bool) -> None:
     if not holds:
         raise ValueError

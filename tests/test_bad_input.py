@@ -229,6 +229,9 @@ INVALID_FILES_AND_COMBINATIONS = [
         "'train_indices_order' is not a permutation of the 8 flat entries",
     ),
     (TC_RUNNER, "-dataset_path bad/tensor_zero.pt", "nothing but zeros"),
+    (TC_RUNNER, "-dataset_path bad/tensor_large.pt", "'target_tensor' is too large or too small"),
+    (RUNNER, "-dataset_path bad/large.pt", "'target_matrix' is too large or too small"),
+    (RUNNER, "-dataset_path bad/small.pt", "'target_matrix' is too large or too small"),
     (TC_RUNNER, "-dataset_path bad/tensor_booleans.pt", "holds no list of integers 'train_indices_order'"),
     (TC_RUNNER, f"{TENSOR} -trainer_checkpoint {GOOD}", f"-trainer_checkpoint {GOOD}: is not a checkpoint"),
     (TC_LIST, f"{TENSOR} -num_samples 513", "-num_samples 513: ", "has only 512 entries"),
@@ -280,6 +283,14 @@ def bad_files(tmp_path):
     contents["tensor_order"] = {"target_tensor": torch.ones(2, 2, 2), "train_indices_order": [0, 0, *range(2, 8)]}
     contents["tensor_booleans"] = {**contents["tensor_order"], "train_indices_order": [False, True, *range(2, 8)]}
     contents["tensor_zero"] = {"target_tensor": torch.zeros(2, 2, 2), "train_indices_order": list(range(8))}
+    contents["tensor_large"] = {
+        "target_tensor": torch.full((2, 2, 2), 1e200, dtype=torch.float64),
+        "train_indices_order": list(range(8)),
+    }
+    contents |= {
+        name: {**good, "target_matrix": torch.full((2, 2), value, dtype=torch.float64)}
+        for name, value in [("large", 1e200), ("small", 1e-200)]
+    }
     for name, content in contents.items():
         torch.save(content, folder / f"{name}.pt")
     (folder / "text.pt").write_text("no dataset")
