@@ -1,6 +1,6 @@
 """Generates a dataset for deep matrix factorization: linear observations of a target matrix."""
 
-from common.cli import Parameters, Parser, exclusive, flag_error, run_script
+from common.cli import Parameters, Parser, exclusive, flag_error, print_line, run_script
 from common.flags import add_generator_flags, drawn_seed, integer, real, save_dataset
 
 parser = Parser(__doc__)
@@ -105,7 +105,8 @@ def main() -> None:
     name = f"{task_type}_rank_{target_rank}_{rows}x{cols}{'_sym' if symmetric else ''}"
     content = {**problem.state_dict(parameters["store_entries"]), "random_seed": seed}
     path = save_dataset(content, parameters, name)
-    print(f"{path}: {len(sensing)} observations of a {rows}x{cols} target of rank {target_rank}, random_seed {seed}")
+    target_text = f"a {rows}x{cols} target of rank {target_rank}"
+    print_line(f"{path}: {len(sensing)} observations of {target_text}, random_seed {seed}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Generates a dataset for tensor completion: a target tensor, and the order in which its entries are observed."""
 
-from common.cli import Parser, exclusive, flag_error, run_script
+from common.cli import Parser, exclusive, flag_error, print_line, run_script
 from common.flags import add_generator_flags, drawn_seed, integer, real, save_dataset
 
 parser = Parser(__doc__)
@@ -41,7 +41,7 @@ def main() -> None:
     }
     path = save_dataset(content, parameters, f"tensor_rank_{cp_rank}_fro_{int(norm)}_order_{order}_dim_{dim}")
     rank = "unconstrained CP rank" if cp_rank == -1 else f"CP rank {cp_rank}"
-    print(f"{path}: {'x'.join(map(str, target.shape))} target of {rank}, norm {norm:g}, random_seed {seed}")
+    print_line(f"{path}: {'x'.join(map(str, target.shape))} target of {rank}, norm {norm:g}, random_seed {seed}")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ _NEGATIVE_NUMBER = re.compile(r"^-((\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|inf|nan)$")
 _HELP_WIDTH = 110
 # A launcher may send a signal that the terminal has sent already: a second one within so many seconds is ignored.
 _REPEATED_SIGNAL_SECONDS = 2.5
+_INTERRUPTED = "interrupted; what was written so far is kept"
 
 
 class UserError(Exception):
@@ -210,7 +211,7 @@ class Parameters:
 
 
 class Stop:
-    """Whether SIGINT or SIGTERM was received, its `number`, and when: the `time` on the monotonic clock."""
+    """Whether SIGINT, SIGTERM or SIGHUP was received, its `number`, and when: the `time` on the monotonic clock."""
 
     number, time, _raises = None, 0.0, False
 
@@ -235,7 +236,7 @@ class Stop:
 
 @contextmanager
 def signals_noted() -> Iterator[Stop]:
-    """Records the first SIGINT or SIGTERM, so that everything can be saved. A later one ends the process."""
+    """Records the first SIGINT, SIGTERM or SIGHUP, so that everything can be saved. A later one ends the process."""
     stop = Stop()
 
     def note(number: int, _frame: Any) -> None:
@@ -247,8 +248,9 @@ def signals_noted() -> Iterator[Stop]:
             if stop._raises:
                 raise Interrupted(number)
 
-    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    # A process that a script starts in the background ignores SIGINT.
+    is_main = threading.current_thread() is threading.main_thread()
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if is_main else ()
+    # A process that a script starts in the background ignores SIGINT, and one that nohup starts SIGHUP.
     handled = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
     previous = {number: signal.signal(number, note) for number in handled}
     try:
@@ -263,9 +265,14 @@ def print_line(line: str) -> None:
     files that are still to be written.
     """
     try:
-        print(line, flush=True)
+        print("\n".join(map(printable, line.split("\n"))), flush=True)
     except BrokenPipeError:
         _drop_output()
+
+
+def printable(text: str) -> str:
+    """Returns the text with escapes for characters that a terminal would not show, or obey: names may have them."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def _drop_output() -> None:
@@ -273,8 +280,22 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _interrupt(_number: int, frame: Any) -> None:
+    """Raises KeyboardInterrupt. While a module is imported, ends the process: a large package may abort at an exception
+    then, or drop it.
+    """
+    while frame and "importlib._bootstrap" not in frame.f_code.co_filename:
+        frame = frame.f_back
+    if not frame:
+        raise KeyboardInterrupt
+    os.write(sys.stderr.fileno(), f"{Path(sys.argv[0]).name}: {_INTERRUPTED}\n".encode())
+    os._exit(130)
+
+
 def run_script(main: Callable[[], None]) -> None:
     """Runs a script's main function. An error is reported by one line on standard error and the exit status."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -287,7 +308,7 @@ def run_script(main: Callable[[], None]) -> None:
     except Interrupted as interruption:
         status, message = 128 + interruption.args[0], interruption.args[1]
     except KeyboardInterrupt:
-        status, message = 130, "interrupted; what was written so far is kept"
+        status, message = 130, _INTERRUPTED
     except BrokenPipeError:
         _drop_output()
         status, message = 1, "failed: standard output was closed"
@@ -295,5 +316,5 @@ def run_script(main: Callable[[], None]) -> None:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(frame.filename).name}:{frame.lineno}"
         status, message = 1, f"failed: {type(error).__name__}: {error} ({place})"
-    print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: {printable(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(status)

@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -9,7 +10,8 @@ import platform
 import re
 import stat
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
@@ -114,9 +116,24 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def remove_temporary_files(directory: Path) -> None:
-    """Removes the temporary files of a crashed `write_atomically` from a folder that no other process writes to."""
-    for path in directory.glob(".*-*"):
+@contextmanager
+def folder_lock(directory: Path) -> Iterator[bool]:
+    """Waits for the lock on a folder and holds it. Yields whether there is one: the file system may have no locks."""
+    handle, locked = os.open(directory, os.O_RDONLY), False
+    try:
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            locked = True
+        yield locked
+    finally:
+        os.close(handle)
+
+
+def remove_temporary_files(directory: Path, suffix: str = "") -> None:
+    """Removes the temporary files of a crashed `write_atomically`, of all names or those with a suffix, from a folder
+    to which no other process writes such files.
+    """
+    for path in directory.glob(f".*-*{suffix}"):
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
 

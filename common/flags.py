@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import Parameters, Parser, flag_error, flag_errors
-from common.files import utc_time
+from common.files import folder_lock, remove_temporary_files, utc_time
 
 # The seeds of torch's CPU generator have 32 bits: larger ones repeat the draws of others.
 LARGEST_SEED = 2**32 - 1
@@ -60,8 +60,8 @@ def real(minimum: float = -math.inf, above: bool = False, below: float = math.in
 
 def part_of_name(value: str) -> str:
     """Checks a string that becomes part of the name of a file or folder."""
-    plain = value and not {"/", "\\", "\0"} & set(value) and not value.startswith(".")
-    problem = "must be part of a file name: 1 to 150 bytes, no slashes, no leading dot"
+    plain = value.isprintable() and value and not {"/", "\\"} & set(value) and not value.startswith(".")
+    problem = "must be part of a file name: 1 to 150 bytes, printable, no slashes, no leading dot"
     _require(plain and len(os.fsencode(value)) <= 150, value, problem)
     return value
 
@@ -109,6 +109,8 @@ def writable_dir(value: str) -> str:
 
 def _require_writable(directory: str, value: str) -> None:
     nearest = Path(directory).absolute()
+    longest = max(len(os.fsencode(part)) for part in nearest.parts)
+    _require(longest <= 255, value, f"a part of this path has {longest} bytes; give at most 255")
     while not os.path.lexists(nearest):
         nearest = nearest.parent
     problem = f"{nearest} is not a folder; give the path of one, or of one that can be made"
@@ -123,6 +125,8 @@ def output_file(*endings: str) -> Callable[[str], str]:
     def output_file(value: str) -> str:
         _require(Path(value).suffix.lower() in endings, value, f"must end in {' or '.join(endings)}")
         _require(not os.path.isdir(value), value, "is a folder; give the path of a file")
+        # The name of the temporary file is longer.
+        _require(len(os.fsencode(Path(value).name)) <= 240, value, "give a name of at most 240 bytes")
         _require_writable(os.path.dirname(value), value)
         return value
 
@@ -239,7 +243,10 @@ def save_dataset(content: dict[str, Any], parameters: Parameters, default_name: 
     directory.mkdir(parents=True, exist_ok=True)
     name = parameters["file_name"] or f"{parameters['custom_file_name'] or default_name}_{utc_time()}.pt"
     try:
-        save_tensors(content, directory / name, overwrite=False)
+        with folder_lock(directory) as locked:
+            if locked:
+                remove_temporary_files(directory, ".pt")
+            save_tensors(content, directory / name, overwrite=False)
     except FileExistsError:
         flag = next((flag for flag in ("file_name", "custom_file_name") if parameters[flag]), "output_dir")
         remedy = f"{directory / name} exists and is not overwritten; give another name"

@@ -1,28 +1,48 @@
 """Files of tensors and dictionaries: written with torch.save, read without executing anything."""
 
 import io
-import pickletools
+import os
+import pickle
 import re
 import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from common.files import children, open_regular, write_atomically
+from common.files import open_regular, write_atomically
 
 _NOT_PLAIN = (
     "is not a torch.save file, is damaged, or holds more than plain data (tensors, numbers, strings, lists, "
     "dictionaries); give one written by this project"
 )
-# The names in a pickle of tensors and ordered dictionaries. The last group has types such as torch.float32, too.
-_PLAIN_NAMES = re.compile(
-    r"collections OrderedDict|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|torch (\w*Storage|Size|[a-z]+\d+)"
-)
-_MOST_KEYS = 10**5
-# Opcodes that push a float, or an integer of 1, 2 or 4 bytes. A checkpoint of the original code has millions of them.
-_NUMBER = rb"G.{8}|K.|M..|J.{4}"
-_ONE_NUMBER, _NUMBERS = re.compile(_NUMBER, re.DOTALL), re.compile(rb"(?:%s)+" % _NUMBER, re.DOTALL)
+# How the format of PyTorch before 1.6 begins: a magic number and the version. It is read into memory as a whole.
+_LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
+_MOST_LEGACY_BYTES = 2**29
+_MOST_DIMENSIONS = 64
+# In a pickle; a run of numbers counts once. A checkpoint of 10,000 factors trained by Adam has 1.3e6, and 8e4 calls.
+_MOST_OPCODES, _MOST_CALLS = 2 * 10**6, 10**5
+# Numbers of one length in a row. A checkpoint of the original code has millions of them.
+_NUMBERS = re.compile(rb"(?:G.{8})+|(?:K.)+|(?:M..)+|(?:J.{4})+", re.DOTALL)
+_NUMBER_TYPES = {
+    opcode: np.dtype([("opcode", "u1"), ("number", number)])
+    for opcode, number in (
+        (pickle.BINFLOAT, ">f8"),
+        (pickle.BININT1, "u1"),
+        (pickle.BININT2, "<u2"),
+        (pickle.BININT, "<i4"),
+    )
+}
+_ARGUMENT_BYTES = {
+    **dict.fromkeys((pickle.PROTO, pickle.LONG1, pickle.BINPUT, pickle.BINGET), 1),
+    **dict.fromkeys((pickle.BINUNICODE, pickle.LONG_BINPUT, pickle.LONG_BINGET), 4),
+}
+_CONSTANTS = {pickle.NONE: None, pickle.NEWTRUE: True, pickle.NEWFALSE: False}
+_SHORT_TUPLES = {pickle.EMPTY_TUPLE: 0, pickle.TUPLE1: 1, pickle.TUPLE2: 2, pickle.TUPLE3: 3}
 
 
 def tensor_bytes(content: Any) -> bytes:
@@ -40,30 +60,20 @@ def save_tensors(content: Any, path: Path, overwrite: bool = True) -> None:
 
 
 def load_tensors(path: str | Path) -> Any:
-    """Returns the content of a file written by torch.save, on the CPU: dense tensors, numbers, strings, booleans, None,
-    lists, tuples and (ordered) dictionaries whose keys are strings or integers.
+    """Returns the content of a file written by torch.save, on the CPU: dense tensors of real numbers, numbers of at
+    most 64 bits, strings, booleans, None, lists, tuples and (ordered) dictionaries whose keys are strings or integers.
 
     Nothing in the file is executed, and the memory used is a few times the size of the file. Raises OSError, and
     ValueError if the file holds anything else.
     """
     with open_regular(path) as file:
         try:
-            content = torch.load(_checked(file), map_location="cpu", weights_only=True)
-            waiting, seen = [content], set()
-            while waiting:
-                value = waiting.pop()
-                if isinstance(value, torch.Tensor):
-                    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-                        raise ValueError("a tensor has more entries than numbers")
-                elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
-                    seen.add(id(value))
-                    waiting += children(value)
+            begin = file.read(len(_LEGACY))
+            return _read_legacy(file) if begin == _LEGACY else _read_zip(file)
         except (OSError, MemoryError):
             raise
         except Exception:
-            # The message of torch is long, and tells how to execute the file.
             raise ValueError(_NOT_PLAIN) from None
-    return content
 
 
 def load_dictionary(path: str | Path) -> dict:
@@ -80,66 +90,186 @@ def is_float_tensor(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dtype in floats
 
 
-def _checked(file: BinaryIO) -> BinaryIO:
-    """Returns a copy of the checked content of a file. Raises an exception if loading it might execute something, hang,
-    or use much more memory than the file has bytes.
-    """
-    content = file.read()
-    stream = io.BytesIO(content)
-    if content[:4] != b"PK\x03\x04":
-        # The format of PyTorch before 1.6: five pickles, then the tensors' numbers.
-        for _ in range(5):
-            _check_pickle(content, stream)
-        return io.BytesIO(content)
-    copy = io.BytesIO()
-    with zipfile.ZipFile(stream) as archive, zipfile.ZipFile(copy, "w") as checked:
-        members = archive.infolist()
-        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
-        if not stored or sum(member.file_size for member in members) > len(content):
-            raise ValueError("is compressed or damaged")
-        for member in members:
-            content = archive.read(member)
-            # torch ignores the case of the name.
-            if member.filename.lower().endswith(".pkl"):
-                _check_pickle(content, io.BytesIO(content))
-            checked.writestr(member.filename, content)
-    copy.seek(0)
-    return copy
+def has_norm(tensor: Tensor) -> bool:
+    """Returns whether float64 can hold the square of a tensor's Frobenius norm, and without loss of precision."""
+    square = tensor.double().square().sum()
+    return bool(square.isfinite() and (square >= torch.finfo(torch.float64).tiny or not tensor.any()))
 
 
-def _check_pickle(content: bytes, stream: io.BytesIO) -> None:
-    """Simulates the next pickle in `stream`, made from `content`. Raises an exception if it names anything but
-    tensors and ordered dictionaries, or if dictionaries have too many keys, or keys that may take long to compare.
+def _require(holds: bool) -> None:
+    if not holds:
+        raise ValueError
+
+
+def _read_zip(file: BinaryIO) -> Any:
+    """Returns the content of a zip archive: a pickle, and the numbers of each storage, in uncompressed members."""
+    with zipfile.ZipFile(file) as archive:
+        (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+        folder = pickled.removesuffix("data.pkl")
+
+        # Members may share bytes.
+        _require(sum(member.file_size for member in archive.infolist()) <= os.fstat(file.fileno()).st_size)
+
+        def read(name: str, num_bytes: int | None = None) -> bytes:
+            member = archive.getinfo(folder + name)
+            _require(member.compress_type == zipfile.ZIP_STORED and num_bytes in (None, member.file_size))
+            return archive.read(member)
+
+        def read_storage(key: str, dtype: torch.dtype, num: int) -> Tensor:
+            return _from_bytes(read(f"data/{key}", num * dtype.itemsize), dtype)
+
+        _require(f"{folder}byteorder" not in archive.NameToInfo or read("byteorder") == b"little")
+        return _read_pickle(read("data.pkl"), 0, read_storage)[0]
+
+
+def _read_legacy(file: BinaryIO) -> Any:
+    """Returns the content of a file in the legacy format: pickles of the byte order, the content and the keys of the
+    storages, then the length and the numbers of each storage.
     """
-    stack: list[str] = []  # kinds of values: "str", "int", …
-    memo: dict[int, str] = {}
+    data = file.read(_MOST_LEGACY_BYTES + 1)
+    _require(len(data) <= _MOST_LEGACY_BYTES)
+    storages: dict[str, Tensor] = {}
+
+    def new_storage(key: str, dtype: torch.dtype, num: int) -> Tensor:
+        _require(num * dtype.itemsize + sum(each.nbytes for each in storages.values()) <= len(data))
+        storages[key] = torch.empty(num, dtype=dtype)
+        return storages[key]
+
+    system, position = _read_pickle(data, 0, new_storage)
+    content, position = _read_pickle(data, position, new_storage)
+    keys, position = _read_pickle(data, position, new_storage)
+    _require(system["little_endian"] is True and sorted(keys) == sorted(storages))
+    for key in keys:
+        begin, storage = position + 8, storages[key]
+        position = begin + storage.nbytes
+        storage.copy_(_from_bytes(data[begin:position], storage.dtype))
+    return content
+
+
+def _from_bytes(data: bytes, dtype: torch.dtype) -> Tensor:
+    """Returns a tensor (n,) of the numbers in `data`."""
+    return torch.frombuffer(bytearray(data), dtype=dtype).clone() if data else torch.empty(0, dtype=dtype)
+
+
+def _tensor(storage: Any, offset: int, shape: tuple, stride: tuple, *_: Any) -> Tensor:
+    """Returns a tensor of numbers of a storage (n,)."""
+    _require(isinstance(storage, Tensor) and len(shape) <= _MOST_DIMENSIONS)
+    tensor = storage.as_strided(shape, stride, offset)
+    _require(tensor.numel() <= storage.numel())  # those of an expanded tensor are more
+    return tensor
+
+
+# The names in pickles of tensors and ordered dictionaries, and what they stand for.
+_DTYPES = {
+    "Double": torch.float64,
+    "Float": torch.float32,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+}
+_FUNCTIONS: dict[bytes, Callable] = {
+    b"collections\nOrderedDict\n": lambda: OrderedDict(),  # without arguments
+    b"torch\nSize\n": lambda size: size,
+    b"torch._utils\n_rebuild_tensor\n": _tensor,
+    b"torch._utils\n_rebuild_tensor_v2\n": _tensor,
+    b"torch._utils\n_rebuild_parameter\n": lambda tensor, *_: tensor,
+}
+_NAMES: dict[bytes, Any] = {
+    **_FUNCTIONS,
+    **{f"torch\n{name}Storage\n".encode(): dtype for name, dtype in _DTYPES.items()},
+    **{f"{dtype}\n".replace(".", "\n").encode(): dtype for dtype in _DTYPES.values()},
+}
+_NAME = re.compile(rb"[^\n]*\n[^\n]*\n")
+
+
+def _read_pickle(
+    data: bytes, position: int, read_storage: Callable[[str, torch.dtype, int], Tensor]
+) -> tuple[Any, int]:
+    """Returns the value of the pickle at `position` in `data`, and the position of its end. Understands what torch.save
+    writes for plain data, in protocol 2, and raises an exception at anything else.
+
+    `read_storage` returns the tensor (n,) with a key, a dtype and n numbers.
+    """
+    stack: list[Any] = []
     marks: list[int] = []
-    num_keys = 0
-    for opcode, argument, _ in pickletools.genops(stream):
-        name, before = opcode.name, opcode.stack_before
-        if name == "GLOBAL" and not _PLAIN_NAMES.fullmatch(argument):
-            raise ValueError(f"names {argument}")
-        if name == "MARK":
-            marks.append(len(stack))
-            if numbers := _NUMBERS.match(content, stream.tell()):
-                stack += ["int"] * len(_ONE_NUMBER.findall(content, *numbers.span()))
-                stream.seek(numbers.end())
-            continue
-        # An opcode takes values from the stack, or all values above the last mark and some below it.
-        above_mark = pickletools.markobject in before
-        begin = marks.pop() if above_mark else len(stack) - len(before)
+    memo: dict[int, Any] = {}
+    storages: dict[str, Tensor] = {}
+    num_calls = 0
+
+    def pop(begin: int) -> list[Any]:
         values = stack[begin:]
-        del stack[begin - (before.index(pickletools.markobject) if above_mark else 0) :]
-        if name in ("SETITEM", "SETITEMS", "DICT"):
-            keys = values[1:2] if name == "SETITEM" else values[::2]
-            num_keys += len(keys)
-            if not {"str", "int", "bytes_or_str", "unicode"}.issuperset(keys) or num_keys > _MOST_KEYS:
-                raise ValueError("has unusual keys, or too many")
-        if "PUT" in name:
-            memo[argument] = stack[-1]
-        if "GET" in name:
-            stack.append(memo[argument])
-        elif isinstance(argument, int) and abs(argument) >= 2**63:
-            stack.append("long")  # many of these have the same hash
-        else:
-            stack += [each.name for each in opcode.stack_after]
+        del stack[begin:]
+        return values
+
+    for _ in range(_MOST_OPCODES):
+        opcode = data[position : position + 1]
+        if opcode in _NUMBER_TYPES:
+            numbers = _NUMBERS.match(data, position)
+            stack += np.frombuffer(numbers[0], _NUMBER_TYPES[opcode])["number"].tolist()
+            position = numbers.end()
+            continue
+        begin = position + 1
+        position = begin + _ARGUMENT_BYTES.get(opcode, 0)
+        argument = int.from_bytes(data[begin:position], "little")
+        match opcode:
+            case pickle.PROTO:
+                _require(argument == 2)
+            case pickle.STOP:
+                return stack.pop(), position
+            case pickle.NONE | pickle.NEWTRUE | pickle.NEWFALSE:
+                stack.append(_CONSTANTS[opcode])
+            case pickle.LONG1:
+                _require(argument <= 8)  # so that few keys of a dictionary have the same hash
+                stack.append(int.from_bytes(data[position : position + argument], "little", signed=True))
+                position += argument
+            case pickle.BINUNICODE:
+                stack.append(data[position : position + argument].decode("utf-8", "surrogatepass"))
+                position += argument
+            case pickle.BINPUT | pickle.LONG_BINPUT:
+                memo[argument] = stack[-1]
+            case pickle.BINGET | pickle.LONG_BINGET:
+                stack.append(memo[argument])
+            case pickle.MARK:
+                marks.append(len(stack))
+            case pickle.TUPLE:
+                stack.append(tuple(pop(marks.pop())))
+            case pickle.EMPTY_TUPLE | pickle.TUPLE1 | pickle.TUPLE2 | pickle.TUPLE3:
+                stack.append(tuple(pop(len(stack) - _SHORT_TUPLES[opcode])))
+            case pickle.EMPTY_LIST:
+                stack.append([])
+            case pickle.APPEND | pickle.APPENDS:
+                values = pop(marks.pop() if opcode == pickle.APPENDS else len(stack) - 1)
+                _require(type(stack[-1]) is list)
+                stack[-1].extend(values)
+            case pickle.EMPTY_DICT:
+                stack.append({})
+            case pickle.SETITEM | pickle.SETITEMS:
+                values = pop(marks.pop() if opcode == pickle.SETITEMS else len(stack) - 2)
+                _require(isinstance(stack[-1], dict) and {str, int}.issuperset(map(type, values[::2])))
+                stack[-1].update(zip(values[::2], values[1::2], strict=True))
+            case pickle.GLOBAL:
+                name = _NAME.match(data, position)
+                stack.append(_NAMES[name[0]])
+                position = name.end()
+            case pickle.REDUCE:
+                function, arguments = pop(len(stack) - 2)
+                num_calls += 1
+                _require(num_calls <= _MOST_CALLS and function in _FUNCTIONS.values() and type(arguments) is tuple)
+                stack.append(function(*arguments))
+            case pickle.BUILD:
+                stack.pop()  # the attributes of an ordered dictionary, which nothing uses
+            case pickle.BINPERSID:
+                _, dtype, key, _, num, *view = stack.pop()
+                _require(isinstance(dtype, torch.dtype) and type(key) is str and view in ([], [None]))
+                if key not in storages:
+                    storages[key] = read_storage(key, dtype, num)
+                _require(storages[key].dtype == dtype and len(storages[key]) == num)
+                stack.append(storages[key])
+            case _:
+                raise ValueError(f"has the opcode {opcode!r}")
+    raise ValueError(f"has more than {_MOST_OPCODES} opcodes")

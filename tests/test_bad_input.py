@@ -44,6 +44,9 @@ INVALID_FLAGS = [
             (f"{DATA} -dtype float16", "-dtype: invalid choice: 'float16' (choose from"),
             (f"{DATA} -weight_init_type uniform", "-weight_init_type: invalid choice: 'uniform' (choose from"),
             (f"{DATA} -experiment_name a/b", "-experiment_name a/b: must be part of a file name"),
+            (f"{DATA} -experiment_name a\x1b[31m", "[31m: must be part of a file name: 1 to 150 bytes, printable"),
+            (f"{DATA} -output_dir {'x' * 256}/y", "/y: a part of this path has 256 bytes; give at most 255"),
+            (f"-dataset_path {'x' * 256}", "x: no such file"),
             (f"{DATA} -output_dir {GOOD}/x", f"-output_dir {GOOD}/x: {GOOD} is not a folder"),
             ("-dataset_path none.pt", "-dataset_path none.pt: no such file"),
             (f"-dataset_path {ROOT}", f"-dataset_path {ROOT}: is not a regular file"),
@@ -138,6 +141,7 @@ INVALID_FLAGS = [
         for line, expected in [
             ("-min_loss 0", "-min_loss 0: must be a finite number greater than 0"),
             ("-save_plot_to x.jpg", "-save_plot_to x.jpg: must end in .png or .pdf or .svg"),
+            (f"-save_plot_to {'x' * 250}.png", "x.png: give a name of at most 240 bytes"),
             (f"-save_plot_to {GOOD}/x.png", f"-save_plot_to {GOOD}/x.png: {GOOD} is not a folder"),
             ("-y a b", "-y a b: give one metric, or -x epoch"),
             ("-x step", "-x: invalid choice: 'step' (choose from"),
@@ -225,6 +229,10 @@ INVALID_FILES_AND_COMBINATIONS = [
         "'train_indices_order' is not a permutation of the 8 flat entries",
     ),
     (TC_RUNNER, "-dataset_path bad/tensor_zero.pt", "nothing but zeros"),
+    (TC_RUNNER, "-dataset_path bad/tensor_large.pt", "'target_tensor' is too large or too small"),
+    (RUNNER, "-dataset_path bad/large.pt", "'target_matrix' is too large or too small"),
+    (RUNNER, "-dataset_path bad/small.pt", "'target_matrix' is too large or too small"),
+    (TC_RUNNER, "-dataset_path bad/tensor_booleans.pt", "holds no list of integers 'train_indices_order'"),
     (TC_RUNNER, f"{TENSOR} -trainer_checkpoint {GOOD}", f"-trainer_checkpoint {GOOD}: is not a checkpoint"),
     (TC_LIST, f"{TENSOR} -num_samples 513", "-num_samples 513: ", "has only 512 entries"),
     (TC_GENERATOR, "-file_name text.pt -output_dir bad", "-file_name text.pt: bad/text.pt exists"),
@@ -273,7 +281,16 @@ def bad_files(tmp_path):
         "curve": {"train_evaluator": {"sse_loss_div_2": tracker}, "val_evaluator": {"e2e_0_0_value": tracker}},
     }
     contents["tensor_order"] = {"target_tensor": torch.ones(2, 2, 2), "train_indices_order": [0, 0, *range(2, 8)]}
+    contents["tensor_booleans"] = {**contents["tensor_order"], "train_indices_order": [False, True, *range(2, 8)]}
     contents["tensor_zero"] = {"target_tensor": torch.zeros(2, 2, 2), "train_indices_order": list(range(8))}
+    contents["tensor_large"] = {
+        "target_tensor": torch.full((2, 2, 2), 1e200, dtype=torch.float64),
+        "train_indices_order": list(range(8)),
+    }
+    contents |= {
+        name: {**good, "target_matrix": torch.full((2, 2), value, dtype=torch.float64)}
+        for name, value in [("large", 1e200), ("small", 1e-200)]
+    }
     for name, content in contents.items():
         torch.save(content, folder / f"{name}.pt")
     (folder / "text.pt").write_text("no dataset")

@@ -1,11 +1,15 @@
+import signal
+import subprocess
+import sys
 from argparse import SUPPRESS
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.cli import Parser, UserError, flag_errors
+from common.cli import Parser, UserError, flag_errors, print_line, printable, signals_noted
 from common.flags import integer, optional, output_file, part_of_name, real
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +203,38 @@ def test_output_file_suffix(tmp_path):
     for path, message in (("x.txt", "must end in .png or .pdf"), (str(tmp_path), "must end in")):
         with pytest.raises(Exception, match=message):
             check(path)
+
+
+def test_escapes_of_a_terminal_are_shown(capsys):
+    assert printable("naïve\x1b[31m\r\u202e\udcff") == "naïve\\x1b[31m\\r\\u202e\\udcff"
+    print_line("a\x07\nb")
+    assert capsys.readouterr().out == "a\\x07\nb\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_are_noted(number):
+    with signals_noted() as stop:
+        assert not stop
+        signal.raise_signal(number)
+        assert stop.number == number
+
+
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals_noted() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_interrupted_import(tmp_path):
+    """The module drops the exception, as large packages may."""
+    raises = "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    pass\n"
+    (tmp_path / "large.py").write_text(raises)
+    script = "from common.cli import run_script\ndef main():\n    import large\nrun_script(main)\n"
+    (tmp_path / "script.py").write_text(f"import sys\nsys.path.append({str(ROOT)!r})\n{script}")
+    result = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)
+    expected = "script.py: interrupted; what was written so far is kept\n"
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", expected)

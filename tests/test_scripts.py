@@ -171,6 +171,15 @@ def test_dataset_generator(run_main, tmp_path):
     assert content["y"].tolist() == [1, 0, 1, 0, 0, 0, 0, 1]
 
 
+def test_files_of_a_killed_generator_are_removed(run_main, tmp_path):
+    names = [".mine_2026-0a1b2c3d.pt", ".results-0a1b2c3d.csv"]  # the second is of another script
+    for name in names:
+        (tmp_path / name).touch()
+    flags = ["-num_rows", 2, "-num_cols", 2, "-rank", 1, "-num_samples", 1, "-file_name", "x.pt", "-output_dir", "."]
+    assert_success(run_main("dmf_data_generator.py", *flags))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [names[1], "x.pt"]
+
+
 def test_dataset_generator_with_unobserved_entry(run_main, tmp_path):
     flags = ["-num_rows", 2, "-num_cols", 2, "-target_entries", 1, "-2e-1", 0, 1, "-use_custom_sensing_matrices"]
     assert_success(run_main("dmf_data_generator.py", *flags, "-unobserved_entry", 0, 1, "-file_name", "x.pt"))
@@ -194,7 +203,7 @@ def test_shipped_datasets(name, observed):
     assert content["target_matrix"].flatten()[1:].tolist() == content["y"].tolist()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_run_is_saved_and_continued(number, run_script, tmp_path, dataset):
     common = ["-dataset_path", str(dataset), "-random_seed", "0", "-store_checkpoints", "-save_results", "-file_log"]
     endless = ["-lr", "1e-6", "-dtype", "float64", "-epochs", str(10**12), "-validate_every", "1000"]

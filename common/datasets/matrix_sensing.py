@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.tensor_files import is_float_tensor, load_dictionary
+from common.tensor_files import has_norm, is_float_tensor, load_dictionary
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ def load_matrix_sensing(path: str) -> MatrixSensing:
             raise invalid(f"holds no tensor of floating-point numbers {key!r}")
         if not content[key].isfinite().all():
             raise invalid(f"{key!r} holds NaN or infinity")
+    if not has_norm(content["target_matrix"]):
+        raise invalid("'target_matrix' is too large or too small for float64 to hold the square of its norm")
     observations, target = content["y"].detach(), content["target_matrix"].detach()
     shape = tuple(target.shape)
     if target.dim() != 2 or 0 in shape:

@@ -6,7 +6,7 @@ from functools import cached_property, reduce
 import torch
 from torch import Tensor
 
-from common.tensor_files import is_float_tensor, load_dictionary
+from common.tensor_files import has_norm, is_float_tensor, load_dictionary
 
 
 @dataclass(frozen=True)
@@ -46,13 +46,15 @@ def load_tensor_completion(path: str) -> TensorCompletion:
         raise invalid("holds no 'target_tensor' of floating-point numbers with two modes or more")
     if not target.isfinite().all() or not target.any():
         raise invalid("'target_tensor' holds NaN or infinity, or nothing but zeros")
+    if not has_norm(target):
+        raise invalid("'target_tensor' is too large or too small for float64 to hold the square of its norm")
     order = order.tolist() if isinstance(order, Tensor) else order
-    if not isinstance(order, list) or not all(isinstance(entry, int) for entry in order):
+    if not isinstance(order, list) or not all(type(entry) is int for entry in order):
         raise invalid("holds no list of integers 'train_indices_order'")
     if sorted(order) != list(range(target.numel())):
         raise invalid(f"'train_indices_order' is not a permutation of the {target.numel()} flat entries")
     rank = content.get("target_cp_rank", -1)
-    if not isinstance(rank, int):
+    if type(rank) is not int:
         raise invalid("'target_cp_rank' is not an integer")
     return TensorCompletion(target.detach(), torch.tensor(order), rank)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from common.cli import UserError
+from common.cli import UserError, printable
 from common.files import load_json, open_regular, utc_time
 
 
@@ -110,7 +110,7 @@ def other_launch(lock: Path) -> dict[str, Any] | None:
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
-            print(f"{path}: skipped ({error})", file=sys.stderr, flush=True)
+            print(printable(f"{path}: skipped ({error})"), file=sys.stderr, flush=True)
     return None
 
 

@@ -1,7 +1,6 @@
 """The table of the runs in an output folder, with their parameters and final metrics: results.csv."""
 
 import csv
-import fcntl
 import io
 import json
 import os
@@ -9,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from common.files import open_regular, write_atomically
+from common.files import folder_lock, open_regular, write_atomically
 from common.recorded_runs import RecordedRun, final_metrics, is_experiment, read_run
 
 RESULTS_TABLE = "results.csv"
@@ -27,10 +26,7 @@ def write_results_table(directory: Path) -> None:
     that share the folder write one after the other. Raises OSError, and ValueError if results.csv is another file.
     """
     path = directory / RESULTS_TABLE
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # the file system may have no locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    with folder_lock(directory):
         content, time = _read(path)
         known = _rows_of(content)
         rows = []
@@ -46,8 +42,6 @@ def write_results_table(directory: Path) -> None:
         table = _bytes_of(rows)
         if rows and table != content:
             write_atomically(path, lambda temporary: temporary.write_bytes(table))
-    finally:
-        os.close(handle)
 
 
 def _is_older(path: Path, time: int) -> bool:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from math import prod
 
 from common.cli import Parameters, flag_errors
 from common.recorded_runs import RecordedRun, canonical, is_number, newest_checkpoint
@@ -66,8 +65,8 @@ def restore(experiment: Experiment, run: RecordedRun) -> Experiment:
             raise ValueError(
                 f"is at epoch {checkpoint.epoch}, outside the run's {first_epoch + 1} to {state.last_epoch}"
             )
-        if checkpoint.output is not None and checkpoint.output.numel() != prod(problem.output_shape):
-            raise ValueError(f"has a last output of {checkpoint.output.numel()} numbers")
+        if checkpoint.output is not None and checkpoint.output.shape != problem.model.matrix_shape(shapes):
+            raise ValueError(f"has a last output of shape {tuple(checkpoint.output.shape)}")
     experiment.start_from(checkpoint)
     between_validations = (checkpoint.epoch + 1) % experiment.parameters["validate_every"] and state.epoch > first_epoch
     if ended:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from common.cli import Interrupted, Parameters, RunFailed, Stop, UserError, flag_error, signals_noted
+from common.cli import Interrupted, Parameters, RunFailed, Stop, UserError, flag_error, printable, signals_noted
 from common.files import utc_time
 from common.naming import span
 from common.problems.problem import Problem
@@ -191,7 +191,7 @@ def _previous(sweep: Sweep, directory: Path, lock: Path | None, context: SweepCo
             f"{other['start_time']}; wait until it ends, or end it"
         )
     for line in damaged:
-        say(f"skipped {directory}/{line}")
+        say(printable(f"skipped {directory}/{line}"))
     folders = [Path(parameters["output_dir"]).resolve() for parameters in sweep.parameters]
     here = {index: identity for index, identity in enumerate(sweep.identities) if folders[index] == directory}
     matches = match_previous_runs(here, runs, sweep.parameters[0])

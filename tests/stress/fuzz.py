@@ -13,10 +13,13 @@ import pickle
 import random
 import resource
 import shutil
+import struct
 import sys
 import tempfile
+import time
 import warnings
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -39,8 +42,8 @@ parser = Parser(__doc__)
 parser.add_argument("-cases", type=integer(1), default=10_000, help="number of corrupted files to read")
 parser.add_argument("-random_seed", type=integer(0), default=0, help="seed of the corruption")
 
-# Maximal growth of the peak memory of the process, in bytes.
-MAX_MEMORY = 2**30
+# Maximal growth of the peak memory of the process, in bytes, and maximal time of a case.
+MAX_MEMORY, MAX_SECONDS = 2**30, 10
 
 
 class _MaliciousPickle:
@@ -135,21 +138,60 @@ def corrupt_tensor_file(raw: bytes, content: Any, marker: Path, rng: random.Rand
         return pickle.dumps(_MaliciousPickle(marker))
     if kind < 0.95:
         return corrupt_bytes(buffer.getvalue(), rng)
-    if kind < 0.98:
+    if kind < 0.97:
         return recompress(raw, rng)
-    return hide_pickle(pickle.dumps(_PickledCall(bytearray, 2**31 - 1), 2), rng)
+    if kind < 0.985:
+        return hide_pickle(pickle.dumps(_PickledCall(bytearray, 2**31 - 1), 2), rng)
+    return hide_pickle(huge_pickle(rng), rng)
+
+
+def huge_pickle(rng: random.Random) -> bytes:
+    """Returns a pickle that would take gigabytes, or minutes, if nothing were limited."""
+    huge, number = b"\x8a\x05\x00\x00\x00\x00\x01", rng.choice((10**3, 10**5, 10**6))  # 2**32
+    long_tuple, calls = b"(" + b"K\1" * number + b"t\x85q\1", b"h\0h\1R" * number
+    storage = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpu%btQ" % huge
+    return b"\x80\x02" + rng.choice(
+        (
+            b"ctorch\n_utils bytearray\n" + huge + b"\x85R.",
+            b"(ctorch\nSize\nq\0" + long_tuple + calls + b"t.",
+            b"(ccollections\nOrderedDict\nq\0)q\1" + calls + b"t.",
+            b"(ccollections\nCounter\nq\0" + long_tuple + calls + b"t.",
+            b"](" + rng.choice((b"]", b"}", b")", b"N")) * 6 * number + b"e.",
+            b"}(" + b"".join(b"\x8a\x0a%bN" % (k * (2**61 - 1)).to_bytes(10, "little") for k in range(50_000)) + b"u.",
+            b"}K\1" + b"".join(b"q%ch%c\x86" % (k, k) for k in range(40)) + b"K\2s.",
+            b"N" + b"q\0h\0\x86" * number + b".",
+            b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\0K\1\x85K\1\x85\x89NtR.",
+        )
+    )
 
 
 def hide_pickle(pickled: bytes, rng: random.Random) -> bytes:
-    """Returns a zip archive with a pickle that checks of the member name or of the end of the file would miss."""
+    """Returns a zip archive or a legacy file with a pickle that checks of the member name, of the end of the file or of
+    one of two lists of members would miss.
+    """
     result = io.BytesIO()
+    if rng.random() < 0.3:
+        torch.save(None, result, _use_new_zipfile_serialization=False)
+        begin = result.getvalue().partition(b"N.\x80\x02]")[0].removesuffix(b"\x80\x02")
+        return begin + pickled + rng.choice((b"", pickle.dumps(["0"], 2) + (2**32).to_bytes(8, "little")))
     result.write(rng.choice((b"", pickled)))
     with zipfile.ZipFile(result, "a") as archive:
         for name in ("DATA.PKL", "data.pkl", "version", "byteorder"):
             if rng.random() < 0.7:
                 content = {"version": b"3\n", "byteorder": b"little"}.get(name, pickled)
-                archive.writestr(f"archive/{name}", content)
-    return result.getvalue()
+                member = zipfile.ZipInfo(f"archive/{name}")
+                if rng.random() < 0.3:  # a field that renames it for newer versions of zipfile
+                    new = f"archive/{rng.choice(('data.pkl', 'data/0'))}".encode()
+                    member.extra = (
+                        struct.pack("<HHBL", 0x7075, 5 + len(new), 1, zlib.crc32(member.filename.encode())) + new
+                    )
+                archive.writestr(member, content)
+    first = result.getvalue()
+    if rng.random() < 0.3:  # a second archive, after or before the first
+        buffer = io.BytesIO()
+        torch.save({}, buffer)
+        return rng.choice((first + buffer.getvalue(), buffer.getvalue() + first))
+    return first
 
 
 def recompress(raw: bytes, rng: random.Random) -> bytes:
@@ -298,19 +340,20 @@ def run_fuzz(cases: int, seed: int, directory: Path) -> Counter:
     outcomes: Counter = Counter()
     targets = make_targets(directory)
     marker = directory / "marker"
-    initial_memory = _peak_memory()
+    initial_memory, longest = _peak_memory(), 0.0
     for case in range(cases):
-        target = targets[case % len(targets)]
+        target, begin = targets[case % len(targets)], time.monotonic()
         try:
             outcomes[target.run_case(marker, random.Random(f"{seed} {case}"))] += 1
         except Exception as error:
             raise RuntimeError(
                 f"case {case}, {target.path.name}: {type(error).__name__}: {str(error)[:500]}"
             ) from error
-        if _peak_memory() - initial_memory > MAX_MEMORY:
-            raise RuntimeError(
-                f"case {case}, {target.path.name}: used {_peak_memory() - initial_memory:,} bytes of memory"
-            )
+        memory, seconds = _peak_memory() - initial_memory, time.monotonic() - begin
+        longest = max(longest, seconds)
+        if memory > MAX_MEMORY or seconds > MAX_SECONDS:
+            raise RuntimeError(f"case {case}, {target.path.name}: used {memory:,} bytes of memory and {seconds:.1f} s")
+    outcomes["milliseconds"] = round(1000 * longest)
     outcomes["peak_memory_bytes"] = _peak_memory() - initial_memory
     return outcomes
 
@@ -324,8 +367,9 @@ def main() -> None:
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as directory:
         outcomes = run_fuzz(parameters["cases"], parameters["random_seed"], Path(directory))
-    memory = outcomes.pop("peak_memory_bytes") / 2**20
-    print(f"{parameters['cases']} cases: {dict(outcomes)}; peak memory grew by {memory:.0f} MiB")
+    memory, seconds = outcomes.pop("peak_memory_bytes") / 2**20, outcomes.pop("milliseconds") / 1000
+    most = f"peak memory grew by {memory:.0f} MiB, the longest took {seconds:.1f} s"
+    print(f"{parameters['cases']} cases: {dict(outcomes)}; {most}")
 
 
 if __name__ == "__main__":

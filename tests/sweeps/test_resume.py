@@ -249,6 +249,23 @@ def test_damaged_checkpoint_is_refused(tmp_path, monkeypatch):
     assert runs_by_number(tmp_path)[1][0][0]["status"]["finished"]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", [(1,), (-1,), (1, -1), ()])
+def test_misshapen_output_in_checkpoint_is_refused(tmp_path, kind, shape):
+    """It would be written as the final matrix or tensor."""
+    run_sweep(KINDS[kind][0], parameter_list(tmp_path, {"epochs": 10}, kind=kind))
+    ((parameters, folder),) = runs_by_number(tmp_path)[1]
+    parameters["status"]["finished"] = False
+    (folder / "run_params.json").write_text(json.dumps(parameters))
+    checkpoint = next((folder / "checkpoints").iterdir())
+    content = torch.load(checkpoint)
+    output = content["trainer"]["output"]
+    content["trainer"]["output"] = output.reshape(shape) if -1 in shape else output.flatten()[:1].reshape(shape)
+    torch.save(content, checkpoint)
+    with pytest.raises(UserError, match=r"has a last output of shape \(.*remove it to start again"):
+        run_sweep(KINDS[kind][0], parameter_list(tmp_path, {"epochs": 10}, kind=kind), resume=True)
+
+
 def test_folder_with_damaged_parameters_is_skipped(tmp_path, monkeypatch, capsys):
     interrupt_at_epoch(500, parameter_list(tmp_path, {}), monkeypatch)
     ((_, folder),) = runs_by_number(tmp_path)[1]
