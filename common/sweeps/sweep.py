@@ -23,8 +23,9 @@ from common.sweeps.plans import Job
 from common.sweeps.processes import World, discard, hold_run_lock, other_launch, partition, world_from_env
 from common.sweeps.results_table import RESULTS_TABLE, write_results_table
 from common.sweeps.resume import match_previous_runs, restore
+from common.training.compilation import NativeUnavailable
 from common.training.history import DIVERGED
-from common.training.native_engine import Kernel, NativeUnavailable, NotNative, native_kernel
+from common.training.native_engine import Kernel, NotNative, native_kernel
 from common.training.threads import NUM_THREADS
 
 # Multiplications in one step of a batch from which a GPU is faster: about what two CPU cores compute while a dozen GPU

@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from common.training.native_engine import NativeUnavailable, compiled_kernel
+from common.training.compilation import NativeUnavailable, compiled_kernel
 
 FIRST_SINGULAR_VALUE, RECONSTRUCTION_ERROR, SCHATTEN_HALF_QUASI_NORM = 4, 5, 6
 

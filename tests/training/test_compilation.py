@@ -4,7 +4,7 @@ import stat
 
 import pytest
 
-from common.training.native_engine import NativeUnavailable, compiled_kernel
+from common.training.compilation import NativeUnavailable, compiled_kernel
 
 SOURCE = "deep_matrix_factorization.c"
 CONSTANTS = {"REAL": "float", "INTEGER": "int32_t", "ROWS": 2, "COLS": 2, "HIDDEN": 2, "DEPTH": 3}

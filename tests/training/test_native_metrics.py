@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.training import native_metrics
-from common.training.native_engine import NativeUnavailable
+from common.training.compilation import NativeUnavailable
 from common.training.native_metrics import (
     FIRST_SINGULAR_VALUE,
     RECONSTRUCTION_ERROR,
