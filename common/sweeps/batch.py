@@ -137,7 +137,7 @@ def _finish(experiment: Experiment, output: torch.Tensor, context: SweepContext)
 
     with context.guard(experiment):
         try:
-            with context.stop.at_once():
+            with context.stop.raising():
                 results = experiment.problem.results(state, output)
         except Interrupted:
             # -resume takes the output from the checkpoint, or begins anew.

@@ -5,13 +5,22 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from common.cli import Interrupted, Parameters, RunFailed, Stop, UserError, flag_error, signals_noted
+from common.cli import (
+    Interrupted,
+    Parameters,
+    RunFailed,
+    Stop,
+    UserError,
+    flag_error,
+    signals_noted,
+    signals_raised,
+    warn_once,
+)
 from common.files import utc_time
 from common.naming import span
 from common.problems.problem import Problem
@@ -93,6 +102,7 @@ def run_sweep(
     _run(_prepare_sweep(kind, experiments, world), world, resume, output_share)
 
 
+@signals_raised()
 def _prepare_sweep(kind: type[Problem], experiments: Sequence[Parameters], world: World) -> Sweep:
     kept, equal, prepared, number = [], Counter(), {}, 0
     try:
@@ -155,7 +165,7 @@ def _run(sweep: Sweep, world: World, resume: bool, output_share: float = _OUTPUT
 def _write_results_table(directory: Path, stop: Stop) -> None:
     """Writes the results.csv of an output folder, unless a signal came. If it cannot be written, a line says so."""
     try:
-        with stop.at_once():
+        with stop.raising():
             write_results_table(directory)
     except Interrupted:
         pass  # the sweep ends as interrupted
@@ -246,7 +256,7 @@ def _device(batch: Sequence[Experiment], world: World) -> torch.device:
     number, gpu_id = torch.cuda.device_count(), parameters["gpu_id"]
     if not torch.cuda.is_available():
         if gpu_id:
-            _warn_once(f"-gpu_id {gpu_id}: there is no GPU that PyTorch can use; the CPU is used")
+            warn_once(f"-gpu_id {gpu_id}: there is no GPU that PyTorch can use; the CPU is used")
         return torch.device("cpu")
     if gpu_id >= number:
         remedy = f"there are {number} GPUs, counted from 0; give one of them or -disable_gpu"
@@ -272,13 +282,8 @@ def _kernel(experiment: Experiment, device: torch.device) -> Kernel | None:
         if choice == "native":
             raise flag_error("engine", choice, f"{error}; give auto or torch") from None
         if not isinstance(error, NotNative):
-            _warn_once(f"the native engine {error}; the torch engine is used")
+            warn_once(f"the native engine {error}; the torch engine is used")
         return None
-
-
-@cache
-def _warn_once(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _parts(batch: Sequence[Experiment]) -> list[Sequence[Experiment]]:
