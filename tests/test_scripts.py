@@ -70,7 +70,8 @@ def test_help_lists_all_flags_without_heavy_imports(script, run_script):
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
-def test_matrix_experiment_with_all_outputs_and_plot(run_script, run_main, tmp_path, dataset):
+def test_matrix_experiment_with_all_outputs_and_plot(run_script, run_main, tmp_path, dataset, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
     result = assert_success(
         run_script(
             "dmf_experiment_runner.py",
