@@ -234,7 +234,7 @@ def test_signal_during_compilation_ends_process(number, tmp_path, dataset):
     while not (calls.exists() and calls.read_text()) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=2)
+    _, errors = process.communicate(timeout=10)
     assert process.returncode == 128 + number
     assert errors == "dmf_experiment_runner.py: interrupted; what was written so far is kept\n"
     assert not any(map(is_running, calls.read_text().split()))

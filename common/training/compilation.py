@@ -140,11 +140,12 @@ def _run(command: list[str], directory: str) -> tuple[int, str]:
             try:
                 _, message = process.communicate(timeout=_MOST_SECONDS)
                 return process.returncode, message
-            except subprocess.TimeoutExpired:
-                _hanging.add(compiler)
-            finally:
-                with suppress(ProcessLookupError):  # it ended
+            except BaseException as error:
+                with suppress(ProcessLookupError):  # it has just ended
                     os.killpg(process.pid, signal.SIGKILL)
+                if not isinstance(error, subprocess.TimeoutExpired):
+                    raise
+                _hanging.add(compiler)
     raise NativeUnavailable(f"was not compiled: {compiler} did not end in {_MOST_SECONDS} s")
 
 
