@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,7 @@ class Parameters:
 class Stop:
     """Whether SIGINT, SIGTERM or SIGHUP was received, its `number`, and when: the `time` on the monotonic clock."""
 
-    number, time, _raises = None, 0.0, False
+    number, time, _limit = None, 0.0, None
 
     def __bool__(self) -> bool:
         return self.number is not None
@@ -223,15 +224,25 @@ class Stop:
         return time.monotonic() - self.time if self else 0.0
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Makes a signal raise Interrupted inside the block, which must write nothing."""
-        self._raises = True
+    def raising(self, after: float = 0.0) -> Iterator[None]:
+        """Raises Interrupted inside the block, which must write nothing, so many seconds after a signal."""
+        self._limit = after
         try:
-            if self:
-                raise Interrupted(self.number)
+            self._raise_if_late()
             yield
         finally:
-            self._raises = False
+            self._limit = None
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def _raise_if_late(self) -> None:
+        """Raises Interrupted in a block that is to end now; in one that is to end later, sets an alarm that calls this
+        again.
+        """
+        if self and self._limit is not None:
+            left = self._limit - self.seconds()
+            if left <= 0:
+                raise Interrupted(self.number, _INTERRUPTED)
+            signal.setitimer(signal.ITIMER_REAL, left)
 
 
 @contextmanager
@@ -245,19 +256,33 @@ def signals_noted() -> Iterator[Stop]:
             os.kill(os.getpid(), number)
         elif not stop:
             stop.number, stop.time = number, time.monotonic()
-            if stop._raises:
-                raise Interrupted(number)
+            stop._raise_if_late()
 
     is_main = threading.current_thread() is threading.main_thread()
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if is_main else ()
     # A process that a script starts in the background ignores SIGINT, and one that nohup starts SIGHUP.
     handled = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
     previous = {number: signal.signal(number, note) for number in handled}
+    if handled:
+        previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda *_: stop._raise_if_late())
     try:
         yield stop
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def signals_raised() -> Iterator[None]:
+    """Makes SIGINT and SIGTERM raise Interrupted inside the block, which must write nothing."""
+    with signals_noted() as stop, stop.raising():
+        yield
+
+
+@cache
+def warn_once(line: str) -> None:
+    """Prints a line on standard error, unless this process has printed it before."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def print_line(line: str) -> None:

@@ -28,6 +28,7 @@ from common.training.native_metrics import (
     RECONSTRUCTION_ERROR,
     SCHATTEN_HALF_QUASI_NORM,
     metrics_2x2,
+    metrics_library,
 )
 from common.training.objectives import Objective, SensingObjective, entry_objective
 from common.training.threads import one_thread
@@ -52,6 +53,8 @@ class MatrixFactorization:
         available = load_samples(load_matrix_sensing, parameters["dataset_path"])
         self.num_observations = parameters["num_samples"], len(available.observations)
         self.output_shape = rows, cols = self.dataset.shape
+        if self.output_shape == (2, 2):
+            metrics_library(parameters["dtype"])  # compiled before the training, where a signal waits
         self.observes_entries = self.dataset.observed_entries is not None
         self._tracked = [tuple(entry) for entry in parameters["tracked_e2e_value_of"]]
         for row, col in self._tracked:

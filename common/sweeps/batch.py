@@ -1,6 +1,7 @@
 """Trains a batch of experiments, and writes the folder of each."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from common.training.trainer import Trainer
 _REASONS = {STALLED: "stalled: steps no longer change any parameter", EPOCHS: "all epochs done"}
 # After a signal, running experiments are saved for this long: a launcher kills processes that take longer.
 _SAVING_SECONDS = 1.2
+# So long after a signal, a metric that takes long, such as the CP rank of a large tensor, is given up.
+_MEASURING_SECONDS = 0.8
 # Approximate time to compute and save the metrics of one validation.
 _SECONDS_PER_VALIDATION = 2e-6
 
@@ -74,9 +77,18 @@ def _train(experiments: Sequence[Experiment], engine: Engine, context: SweepCont
     experiment_of = {experiment.state: experiment for experiment in experiments}
     every, problem = experiments[0].parameters["validate_every"], experiments[0].problem
     trainer = Trainer(engine, list(experiment_of), every, problem.max_zero_loss_validations, lambda: bool(context.stop))
+    for state in experiment_of:
+        if state.measures_at_once:  # which may take long; other metrics are computed in several threads
+            state.measure = context.stop.raising(_MEASURING_SECONDS)(state.measure)
     outputs = [Checkpoints(context), *([context.plots] if context.plots else []), Progress(context, trainer)]
+    complete = True  # whether the last advance ended
     while trainer.running and not context.stop:
-        for state, last_engine, index, output in trainer.advance():
+        try:
+            ended = trainer.advance()
+        except Interrupted:
+            complete = False
+            break
+        for state, last_engine, index, output in ended:
             if context.disk.seconds_after_signal() > _SAVING_SECONDS:
                 break  # these continue from older checkpoints
             experiment, output = experiment_of[state], torch.from_numpy(output)
@@ -88,12 +100,13 @@ def _train(experiments: Sequence[Experiment], engine: Engine, context: SweepCont
                 _finish(experiment, output, context)
         running = [experiment_of[state] for state in trainer.running]
         for each in outputs:
-            each.on_validation(trainer, running)
+            if not context.stop:
+                each.on_validation(trainer, running)
         context.disk.sync_if_due()
         trainer.discard(experiment.state for experiment in running if experiment.failed)
     outputs[-1].close()
     if trainer.running:
-        _interrupt(trainer, [experiment_of[state] for state in trainer.running], context)
+        _interrupt(trainer, [experiment_of[state] for state in trainer.running], context, complete)
 
 
 def _begin(experiment: Experiment, context: SweepContext, device: torch.device, engine_name: str) -> None:
@@ -138,7 +151,7 @@ def _finish(experiment: Experiment, output: torch.Tensor, context: SweepContext)
 
     with context.guard(experiment):
         try:
-            with context.stop.at_once():
+            with context.stop.raising():
                 results = experiment.problem.results(state, output)
         except Interrupted:
             # -resume takes the output from the checkpoint, or begins anew.
@@ -167,8 +180,10 @@ def _write_end(experiment: Experiment, results: Results, context: SweepContext) 
     say(f"{experiment.number}/{context.num_experiments} {folder.path}: {end}{numbers(headline)}")
 
 
-def _interrupt(trainer: Trainer, experiments: Sequence[Experiment], context: SweepContext) -> None:
-    """Saves running experiments as far as the time permits, those first whose last checkpoint is oldest."""
+def _interrupt(trainer: Trainer, experiments: Sequence[Experiment], context: SweepContext, complete: bool) -> None:
+    """Saves running experiments as far as the time permits, those first whose last checkpoint is oldest. Unless the
+    last advance is `complete`, some of them may have ended, and all continue from older checkpoints.
+    """
     ended = list(zip(experiments, trainer.interrupt(), strict=True))
     ended.sort(key=lambda pair: pair[0].saved_at.get("store_checkpoints", 0))
     most_seconds = _SAVING_SECONDS - _SECONDS_PER_VALIDATION * (trainer.epoch // trainer.validate_every)
@@ -181,16 +196,17 @@ def _interrupt(trainer: Trainer, experiments: Sequence[Experiment], context: Swe
                 file = experiment.folder.write_parameters(False, INTERRUPTED, trainer.epoch)
                 context.disk.rename_after_sync(experiment, file)
             if experiment.parameters["store_checkpoints"] and trainer.epoch >= 0:
-                if context.disk.seconds_after_signal() > most_seconds:
-                    num_unsaved += 1
-                    continue
-                trainer.sync(index)
-                save_checkpoint(context, experiment, engine, index)
+                num_unsaved += 1
+                if complete and context.disk.seconds_after_signal() <= most_seconds:
+                    with suppress(Interrupted):  # by a metric that takes long
+                        trainer.sync(index)
+                        num_unsaved -= 1
+                        save_checkpoint(context, experiment, engine, index)
         context.disk.sync_if_due()
     if num_unsaved:
         say(f"no time for {num_unsaved} of {len(ended)} checkpoints: -resume continues from older ones, if any")
     for experiment, (state, _, index, output) in ended:
-        if not experiment.failed and context.disk.seconds_after_signal() <= most_seconds:
-            with context.guard(experiment):
+        if complete and not experiment.failed and context.disk.seconds_after_signal() <= most_seconds:
+            with context.guard(experiment), suppress(Interrupted):
                 trainer.sync(index)
                 _write_end(experiment, experiment.problem.results(state, torch.from_numpy(output)), context)

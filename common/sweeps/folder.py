@@ -104,8 +104,8 @@ def new_folder(
     published when it is on the disk, so that no folder is without a run_params.json.
     """
     directory = Path(parameters["output_dir"]) / making
-    if directory.is_symlink():
-        directory.unlink()
+    if directory.is_symlink() or not directory.is_dir():
+        discard(directory)
     folder = ExperimentFolder(directory / name, parameters, provenance)
     discard(folder.path)  # of a process of the same launch that died
     folder.path.mkdir(parents=True)

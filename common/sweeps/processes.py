@@ -32,7 +32,8 @@ def world_from_env() -> World:
     """Returns what torchrun, or another launcher that sets RANK and WORLD_SIZE, describes. Raises UserError."""
     known = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     ids = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID")
-    launch = " ".join(f"{name}={os.environ[name]}" for name in ids if os.environ.get(name))
+    # Different users may have the same values of these.
+    launch = " ".join(f"{name}={os.environ[name]}" for name in ids if os.environ.get(name)) or uuid.uuid4().hex
     if not (known["RANK"] and known["WORLD_SIZE"]):
         return World(uuid.uuid4().hex[:12])
     try:
@@ -42,7 +43,7 @@ def world_from_env() -> World:
     except ValueError:
         shown = ", ".join(f"{name}={value}" for name, value in known.items())
         raise UserError(f"{shown}: must be integers, RANK below WORLD_SIZE; the launcher sets them") from None
-    return World(hashlib.sha256((launch or uuid.uuid4().hex).encode()).hexdigest()[:12], rank, size, local_rank)
+    return World(hashlib.sha256(f"{os.geteuid()} {launch}".encode()).hexdigest()[:12], rank, size, local_rank)
 
 
 def partition(keys: Sequence[str], world: World) -> list[int]:

@@ -5,13 +5,23 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from common.cli import Interrupted, Parameters, RunFailed, Stop, UserError, flag_error, printable, signals_noted
+from common.cli import (
+    Interrupted,
+    Parameters,
+    RunFailed,
+    Stop,
+    UserError,
+    flag_error,
+    printable,
+    signals_noted,
+    signals_raised,
+    warn_once,
+)
 from common.files import utc_time
 from common.naming import span
 from common.problems.problem import Problem
@@ -23,8 +33,9 @@ from common.sweeps.plans import Job
 from common.sweeps.processes import World, discard, hold_run_lock, other_launch, partition, world_from_env
 from common.sweeps.results_table import RESULTS_TABLE, write_results_table
 from common.sweeps.resume import match_previous_runs, restore
+from common.training.compilation import NativeUnavailable
 from common.training.history import DIVERGED
-from common.training.native_engine import Kernel, NativeUnavailable, NotNative, native_kernel
+from common.training.native_engine import Kernel, NotNative, native_kernel
 from common.training.threads import NUM_THREADS
 
 # Multiplications in one step of a batch from which a GPU is faster: about what two CPU cores compute while a dozen GPU
@@ -92,6 +103,7 @@ def run_sweep(
     _run(_prepare_sweep(kind, experiments, world), world, resume, output_share)
 
 
+@signals_raised()
 def _prepare_sweep(kind: type[Problem], experiments: Sequence[Parameters], world: World) -> Sweep:
     kept, equal, prepared, number = [], Counter(), {}, 0
     try:
@@ -147,7 +159,7 @@ def _run(sweep: Sweep, world: World, resume: bool, output_share: float = _OUTPUT
 def _write_results_table(directory: Path, stop: Stop) -> None:
     """Writes the results.csv of an output folder, unless a signal came. If it cannot be written, a line says so."""
     try:
-        with stop.at_once():
+        with stop.raising():
             write_results_table(directory)
     except Interrupted:
         pass  # the sweep ends as interrupted
@@ -253,7 +265,7 @@ def _device(batch: Sequence[Experiment], world: World) -> torch.device:
     number, gpu_id = torch.cuda.device_count(), parameters["gpu_id"]
     if not torch.cuda.is_available():
         if gpu_id:
-            _warn_once(f"-gpu_id {gpu_id}: there is no GPU that PyTorch can use; the CPU is used")
+            warn_once(f"-gpu_id {gpu_id}: there is no GPU that PyTorch can use; the CPU is used")
         return torch.device("cpu")
     if gpu_id >= number:
         remedy = f"there are {number} GPUs, counted from 0; give one of them or -disable_gpu"
@@ -279,13 +291,8 @@ def _kernel(experiment: Experiment, device: torch.device) -> Kernel | None:
         if choice == "native":
             raise flag_error("engine", choice, f"{error}; give auto or torch") from None
         if not isinstance(error, NotNative):
-            _warn_once(f"the native engine {error}; the torch engine is used")
+            warn_once(f"the native engine {error}; the torch engine is used")
         return None
-
-
-@cache
-def _warn_once(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 def _parts(batch: Sequence[Experiment]) -> list[Sequence[Experiment]]:

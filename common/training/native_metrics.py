@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from common.training.native_engine import NativeUnavailable, compiled_kernel
+from common.training.compilation import NativeUnavailable, compiled_kernel
 
 FIRST_SINGULAR_VALUE, RECONSTRUCTION_ERROR, SCHATTEN_HALF_QUASI_NORM = 4, 5, 6
 
@@ -23,7 +23,7 @@ def metrics_2x2(
     by one unit in the last place; in float64 they differ by at most 5, unless they are denormal or the nuclear norm
     overflows. The bits of a result depend on its loss and matrix alone.
     """
-    library = _library(losses.dtype)
+    library = metrics_library(losses.dtype.name)
     if library is None:
         return None
     # Every array whose address is passed has a name here, so that it lives until the kernel has returned.
@@ -46,8 +46,9 @@ def metrics_2x2(
 
 
 @cache
-def _library(dtype: np.dtype) -> ctypes.CDLL | None:
-    real, integer = {"float32": ("float", "int32_t"), "float64": ("double", "int64_t")}[dtype.name]
+def metrics_library(dtype: str) -> ctypes.CDLL | None:
+    """Returns the library of `metrics_2x2` for this dtype, or None if there is no C compiler."""
+    real, integer = {"float32": ("float", "int32_t"), "float64": ("double", "int64_t")}[dtype]
     try:
         library = compiled_kernel("matrix_metrics_2x2.c", REAL=real, INTEGER=integer)
     except NativeUnavailable:

@@ -1,9 +1,10 @@
 """Kills small sweeps at random times, resumes them until they finish, and compares the outputs with those of an
-uninterrupted run: all files must exist in both, and all tensors, numbers and plots must be bitwise equal.
+uninterrupted run: all files must exist in both, and all tensors, numbers, plots and tables must be bitwise equal.
 
     python -m tests.stress.kills -kills 200
 """
 
+import csv
 import json
 import os
 import random
@@ -24,6 +25,10 @@ ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = {
     "dmf": ["dmf_multiple_experiments_runner.py", "-plan", "figure_1_depth_3", "-save_every_num_val", "5"],
     "tc": ["tc_multiple_experiments_runner.py", "-repetitions", "1"],
+    "tc with momentum": [
+        *("tc_multiple_experiments_runner.py", "-repetitions", "1", "-optimizer", "momentum", "-epochs", "4000"),
+        *("-weight_decay", "1e-4", "-init_std", "0.1", "-track_component_norms", "3"),
+    ],
     "mixed": ["-m", "tests.stress.mixed_sweep"],
 }
 parser = Parser(__doc__)
@@ -70,6 +75,15 @@ def read_outputs(output_dir: Path) -> dict[str, object]:
                 raise ValueError(f"{key} occurs twice")
             found[key] = content
     return found
+
+
+def read_table(output_dir: Path) -> dict[str, dict[str, str]]:
+    """Returns the rows of results.csv by experiment number, without what differs between two runs of a sweep."""
+    with open(output_dir / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        del row["folder"], row["sweep"], row["output_dir"]
+    return {row["experiment"]: row for row in rows}
 
 
 def differences(first: object, second: object, path: str = "") -> list[str]:
@@ -124,7 +138,7 @@ def run_kill_test(name: str, kills: int, seed: int, directory: Path) -> Counter:
     begin = time.monotonic()
     finish(start(command, directory / "uninterrupted"))
     max_seconds = time.monotonic() - begin
-    expected = read_outputs(directory / "uninterrupted")
+    expected, table = read_outputs(directory / "uninterrupted"), read_table(directory / "uninterrupted")
     stages: Counter = Counter()
     runs = 0
     while stages.total() < kills:
@@ -132,6 +146,7 @@ def run_kill_test(name: str, kills: int, seed: int, directory: Path) -> Counter:
         output_dir = directory / f"killed_{runs}"
         stages += run_with_kills(command, output_dir, max_seconds, kills - stages.total(), rng)
         problems = differences(expected, read_outputs(output_dir))
+        problems += differences(table, read_table(output_dir), "results.csv")
         if problems:
             raise RuntimeError(f"{name}, {output_dir}: {len(problems)} differences: " + "; ".join(problems[:10]))
     shown = ", ".join(f"{count} {stage}" for stage, count in sorted(stages.items()))

@@ -1,5 +1,5 @@
-"""Sweep for the kill test that mixes 2x2 and 5x5, float32 and float64, both engines, and diverging experiments, some of
-which record the sharpness.
+"""Sweep for the kill test that mixes 2x2 and 5x5, float32 and float64, both engines, optimizers with state, and
+diverging experiments, some of which record metrics of the factors.
 """
 
 import dmf_multiple_experiments_runner as runner
@@ -21,12 +21,14 @@ BASE = {
     "track_singular_values": True,
 }
 DTYPES = {"dtype": ["float32", "float64"]}
+STATEFUL = {"optimizer": ["momentum", "adam"], "weight_decay": [0.0, 0.1]}
 TWO, FIVE = "data/dmf/completion_2x2_w_1_1_0.pt", "data/dmf/completion_5x5_w_1_1_0.pt"
 runner.DEFAULT = Plan(
     "",
     [
         *combinations({**BASE, "dataset_path": FIVE, "num_samples": 24}, DTYPES),
         *combinations({**BASE, "engine": "torch", "epochs": 3000, "track_sharpness": True}, DTYPES),
+        *combinations({**BASE, "track_balancedness": True}, STATEFUL),
         *combinations({**BASE, "lr": 1e5}, {"dataset_path": [TWO, FIVE], "store_checkpoints": [False, True]}),
     ],
 )

@@ -49,6 +49,10 @@ def test_world_from_env(monkeypatch):
     monkeypatch.setenv("MASTER_PORT", "1234")
     assert world() == (5, 8, 1)
     assert world_from_env().launch == world_from_env().launch
+    other_user = os.geteuid() + 1
+    before = world_from_env().launch
+    monkeypatch.setattr(os, "geteuid", lambda: other_user)
+    assert world_from_env().launch != before
     monkeypatch.setenv("WORLD_SIZE", "5")
     with pytest.raises(UserError, match="RANK=5, WORLD_SIZE=5, LOCAL_RANK=1: must be integers"):
         world_from_env()
@@ -84,17 +88,20 @@ def test_symlinks_are_not_followed(tmp_path, capsys):
         (out / name).symlink_to(outside / "precious" if number < 2 else outside)
     for name in (".making-dead-0", ".making-a-0"):
         (out / name).symlink_to(outside)
-    os.mkfifo(out / ".lock-dead-2")
+    for name in (".lock-dead-2", ".making-a-1"):
+        os.mkfifo(out / name)
     (out / ".lock-dead-3").mkdir()
     with hold_run_lock(out, World("a")) as lock:
         assert other_launch(lock) is None
         assert json.loads(lock.read_text())["pid"] == os.getpid()
-        new = new_folder({"output_dir": str(out), "experiment_name": "x"}, {}, ".making-a-0", "1")
-        new.publish()
-    assert not new.path.is_symlink()
+        for rank in range(2):
+            new = new_folder({"output_dir": str(out), "experiment_name": f"x{rank}"}, {}, f".making-a-{rank}", "1")
+            new.publish()
+            assert not new.path.is_symlink()
     assert {path.name: path.is_file() and path.read_text() for path in outside.iterdir()} == {"precious": "content"}
     remaining = [path.name for path in out.iterdir()]
-    assert sorted(remaining) == [".lock-dead-1", ".lock-dead-2", ".lock-dead-3", ".making-a-0", new.path.name]
+    assert sorted(remaining)[:5] == [*(f".lock-dead-{number}" for number in (1, 2, 3)), ".making-a-0", ".making-a-1"]
+    assert len(remaining) == 7
     assert capsys.readouterr().err.count("skipped (is not a regular file") == 3
 
 
@@ -113,6 +120,31 @@ def test_other_lock_is_opened_read_only(tmp_path):
             patched.setattr(os, "open", recording)
             assert other_launch(lock)["pid"] == os.getpid()
     assert {flags for name, flags in opened if name == path} == {os.O_RDONLY}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("sticky", [False, True])
+def test_locks_of_another_user(tmp_path, sticky):
+    """Another user sees that a lock is held. What a process that died left costs a line if it cannot be removed."""
+    tmp_path.chmod(0o1777 if sticky else 0o777)
+    script = "import os\nfrom common.sweeps.processes import *\nos.setuid(12345)\n"
+    script += "with hold_run_lock(Path(), World('b')) as lock: print(other_launch(lock))"
+
+    def run_as_another_user():
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
+        return done.stdout, done.stderr
+
+    with hold_run_lock(tmp_path, World("a")):
+        output, errors = run_as_another_user()
+    assert (f"'pid': {os.getpid()}," in output, errors) == (True, "")
+    (tmp_path / ".lock-dead-0").touch(mode=0o444)
+    (tmp_path / ".making-dead-0").mkdir()
+    skipped = ".lock-dead-0: skipped ([Errno 1] Operation not permitted: '.making-dead-0')\n"
+    assert run_as_another_user() == ("None\n", skipped if sticky else "")
+    assert len(list(tmp_path.iterdir())) == (2 if sticky else 0)
 
 
 def launch_torchrun(number, cwd, *arguments, **kwargs):

@@ -1,6 +1,7 @@
 """Tests of interrupted and resumed sweeps; see also tests/stress/kills.py."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -377,6 +378,36 @@ def test_interruption_with_tracked_ranks(tmp_path, monkeypatch):
         patched.setattr(tensor_completion, "estimate_cp_rank", counted)
         run_sweep(TC, experiments)
     assert len(after) <= 22
+    run_sweep(TC, experiments, resume=True)
+    assert differences(read_outputs(tmp_path / "a"), read_outputs(tmp_path / "b")) == []
+
+
+@pytest.mark.parametrize("when", ["while it is computed", "before"])
+def test_interruption_with_metric_that_takes_long(tmp_path, monkeypatch, when):
+    """The metric is given up, and the run continues from an older checkpoint."""
+    tracking = {"track_tensor_rank": True, "epochs": 300, "validate_every": 10, "compute_final_tensor_ranks": False}
+    experiments = parameter_list(tmp_path / "b", {**tracking, "save_every_num_val": 1}, kind="tc")
+    run_sweep(TC, parameter_list(tmp_path / "a", {**tracking, "save_every_num_val": 1}, kind="tc"))
+    estimate, calls, begin = tensor_completion.estimate_cp_rank, [], time.monotonic()
+
+    def slow(*arguments):
+        calls.append(1)
+        if len(calls) == 10 and when != "before":
+            os.kill(os.getpid(), signal.SIGTERM)
+        if len(calls) >= 10:
+            time.sleep(60)
+        return estimate(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(tensor_completion, "estimate_cp_rank", slow)
+        patched.setattr(batch, "_MEASURING_SECONDS", 0.1)
+        if when == "before":
+            signal_during_training(patched, signal.SIGTERM, lambda trainer: trainer.epoch == 89)
+        run_sweep(TC, experiments, output_share=math.inf)
+    assert time.monotonic() - begin < 10
+    ((parameters, folder),) = runs_by_number(tmp_path / "b")[1]
+    assert (parameters["status"]["stop_reason"], parameters["status"]["last_epoch"]) == ("interrupted", 99)
+    assert [path.name.rpartition("_")[2] for path in (folder / "checkpoints").iterdir()] == ["89.pt"]
     run_sweep(TC, experiments, resume=True)
     assert differences(read_outputs(tmp_path / "a"), read_outputs(tmp_path / "b")) == []
 

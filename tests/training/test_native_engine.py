@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from common.models.cp_factorization import CPFactorization, full_rank, initial_factors
 from common.models.deep_matrix_factorization import DeepMatrixFactorization, factor_shapes
 from common.training import native_engine
-from common.training.native_engine import NativeEngine, NativeUnavailable, NotNative, native_kernel
+from common.training.compilation import NativeUnavailable
+from common.training.native_engine import NativeEngine, NotNative, native_kernel
 from common.training.objectives import entry_objective
 from common.training.optimizers import Adam, GradientDescent, GroupRMSprop, Momentum
 from common.training.torch_engine import TorchEngine

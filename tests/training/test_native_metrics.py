@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.training import native_metrics
-from common.training.native_engine import NativeUnavailable
+from common.training.compilation import NativeUnavailable
 from common.training.native_metrics import (
     FIRST_SINGULAR_VALUE,
     RECONSTRUCTION_ERROR,
@@ -184,7 +184,7 @@ def test_without_compiler(monkeypatch):
         raise NativeUnavailable("needs a C compiler")
 
     monkeypatch.setattr(native_metrics, "compiled_kernel", unavailable)
-    native_metrics._library.cache_clear()
+    native_metrics.metrics_library.cache_clear()
     try:
         assert metrics_2x2(np.zeros(1), np.zeros((1, 2, 2)), 3, TARGET, []) is None
         train_metrics, validation = make_experiment().problem.measure(
@@ -193,4 +193,4 @@ def test_without_compiler(monkeypatch):
         assert validation["e2e_rank"].tolist() == [1, 1, 1]
         assert train_metrics["sse_loss_div_2"].tolist() == [1, 1, 1]
     finally:
-        native_metrics._library.cache_clear()
+        native_metrics.metrics_library.cache_clear()
