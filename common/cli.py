@@ -1,4 +1,4 @@
-"""The command line of the scripts: argparse with one-line errors, signals, and exit statuses.
+"""The command line of the scripts: argparse with one-line errors, and exit statuses.
 
 It imports no large package, so that `-h` and errors appear at once.
 """
@@ -7,11 +7,8 @@ import argparse
 import difflib
 import os
 import re
-import signal
 import sys
 import textwrap
-import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,11 +18,10 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from common.signals import INTERRUPTED, Interrupted, end_imports_at_once
+
 _NEGATIVE_NUMBER = re.compile(r"^-((\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|inf|nan)$")
 _HELP_WIDTH = 110
-# A launcher may send a signal that the terminal has sent already: a second one within so many seconds is ignored.
-_REPEATED_SIGNAL_SECONDS = 2.5
-_INTERRUPTED = "interrupted; what was written so far is kept"
 
 
 class UserError(Exception):
@@ -34,10 +30,6 @@ class UserError(Exception):
 
 class RunFailed(Exception):
     """Part of a run failed, and the rest of it is done. Exit status 1."""
-
-
-class Interrupted(Exception):
-    """A signal (number, message) ended the run, and everything was saved. Exit status 128 + the number."""
 
 
 def flag_error(name: str, value: Any, remedy: str) -> UserError:
@@ -211,74 +203,6 @@ class Parameters:
         return sorted(name for name in self.values if name != "random_seed" and group_of.get(name, "run") in groups)
 
 
-class Stop:
-    """Whether SIGINT, SIGTERM or SIGHUP was received, its `number`, and when: the `time` on the monotonic clock."""
-
-    number, time, _limit = None, 0.0, None
-
-    def __bool__(self) -> bool:
-        return self.number is not None
-
-    def seconds(self) -> float:
-        """Returns the seconds since the signal; 0 if there was none."""
-        return time.monotonic() - self.time if self else 0.0
-
-    @contextmanager
-    def raising(self, after: float = 0.0) -> Iterator[None]:
-        """Raises Interrupted inside the block, which must write nothing, so many seconds after a signal."""
-        self._limit = after
-        try:
-            self._raise_if_late()
-            yield
-        finally:
-            self._limit = None
-            signal.setitimer(signal.ITIMER_REAL, 0)
-
-    def _raise_if_late(self) -> None:
-        """Raises Interrupted in a block that is to end now; in one that is to end later, sets an alarm that calls this
-        again.
-        """
-        if self and self._limit is not None:
-            left = self._limit - self.seconds()
-            if left <= 0:
-                raise Interrupted(self.number, _INTERRUPTED)
-            signal.setitimer(signal.ITIMER_REAL, left)
-
-
-@contextmanager
-def signals_noted() -> Iterator[Stop]:
-    """Records the first SIGINT, SIGTERM or SIGHUP, so that everything can be saved. A later one ends the process."""
-    stop = Stop()
-
-    def note(number: int, _frame: Any) -> None:
-        if stop.seconds() > _REPEATED_SIGNAL_SECONDS:
-            signal.signal(number, previous[number])
-            os.kill(os.getpid(), number)
-        elif not stop:
-            stop.number, stop.time = number, time.monotonic()
-            stop._raise_if_late()
-
-    is_main = threading.current_thread() is threading.main_thread()
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if is_main else ()
-    # A process that a script starts in the background ignores SIGINT, and one that nohup starts SIGHUP.
-    handled = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, note) for number in handled}
-    if handled:
-        previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, lambda *_: stop._raise_if_late())
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def signals_raised() -> Iterator[None]:
-    """Makes SIGINT and SIGTERM raise Interrupted inside the block, which must write nothing."""
-    with signals_noted() as stop, stop.raising():
-        yield
-
-
 @cache
 def warn_once(line: str) -> None:
     """Prints a line on standard error, unless this process has printed it before."""
@@ -305,22 +229,9 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _interrupt(_number: int, frame: Any) -> None:
-    """Raises KeyboardInterrupt. While a module is imported, ends the process: a large package may abort at an exception
-    then, or drop it.
-    """
-    while frame and "importlib._bootstrap" not in frame.f_code.co_filename:
-        frame = frame.f_back
-    if not frame:
-        raise KeyboardInterrupt
-    os.write(sys.stderr.fileno(), f"{Path(sys.argv[0]).name}: {_INTERRUPTED}\n".encode())
-    os._exit(130)
-
-
 def run_script(main: Callable[[], None]) -> None:
     """Runs a script's main function. An error is reported by one line on standard error and the exit status."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
+    end_imports_at_once()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
@@ -333,7 +244,7 @@ def run_script(main: Callable[[], None]) -> None:
     except Interrupted as interruption:
         status, message = 128 + interruption.args[0], interruption.args[1]
     except KeyboardInterrupt:
-        status, message = 130, _INTERRUPTED
+        status, message = 130, INTERRUPTED
     except BrokenPipeError:
         _drop_output()
         status, message = 1, "failed: standard output was closed"

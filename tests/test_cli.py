@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.cli import Parser, UserError, flag_errors, print_line, printable, signals_noted
+from common.cli import Parser, UserError, flag_errors, print_line, printable
 from common.flags import integer, optional, output_file, part_of_name, real
+from common.signals import signals_noted
 from tests.conftest import ROOT
 
 

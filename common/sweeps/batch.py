@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from common.cli import Interrupted
 from common.files import json_bytes, rename, utc_time
 from common.problems.problem import Results
+from common.signals import Interrupted
 from common.sweeps.experiment import Experiment
 from common.sweeps.folder import host_facts, new_folder, reopen_folder
 from common.sweeps.outputs import Checkpoints, Progress, SweepContext, numbers, save_checkpoint, say

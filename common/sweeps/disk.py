@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
-from common.cli import Stop
 from common.files import Written, rename, sync_folders
+from common.signals import Stop
 from common.sweeps.experiment import Experiment
 
 # Between two waits for the disk, at least so many seconds pass, and at least so many times the last wait.

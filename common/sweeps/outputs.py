@@ -21,9 +21,9 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from common.cli import Stop
 from common.files import remove_temporary_files, rename
 from common.plotting.metrics import Lines, draw_metrics, end_with_parent, metric_lines
+from common.signals import Stop
 from common.sweeps.checkpoint import checkpoint_content
 from common.sweeps.disk import DiskQueue
 from common.sweeps.experiment import Experiment

@@ -10,22 +10,12 @@ from typing import NamedTuple
 
 import torch
 
-from common.cli import (
-    Interrupted,
-    Parameters,
-    RunFailed,
-    Stop,
-    UserError,
-    flag_error,
-    printable,
-    signals_noted,
-    signals_raised,
-    warn_once,
-)
+from common.cli import Parameters, RunFailed, UserError, flag_error, printable, warn_once
 from common.files import utc_time
 from common.naming import span
 from common.problems.problem import Problem
 from common.recorded_runs import RecordedRun, read_runs
+from common.signals import Interrupted, Stop, signals_noted, signals_raised
 from common.sweeps.batch import train_batch
 from common.sweeps.experiment import Experiment, Identity, identify, prepare, resolve
 from common.sweeps.outputs import MetricPlots, SweepContext, say

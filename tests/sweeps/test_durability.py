@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from common import files
-from common.cli import RunFailed, Stop
+from common.cli import RunFailed
 from common.files import sync_folders
 from common.recorded_runs import newest_checkpoint
+from common.signals import Stop
 from common.sweeps import disk
 from common.sweeps.disk import DiskQueue
 from common.sweeps.sweep import run_sweep

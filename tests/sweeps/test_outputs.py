@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from common.cli import Stop
+from common.signals import Stop
 from common.sweeps import outputs
 from common.sweeps.folder import new_folder
 from common.sweeps.outputs import MetricPlots, SweepContext

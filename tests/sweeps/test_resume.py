@@ -11,11 +11,12 @@ from collections import Counter
 import pytest
 import torch
 
-from common.cli import Interrupted, UserError
+from common.cli import UserError
 from common.files import sha256_of_file
 from common.flags import load_samples
 from common.problems import tensor_completion
 from common.recorded_runs import differing_names, read_runs
+from common.signals import Interrupted
 from common.sweeps import batch
 from common.sweeps.experiment import identify
 from common.sweeps.processes import World, hold_run_lock
