@@ -1,5 +1,6 @@
 """Files of tensors and dictionaries: written with torch.save, read without executing anything."""
 
+import gc
 import io
 import os
 import pickle
@@ -66,14 +67,19 @@ def load_tensors(path: str | Path) -> Any:
     Nothing in the file is executed, and the memory used is a few times the size of the file. Raises OSError, and
     ValueError if the file holds anything else.
     """
+    collects = gc.isenabled()
     with open_regular(path) as file:
         try:
+            gc.disable()  # it would look through all values again and again
             begin = file.read(len(_LEGACY))
             return _read_legacy(file) if begin == _LEGACY else _read_zip(file)
         except (OSError, MemoryError):
             raise
         except Exception:
             raise ValueError(_NOT_PLAIN) from None
+        finally:
+            if collects:
+                gc.enable()
 
 
 def load_dictionary(path: str | Path) -> dict:
