@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from common.cli import printable
 from common.files import remove_temporary_files, rename
 from common.plotting.metrics import Lines, draw_metrics, end_with_parent, metric_lines
 from common.signals import Stop
@@ -41,7 +42,7 @@ _MOST_WAITING = 16
 def say(line: str) -> None:
     """Prints a line on standard output, above a progress bar. Ignores that standard output was closed."""
     with suppress(OSError):
-        tqdm.write(line, file=sys.stdout)
+        tqdm.write("\n".join(map(printable, line.split("\n"))), file=sys.stdout)
         sys.stdout.flush()
 
 
@@ -200,7 +201,7 @@ class MetricPlots:
 
     def _submit(self, lines: Lines, directory: Path, stalled: int | None = None) -> Future:
         # A process that is started here inherits the blocked signals: they are for the process that trains.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
         try:
             return self._pool.submit(draw_metrics, lines, directory, stalled)
         except BrokenProcessPool:  # a process was killed, as for its memory

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from common.cli import Parameters, RunFailed, UserError, flag_error, printable, warn_once
+from common.cli import Parameters, RunFailed, UserError, flag_error, warn_once
 from common.files import utc_time
 from common.naming import span
 from common.problems.problem import Problem
@@ -193,7 +193,7 @@ def _previous(sweep: Sweep, directory: Path, lock: Path | None, context: SweepCo
             f"{other['start_time']}; wait until it ends, or end it"
         )
     for line in damaged:
-        say(printable(f"skipped {directory}/{line}"))
+        say(f"skipped {directory}/{line}")
     folders = [Path(parameters["output_dir"]).resolve() for parameters in sweep.parameters]
     here = {index: identity for index, identity in enumerate(sweep.identities) if folders[index] == directory}
     matches = match_previous_runs(here, runs, sweep.parameters[0])
