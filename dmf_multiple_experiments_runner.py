@@ -20,7 +20,7 @@ EXPERIMENTS = [
         "dataset_path": "data/dmf/completion_2x2_w_1_1_0.pt",
         "num_samples": 3,
         # A representative run: the smallest seed whose run stays on the theory's curve down to loss 1e-4, and agrees
-        # with the same run in float64 within 1%. The README shows the distribution over seeds.
+        # with the same run in float64 within 1%. example_plots/README.md shows the distribution over seeds.
         "random_seed": 205,
         "output_dir": "outputs/dmf",
         "file_log": True,

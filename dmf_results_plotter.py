@@ -23,13 +23,13 @@ parser = Parser(__doc__)
 add = parser.add_argument
 text = "checkpoints of this project or of the original code"
 add("-experiments_checkpoint_paths", type=checkpoint_file, nargs="+", default=[], help=text)
-text = "names in the legend, one for each path; with -experiments_dir in place of the lines' own names, in their order"
+text = "names in the legend, one for each path or, with -experiments_dir, for each line of the legend, in its order"
 add("-experiments_names", type=str, nargs="+", default=[], metavar="NAME", help=text)
 text = "folder of the experiments' folders, or one experiment's folder, instead of checkpoints"
 add("-experiments_dir", type=optional(existing_dir), default="", help=text)
 text = "the entry (I, J) to plot (default: the one that run_params.json records, else (0, 0))"
 add("-unobserved_entry", type=integer(0), nargs=2, metavar=("I", "J"), help=text)
-text = "plot this recorded metric instead of |unobserved entry|: fro_e2e_norm, e2e_effective_rank (less 1), …; with "
+text = "plot this recorded metric instead of |unobserved entry|: fro_e2e_norm, e2e_effective_rank (minus 1), …; with "
 text += "-x epoch there may be several, and patterns, such as 'singular_value_*'"
 add("-y", nargs="+", default=[], metavar="METRIC", help=text)
 text = "plot against the loss, or against the epoch: with several metrics, a panel for each kind of run"
@@ -40,7 +40,7 @@ add("-min_loss", type=real(0, above=True), default=1e-4, help="where the curves 
 add_figure_flags(parser)
 more = ", or ratio_to_bound: |unobserved entry| divided by its theoretical lower bound at the loss of the run"
 add_map_flags(parser, None, "", f"{more} (default: |unobserved entry|)")
-text = "take the metric of a map at the first validation with at most this loss; a run that does not get there has none"
+text = "take the metric of a map at the first validation with at most this loss; runs that do not reach it are left out"
 add("-at_loss", type=real(0, above=True), metavar="X", help=text)
 
 

@@ -23,7 +23,7 @@ def add_flags(parser: Parser) -> None:
     )
     add = parser.add_argument
     short = {"action": "store_const", "dest": "optimizer", "const": "group_rmsprop", "default": SUPPRESS}
-    add("-use_adaptive_lr", **short, help="short form of -optimizer group_rmsprop")
+    add("-use_adaptive_lr", **short, help="short form of -optimizer group_rmsprop (Arora et al. 2019)")
     text = "CP rank: the mean squared error over all entries that an approximation must stay below"
     add("-tensor_rank_tol", type=real(0, above=True), default=1e-6, help=text)
 

@@ -108,7 +108,7 @@ class Parser(argparse.ArgumentParser):
         self.start = self.add_argument_group("initialization; without effect if -trainer_checkpoint is given")
         self.inputs = self.add_argument_group("input files")
         self.outputs = self.add_argument_group("outputs, which do not change the run")
-        self.places = self.add_argument_group("names, places and devices, which do not change the run")
+        self.places = self.add_argument_group("names, places and devices")
         # argparse's own pattern takes -2e-1 for a flag.
         self._negative_number_matcher = _NEGATIVE_NUMBER
 

@@ -167,9 +167,9 @@ def add_runner_flags(parser: Parser, not_offered: Sequence[str] = (), **defaults
     text = "gd (plain gradient descent), or another optimizer; momentum and adam are those of torch.optim"
     choices = [name for name in OPTIMIZERS if name not in not_offered]
     add("-optimizer", choices=choices, default="gd", help=text)
-    text = "momentum of -optimizer momentum, for no other; see -trainer_checkpoint"
+    text = "momentum coefficient, used only with -optimizer momentum; see -trainer_checkpoint"
     add("-momentum", type=real(0, below=1), default=0.9, help=text)
-    text = "this times the parameters is added to the gradient; see -trainer_checkpoint"
+    text = "L2 penalty coefficient, as in torch.optim; see -trainer_checkpoint"
     add("-weight_decay", type=real(0), default=0.0, help=text)
     text = "stop once the loss is below this at several validations in a row"
     add("-stop_on_zero_loss_tol", type=real(0), help=text)

@@ -15,8 +15,11 @@ INTERRUPTED = "interrupted; what was written so far is kept"
 _REPEATED_SIGNAL_SECONDS = 2.5
 
 
-class Interrupted(Exception):
-    """A signal (number, message) ended the run, and everything was saved. Exit status 128 + the number."""
+class Interrupted(BaseException):
+    """A signal (number, message) ended the run, and everything was saved. Exit status 128 + the number.
+
+    No Exception: it is not an error of what it interrupts.
+    """
 
 
 class Stop:
@@ -40,7 +43,8 @@ class Stop:
             yield
         finally:
             self._limit = None
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            if self:
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _raise_if_late(self) -> None:
         """Raises Interrupted in a block that is to end now; in one that is to end later, sets an alarm that calls this
@@ -82,9 +86,12 @@ def signals_noted() -> Iterator[Stop]:
 
 @contextmanager
 def signals_raised() -> Iterator[None]:
-    """Makes SIGINT and SIGTERM raise Interrupted inside the block, which must write nothing."""
-    with signals_noted() as stop, stop.raising():
-        yield
+    """Makes SIGINT, SIGTERM and SIGHUP raise Interrupted inside the block, which must write nothing."""
+    with signals_noted() as stop:
+        with stop.raising():
+            yield
+        if stop:  # the block dropped the exception
+            raise Interrupted(stop.number, INTERRUPTED)
 
 
 def end_imports_at_once() -> None:

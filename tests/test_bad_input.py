@@ -237,7 +237,7 @@ INVALID_FILES_AND_COMBINATIONS = [
     (TC_LIST, f"{TENSOR} -num_samples 513", "-num_samples 513: ", "has only 512 entries"),
     (TC_GENERATOR, "-file_name text.pt -output_dir bad", "-file_name text.pt: bad/text.pt exists"),
     (TC_PLOTTER, "-experiments_dir bad", "-save_plot_to: is needed"),
-    (TC_PLOTTER, "-experiments_dir bad -save_plot_to x.png", "-experiments_dir bad: holds no finished experiment"),
+    (TC_PLOTTER, "-experiments_dir bad -save_plot_to x.png", "-experiments_dir bad: holds no experiment that can"),
     (LIST, f"{DATA} -num_samples 4", "-num_samples 4: ", "has only 3 samples"),
     (GENERATOR, "-file_name text.pt -output_dir bad", "-file_name text.pt: bad/text.pt exists and is not overwritten"),
     (PLOTTER, f"-experiments_checkpoint_paths {GOOD} -experiments_names a", "-save_plot_to: is needed"),

@@ -2,6 +2,7 @@ import signal
 import subprocess
 import sys
 from argparse import SUPPRESS
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from common.cli import Parser, UserError, flag_errors, print_line, printable
 from common.flags import integer, optional, output_file, part_of_name, real
-from common.signals import signals_noted
+from common.signals import Interrupted, signals_noted, signals_raised
 from tests.conftest import ROOT
 
 
@@ -218,6 +219,11 @@ def test_signals_are_noted(number):
         assert not stop
         signal.raise_signal(number)
         assert stop.number == number
+
+
+def test_signal_is_not_lost_in_block_that_drops_exceptions():
+    with pytest.raises(Interrupted), signals_raised(), suppress(Interrupted):
+        signal.raise_signal(signal.SIGTERM)
 
 
 def test_nohup_is_respected():

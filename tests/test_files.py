@@ -1,8 +1,10 @@
 """Tests of atomic writes and of safe reading of JSON and torch files."""
 
+import gc
 import json
 import os
 import pickle
+import signal
 import zipfile
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from common import tensor_files
 from common.files import json_bytes, load_json, open_regular, remove_temporary_files, write_atomically
 from common.recorded_runs import compared, read_run
+from common.signals import Interrupted, signals_raised
 from common.tensor_files import load_dictionary, load_tensors
 from tests.conftest import MATRIX
 
@@ -103,15 +106,32 @@ def test_torch_save_round_trip(tmp_path):
     model(torch.zeros(1, 2)).sum().backward()
     optimizer.step()
     content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "half": torch.ones(2).bfloat16()}
-    content |= {"list": [1.0, 2, True, None, "x"] * 2000, "size": torch.Size([1, 2]), "pair": (1, 2), 5: 2**40}
+    numbers = [2**40, -(2**40), 2**63 - 1, -(2**63), -1, 70_000, float("inf")]
+    content |= {"list": [1.0, 2, True, None, "x"] * 2000, "size": torch.Size([1, 2]), "pair": (1, 2), 5: numbers}
     content["parameter"] = torch.nn.Parameter(torch.ones(3))
     for zipped in (True, False):
         torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
         read = load_dictionary(tmp_path / "x.pt")
         assert read.keys() == content.keys()
-        assert read["list"] == content["list"]
+        plain = ("list", "size", "pair", 5)
+        assert [read[name] for name in plain] == [content[name] for name in plain]
+        assert gc.isenabled()
         assert torch.equal(read["model"]["weight"], model.weight)
         assert torch.equal(read["half"], content["half"])
+
+
+def test_negated_tensor_is_refused(tmp_path):
+    """The file has the numbers before the negation."""
+    torch.save(torch._neg_view(torch.ones(2)), tmp_path / "x.pt")
+    with pytest.raises(ValueError, match="holds more than plain data"):
+        load_tensors(tmp_path / "x.pt")
+
+
+def test_signal_while_reading_is_no_damage(tmp_path, monkeypatch):
+    torch.save(1, tmp_path / "x.pt")
+    monkeypatch.setattr(tensor_files, "_read_zip", lambda file: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted), signals_raised():
+        load_tensors(tmp_path / "x.pt")
 
 
 def test_long_lists_are_read(tmp_path):
@@ -165,6 +185,7 @@ HAND_MADE = {
     "Counter": b"ccollections\nCounter\n](X\x01\0\0\0aX\x01\0\0\0be\x85R.",
     "OrderedDict of a list": b"ccollections\nOrderedDict\n](K\1K\1\x86e\x85R.",
     "tuple that doubles 40 times as key": b"}K\1" + b"".join(b"q%ch%c\x86" % (k, k) for k in range(40)) + b"K\2s.",
+    "key without value": b"}(K\1K\2K\3u.",
     "float as key": b"}G" + bytes(8) + b"K\1s.",
     "integer of 9 bytes as key": b"}\x8a\x09" + bytes(8) + b"\1K\1s.",
     "list of another value": b"}(K\1K\2e.",

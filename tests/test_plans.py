@@ -111,7 +111,7 @@ def test_plot_of_mixed_folder(run_main, tmp_path):
     result = assert_success(run_main(*plot, "-save_data_to", "x.csv", "-y", "distance_from_rank_1", "-show_bound"))
     lines = result.stdout.splitlines()
     assert lines[0] == "2 experiments, 3 skipped"
-    assert re.fullmatch(r"  bare_\S+: has no checkpoint; give -store_checkpoints", lines[1])
+    assert re.fullmatch(r"  bare_\S+: has no checkpoint; run it with -store_checkpoints", lines[1])
     assert lines[2] == "  empty: no matrix factorization experiment"
     assert re.fullmatch(r"  matrix_comp_\S+: was run again, with the same seed", lines[3])
     with open(tmp_path / "x.csv", newline="") as file:

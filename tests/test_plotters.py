@@ -47,7 +47,7 @@ def test_experiments_of_the_other_kind_are_refused(plot, folders):
     make_tensor_run(folders, "tc/plan/original_samples_60_init_1e-3")
     (folders / "tc/plan/unfinished").mkdir()
     (folders / "tc/plan/unfinished/run_params.json").write_text('{"num_samples": 5, "init_std": 0.1}')
-    empty = "holds no finished experiment"
+    empty = "holds no experiment that can be drawn"
     assert_refused(plot(DMF, "tc/plan"), DMF, f"-experiments_dir tc/plan: {empty}; 4 folders: {OF_TENSORS}")
     assert_refused(plot(TC, "dmf/plan"), TC, f"-experiments_dir dmf/plan: {empty}; 2 folders: {OF_MATRICES}")
     assert_refused(plot(DMF, "tc/plan/run_0"), DMF, f"-experiments_dir tc/plan/run_0: {OF_TENSORS}")
@@ -59,7 +59,7 @@ def test_folder_of_folders_of_experiments(kind, script, plot, folders):
     names = f"{'another, ' * (kind == 'dmf')}plan"
     if kind == "dmf":
         make_matrix_run(folders / "dmf/another/run", status={"finished": True})
-    expected = f"holds no finished experiment, but folders of experiments; give one of them: {names}"
+    expected = f"holds no experiments, but folders of experiments; give one of them: {names}"
     assert_refused(plot(script, f"{kind}"), script, f"-experiments_dir {kind}: {expected}")
     # Beside experiments, they are skipped.
     (folders / kind / "plan/run_0").rename(folders / kind / "run_0")
@@ -174,7 +174,7 @@ def test_flags_that_name_what_was_not_recorded(plot, folders):
     problem = (
         "2 folders: records no dataset, which has the rank and the shape of its target; give a folder of such folders"
     )
-    message = f"-experiments_dir tc/plan: holds no finished experiment; {problem}"
+    message = f"-experiments_dir tc/plan: holds no experiment that can be drawn; {problem}"
     refused(TC, "tc/plan", "-map target_rank num_samples", message)
 
 

@@ -29,7 +29,7 @@ class MatrixSensing:
     def first(self, num_samples: int) -> "MatrixSensing":
         """Returns the problem with the first `num_samples` observations. Raises ValueError if there are fewer."""
         if num_samples > len(self.observations):
-            raise ValueError(f"the dataset has only {len(self.observations)} samples; give at most as many")
+            raise ValueError(f"the dataset has only {len(self.observations)} samples; give at most that number")
         matrices, entries = (
             each if each is None else each[:num_samples] for each in (self.sensing_matrices, self.stored_entries)
         )

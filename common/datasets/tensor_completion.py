@@ -20,7 +20,7 @@ class TensorCompletion:
     def first(self, num_samples: int) -> "TensorCompletion":
         """Returns the problem with the first `num_samples` entries observed. Raises ValueError if there are fewer."""
         if num_samples > len(self.observed_entries):
-            raise ValueError(f"the dataset has only {len(self.observed_entries)} entries; give at most as many")
+            raise ValueError(f"the dataset has only {len(self.observed_entries)} entries; give at most that number")
         return TensorCompletion(self.target_tensor, self.observed_entries[:num_samples], self.target_cp_rank)
 
     @cached_property

@@ -19,7 +19,7 @@ def add_figure_flags(parser: Parser) -> None:
     parser.add_argument("-save_data_to", type=table, default="", help="write the figure's data to this csv file")
     text = "list every folder that is skipped, instead of how many for which reason"
     parser.add_argument("-list_skipped", action="store_true", help=text)
-    text = "of seeds, draw the median with quartiles, or the mean with its 95%% confidence interval (Student's t)"
+    text = "statistic over seeds: median with quartiles, or mean with 95%% confidence interval (Student's t)"
     parser.add_argument("-statistic", choices=["median", "mean"], default="median", help=text)
 
 
@@ -32,9 +32,9 @@ def add_map_flags(parser: Parser, metric: str | None, derived: str, metrics: str
     maps.add_argument("-map", nargs=2, metavar=("PARAM", "PARAM"), help=text)
     text = f"colour the map by the -statistic over seeds of this metric at the end of a run: a recorded one{metrics}"
     maps.add_argument("-metric", default=metric, help=text)
-    text = "colour the map by the share of the finished runs with a larger metric; a run that diverged has none"
+    text = "colour the map by the share of the finished runs whose metric is larger; it is not if they diverged"
     maps.add_argument("-above", type=real(), metavar="X", help=text)
-    maps.add_argument("-below", type=real(), metavar="X", help="the same for a smaller metric")
+    maps.add_argument("-below", type=real(), metavar="X", help="the same with runs whose metric is smaller")
     maps.add_argument("-map_counts", action="store_true", help="write in each cell how many runs it holds")
 
 

@@ -58,11 +58,11 @@ def _nothing_found(skipped: Sequence[str], of_experiments: Sequence[str]) -> str
     """Returns the message of a directory of whose folders none can be drawn."""
     if of_experiments:
         names = ", ".join(of_experiments[:10]) + (", …" if len(of_experiments) > 10 else "")
-        return f"holds no finished experiment, but folders of experiments; give one of them: {names}"
+        return f"holds no experiments, but folders of experiments; give one of them: {names}"
     reason = f"; {skipped[0] if len(skipped) == 1 else count_reasons(skipped)[0]}" if skipped else ""
     # Some reasons say what to do.
     remedy = "" if reason.count(";") > 1 else "; give a folder of such folders"
-    return f"holds no finished experiment{reason}{remedy}"
+    return f"holds no experiment that can be drawn{reason}{remedy}"
 
 
 def report_skipped(found: str, skipped: Sequence[str], list_all: bool) -> None:

@@ -55,7 +55,7 @@ def require_checkpoint(run: RecordedRun) -> Path:
     """Returns the newest checkpoint of a run. Raises ValueError if it has none."""
     checkpoint = newest_checkpoint(run.path)
     if not checkpoint:
-        raise ValueError("has no checkpoint; give -store_checkpoints")
+        raise ValueError("has no checkpoint; run it with -store_checkpoints")
     return checkpoint
 
 

@@ -15,8 +15,8 @@ from common.plotting.map_runs import RATIO_TO_BOUND, MapRun
 from common.recorded_runs import canonical, is_number
 
 _MOST_PANELS, _MOST_TICKS = 12, 9
-# Values are not taken to be log-spaced if they differ by a smaller factor.
-_LOG_RATIO = 5
+# See is_log_spaced.
+_LOG_RATIO, _SURELY_LOG_RATIO = 5, 100
 
 Row = dict[str, Any]
 
@@ -94,12 +94,13 @@ class Axis:
 
 
 def is_log_spaced(values: Sequence[float]) -> bool:
-    """Returns whether the ratios of increasing values are more nearly equal than their differences; two values are
-    log-spaced. Values that differ by less than a factor of 5 are not.
+    """Returns whether increasing values are drawn on a logarithmic axis: if their ratios are more nearly equal than
+    their differences. Values that differ by less than a factor of 5 are not; two values, or values that differ by more
+    than a factor of 100, are.
     """
     if values[0] <= 0 or values[-1] / values[0] < _LOG_RATIO:
         return False
-    if len(values) == 2:
+    if len(values) == 2 or values[-1] / values[0] > _SURELY_LOG_RATIO:
         return True
 
     def unevenness(places: np.ndarray) -> float:

@@ -43,19 +43,20 @@ def _free_parameters(runs: Sequence[MapRun], x: Axis, y: Axis) -> Line | None:
 
 def _edge_of_stability(runs: Sequence[MapRun], x: Axis, y: Axis) -> Line | None:
     """Returns the learning rate 2 / sharpness at the minimum, above which gradient descent oscillates, if the axes are
-    lr and depth and the matrices 1×1.
+    lr and depth, the matrices 1×1, and all runs plain gradient descent.
 
     For a product of L equal numbers with target σ and half the squared error, the sharpness is L |σ|^(2 − 2/L).
     """
     rates, depths = (x, y) if y.name == "depth" else (y, x)
     paths = {run.values.get("dataset_path") for run in runs}
-    if (rates.name, depths.name) != ("lr", "depth") or len(paths) > 1:
+    plain = all(run.values.get("optimizer") in (None, "gd") and not run.values.get("weight_decay") for run in runs)
+    if (rates.name, depths.name) != ("lr", "depth") or len(paths) > 1 or not plain or not rates.numeric:
         return None
     try:
         dataset = load_matrix_sensing(paths.pop() or "")
     except (OSError, ValueError):
         return None
-    if dataset.shape != (1, 1):
+    if dataset.shape != (1, 1) or dataset.observed_entries is None:
         return None
     depth = np.array(depths.values, dtype=np.float64)
     target = abs(dataset.target_matrix.item())

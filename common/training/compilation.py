@@ -130,19 +130,22 @@ def _run(command: list[str], directory: str) -> tuple[int, str]:
     compiler that once did not end is not run again.
     """
     compiler, environment = command[0], {**os.environ, "TMPDIR": directory}
-    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     if compiler not in _hanging:
-        try:
-            process = subprocess.Popen(command, **pipes, env=environment, start_new_session=True, errors="replace")
-        except OSError as error:
-            raise NativeUnavailable(f"was not compiled: {compiler} did not run ({error})") from None
-        with process:
+        # A pipe would stay open as long as a server that a compiler has started.
+        with open(Path(directory) / "messages", "w+", errors="replace") as messages:
+            files = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": messages}
             try:
-                _, message = process.communicate(timeout=_MOST_SECONDS)
-                return process.returncode, message
+                process = subprocess.Popen(command, **files, env=environment, start_new_session=True)
+            except OSError as error:
+                raise NativeUnavailable(f"was not compiled: {compiler} did not run ({error})") from None
+            try:
+                status = process.wait(_MOST_SECONDS)
+                messages.seek(0)
+                return status, messages.read()
             except BaseException as error:
-                with suppress(ProcessLookupError):  # it has just ended
+                with suppress(OSError):  # it has just ended
                     os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
                 if not isinstance(error, subprocess.TimeoutExpired):
                     raise
                 _hanging.add(compiler)

@@ -54,7 +54,7 @@ class Optimizer:
         self.num_steps, self._shapes, self._batch_size = num_steps, model.shapes, model.batch_size
         settings = {"weight_decay": torch.zeros(self._batch_size), **settings}
         self._settings = {name: torch.as_tensor(settings[name], dtype=torch.float64) for name in self.hyperparameters}
-        self.rates = {name: values.to(model.values) for name, values in self._settings.items()}
+        self.rates = {name: values.to(model.values, copy=True) for name, values in self._settings.items()}
         self._per_parameter: dict[str, Tensor] = {}
         self._decays = bool(self._settings["weight_decay"].any())
         self.state = {name: torch.zeros_like(self.rates["lr"]) for name in self.scalar_state}

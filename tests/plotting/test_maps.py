@@ -75,6 +75,7 @@ def test_share_counts_diverged_runs_as_not_reaching(limit, share):
         ([1e-3, 3e-3, 1e-2, 3e-2], True),
         ([16, 32, 64, 128], True),
         ([1e-3, 1e-2], True),
+        ([1e-6, 1e-5, 8e-3, 1.7e-2], True),
         ([1e-3, 2e-3], False),
         ([1, 2, 3, 4, 5, 6], False),
         ([50, 100, 150, 200, 250, 300, 350, 400, 450, 511], False),
@@ -171,10 +172,20 @@ def test_free_parameters_are_not_drawn_of_different_shapes():
     plt.close(figure)
 
 
-@pytest.mark.parametrize("dataset, drawn", [("1x1_w_10", True), ("2x2_w_1_1_0", False), ("missing", False)])
-def test_edge_of_stability(dataset, drawn):
-    path = str(MATRIX.with_name(f"completion_{dataset}.pt"))
-    runs = [map_run(1.0, lr=lr, depth=depth, dataset_path=path) for lr in (1e-2, 0.2) for depth in (2, 3, 4)]
+@pytest.mark.parametrize(
+    "dataset, others, drawn",
+    [
+        ("1x1_w_10", {}, True),
+        ("1x1_w_10", {"optimizer": "gd", "weight_decay": 0.0}, True),
+        ("1x1_w_10", {"optimizer": "momentum"}, False),
+        ("1x1_w_10", {"weight_decay": 0.1}, False),
+        ("2x2_w_1_1_0", {}, False),
+        ("missing", {}, False),
+    ],
+)
+def test_edge_of_stability(dataset, others, drawn):
+    others = {"dataset_path": str(MATRIX.with_name(f"completion_{dataset}.pt")), **others}
+    runs = [map_run(1.0, lr=lr, depth=depth, **others) for lr in (1e-2, 0.2) for depth in (2, 3, 4)]
     for names in (("lr", "depth"), ("depth", "lr")):
         figure, _ = draw_map(runs, names, Shown(""), "")
         lines = [line.get_data() if names[0] == "lr" else line.get_data()[::-1] for line in figure.axes[0].lines]
@@ -221,7 +232,7 @@ def test_final_metrics_need_no_checkpoint(tmp_path):
     (tmp_path / "a/run_params.json").write_text(json.dumps({**MATRIX_RUN, "status": status}))
     assert [run.value for run in read_matrices(tmp_path)[0]] == [7]
     assert [run.value for run in read_matrices(tmp_path, "fro_e2e_norm")[0]] == [None]
-    with pytest.raises(ValueError, match="has no checkpoint; give -store_checkpoints"):
+    with pytest.raises(ValueError, match="has no checkpoint; run it with -store_checkpoints"):
         read_matrices(tmp_path, at_loss=1e-2)
 
 

@@ -87,7 +87,7 @@ def test_different_targets_raise(tmp_path):
 
 
 def test_empty_folder_raises(tmp_path):
-    with pytest.raises(ValueError, match="holds no finished experiment"):
+    with pytest.raises(ValueError, match="holds no experiment that can be drawn"):
         read_results(str(tmp_path))
 
 

@@ -174,6 +174,14 @@ def is_running(pid):
         return False
 
 
+def test_compiler_may_leave_a_server(cache, monkeypatch, tmp_path):
+    """It holds the compiler's standard error open."""
+    compiler = write_compiler(tmp_path / "server_cc", 'sleep 12 &\nexec cc "$@"\n')
+    monkeypatch.setenv("CC", compiler)
+    monkeypatch.setattr(compilation, "_MOST_SECONDS", 10)
+    assert compiled_kernel(SOURCE, **CONSTANTS).experiments_at_once() > 0
+
+
 def test_hanging_compiler_is_run_once(cache, monkeypatch, tmp_path):
     compiler, calls = hanging_compiler(tmp_path)
     monkeypatch.setenv("CC", compiler)
