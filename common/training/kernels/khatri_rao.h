@@ -26,8 +26,8 @@ static const int group_begin[3] = {0, SPLIT, ORDER};
 
 typedef struct {
     Factors factors[PANELS], gradients[PANELS], momentum_buffer[PANELS], begin[PANELS], before[PANELS];
-    /* For each group, the Khatri-Rao products of its first mode, its first two modes, ..., all its modes. */
-    Row products[2][ORDER][MOST_ROWS];
+    /* For each mode, the Khatri-Rao product of the modes of its group up to it, of one panel. */
+    Row products[ORDER][MOST_ROWS];
     /* The gradients of these products. */
     Row back[2][MOST_ROWS], other_back[MOST_ROWS];
     /* The transposed product of the second group: a row for each component of the panel. */
@@ -61,13 +61,13 @@ INLINE int mode_row(int mode) {
     return row;
 }
 
-/* Computes the Khatri-Rao products in a panel of a group's modes before `end`. Returns the last one, of all these modes;
-   NULL if there are none. */
-INLINE Row *khatri_rao(Work *work, int64_t panel, int group, int end) {
+/* Computes the Khatri-Rao products in a panel of a group's modes before `end`: that of each mode and those before it at
+   `products` + mode * stride. Returns the last one, of all these modes; NULL if there are none. */
+INLINE Row *khatri_rao(Work *work, int64_t panel, int group, int end, Row *products, int64_t stride) {
     int rows = 1;
     Row *last = NULL;
     for (int mode = group_begin[group]; mode < end; mode++) {
-        Row *factor = work->factors[panel] + mode_row(mode), *product = work->products[group][mode];
+        Row *factor = work->factors[panel] + mode_row(mode), *product = products + mode * stride;
         for (int a = 0; a < rows; a++)
             for (int b = 0; b < dims[mode]; b++)
                 for (int v = 0; v < TILE_VECTORS; v++)
@@ -81,7 +81,7 @@ INLINE Row *khatri_rao(Work *work, int64_t panel, int group, int end) {
 /* Computes `transposed` from the product of all modes of the second group but the last. */
 INLINE void transpose(Work *work, int64_t panel) {
     const Row *last = work->factors[panel] + ALL_DIMS - LAST_DIM;
-    const Row *rest = ORDER - SPLIT > 1 ? work->products[1][ORDER - 2] : NULL;
+    const Row *rest = ORDER - SPLIT > 1 ? work->products[ORDER - 2] : NULL;
     for (int r = 0; r < PANEL; r++) {
         real row[LAST_DIM];
         for (int b = 0; b < LAST_DIM; b++) row[b] = ((const real *)last[b])[r];
@@ -95,8 +95,8 @@ INLINE void transpose(Work *work, int64_t panel) {
 /* Computes the whole tensor, `output`. */
 static __attribute__((noinline)) void forward(Work *work) {
     for (int64_t panel = 0; panel < PANELS; panel++) {
-        const Row *first = khatri_rao(work, panel, 0, SPLIT);
-        khatri_rao(work, panel, 1, ORDER);
+        const Row *first = khatri_rao(work, panel, 0, SPLIT, work->products[0], MOST_ROWS);
+        khatri_rao(work, panel, 1, ORDER, work->products[0], MOST_ROWS);
         transpose(work, panel);
         for (int i = 0; i < ROWS; i += TILE_ROWS)
             for (int j = 0; j < COLS; j += PANEL)
@@ -126,12 +126,13 @@ INLINE void split_gradient(int count, int begin, int rows, int dim, const Row *b
 }
 
 /* Computes the gradients of the factors of a group's modes before `end` from that of their product, `back`, of `rows`
-   rows. */
-INLINE void khatri_rao_backward(Work *work, int64_t panel, int group, int end, int rows, Row *back) {
+   rows. `products` are those of khatri_rao. */
+INLINE void khatri_rao_backward(Work *work, int64_t panel, int group, int end, const Row *products, int64_t stride,
+                                int rows, Row *back) {
     Row *other = work->other_back;
     for (int mode = end - 1; mode > group_begin[group]; mode--) {
         const int dim = dims[mode];
-        const Row *factor = work->factors[panel] + mode_row(mode), *product = work->products[group][mode - 1];
+        const Row *factor = work->factors[panel] + mode_row(mode), *product = products + (mode - 1) * stride;
         Row *gradient = work->gradients[panel] + mode_row(mode);
         rows /= dim;
         int b = 0;

@@ -9,14 +9,17 @@
 #define LAST_OUTER (OUTER ? ORDER - 1 : SPLIT - 1)
 #define OUTER_DIM (OUTER ? LAST_DIM : SPLIT_DIM)
 #define REST_ROWS (OUTER_ROWS / OUTER_DIM)
+#define KEPT_ROWS MAX(INNER_ROWS, REST_ROWS)
 
 /* Where the entries of each outer row begin, and for each entry: its row in the inner group, its target and weight, the
-   model's value, the gradient of the loss, and sums whose total is the model's value. */
+   model's value, the gradient of the loss, and sums whose total is the model's value; then the Khatri-Rao products, which
+   are formed once a step. */
 typedef struct {
     int64_t begins[OUTER_ROWS + 1];
     int32_t inner_rows[ROWS * COLS];
     real targets[ROWS * COLS], weights[ROWS * COLS], values[ROWS * COLS], residuals[ROWS * COLS];
     vec sums[ROWS * COLS];
+    Row products[PANELS][ORDER][KEPT_ROWS];
 } Entries;
 
 /* Finds the observed entries, those whose weight is not zero. */
@@ -57,8 +60,9 @@ INLINE void outer_row(const Row *rest, const Row *last, int a, int b, Row row) {
 /* Computes the observed entries, and the gradient of the loss with respect to them. */
 INLINE void compute_residuals(Work *work, Entries *entries) {
     for (int64_t panel = 0; panel < PANELS; panel++) {
-        const Row *inner = khatri_rao(work, panel, INNER, group_begin[INNER + 1]);
-        const Row *rest = khatri_rao(work, panel, OUTER, LAST_OUTER);
+        Row *products = entries->products[panel][0];
+        const Row *inner = khatri_rao(work, panel, INNER, group_begin[INNER + 1], products, KEPT_ROWS);
+        const Row *rest = khatri_rao(work, panel, OUTER, LAST_OUTER, products, KEPT_ROWS);
         const Row *last = work->factors[panel] + mode_row(LAST_OUTER);
         for (int a = 0; a < REST_ROWS; a++)
             for (int b = 0; b < OUTER_DIM; b++) {
@@ -82,8 +86,9 @@ INLINE void compute_residuals(Work *work, Entries *entries) {
 
 /* Computes the gradients of a panel from those of the observed entries. */
 INLINE void panel_backward(Work *work, const Entries *entries, int64_t panel) {
-    const Row *inner = khatri_rao(work, panel, INNER, group_begin[INNER + 1]);
-    const Row *rest = khatri_rao(work, panel, OUTER, LAST_OUTER);
+    const Row *products = entries->products[panel][0];
+    const Row *inner = products + (group_begin[INNER + 1] - 1) * KEPT_ROWS;
+    const Row *rest = LAST_OUTER > group_begin[OUTER] ? products + (LAST_OUTER - 1) * KEPT_ROWS : NULL;
     const Row *last = work->factors[panel] + mode_row(LAST_OUTER);
     Row *last_gradient = work->gradients[panel] + mode_row(LAST_OUTER);
     Row *back = work->back[INNER];
@@ -113,8 +118,8 @@ INLINE void panel_backward(Work *work, const Entries *entries, int64_t panel) {
         }
         memcpy(work->back[OUTER][a], rest_sum, sizeof(Row));
     }
-    khatri_rao_backward(work, panel, INNER, group_begin[INNER + 1], INNER_ROWS, back);
-    if (rest) khatri_rao_backward(work, panel, OUTER, LAST_OUTER, REST_ROWS, work->back[OUTER]);
+    khatri_rao_backward(work, panel, INNER, group_begin[INNER + 1], products, KEPT_ROWS, INNER_ROWS, back);
+    if (rest) khatri_rao_backward(work, panel, OUTER, LAST_OUTER, products, KEPT_ROWS, REST_ROWS, work->back[OUTER]);
 }
 
 /* Computes the gradients of the factors. */
