@@ -99,9 +99,10 @@ def kernel_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def default_sigint_handler():
-    """Restores the default SIGINT handler, which child processes inherit; background jobs may ignore SIGINT."""
+def default_signal_handlers():
+    """Restores the default handlers, which child processes inherit: background jobs may ignore SIGINT, nohup SIGHUP."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture
