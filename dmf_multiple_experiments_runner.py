@@ -100,13 +100,13 @@ def phase_diagram(depth: int) -> Plan:
         "enforce_pos_det": True,
         "depth": depth,
         "validate_every": 500,
+        "epochs": 4e7,
     }
     grid = {"lr": log_spaced(3e-4, 1e-1, 11), "init_alpha": [float(f"{init:.2g}") for init in inits]}
     grid["dtype"] = ["float32", "float64"]
     return Plan(
         f"the share of runs on the theory's curve at loss 1e-4, depth {depth}: learning rate and initialization",
-        # The smaller the steps, the more are needed.
-        [{**run, "epochs": 4e7 if run["lr"] < 3e-3 else 1e7} for run in combinations(base, grid)],
+        combinations(base, grid),
         # 0.97 of 1/sqrt(2 loss) at loss 1e-4
         "-map lr init_alpha -above 68.6",
         repetitions=16,
