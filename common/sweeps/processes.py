@@ -111,7 +111,8 @@ def other_launch(lock: Path) -> dict[str, Any] | None:
         except FileNotFoundError:
             continue
         except (OSError, ValueError) as error:
-            print(printable(f"{path}: skipped ({error})"), file=sys.stderr, flush=True)
+            reason = getattr(error, "strerror", None) or error
+            print(printable(f"{path}: skipped ({reason})"), file=sys.stderr, flush=True)
     return None
 
 
