@@ -405,7 +405,7 @@ def test_interruption_with_metric_that_takes_long(tmp_path, monkeypatch, when):
         if when == "before":
             signal_during_training(patched, signal.SIGTERM, lambda trainer: trainer.epoch == 89)
         run_sweep(TC, experiments, output_share=math.inf)
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < 50  # not the 60 s of the metric
     ((parameters, folder),) = runs_by_number(tmp_path / "b")[1]
     assert (parameters["status"]["stop_reason"], parameters["status"]["last_epoch"]) == ("interrupted", 99)
     assert [path.name.rpartition("_")[2] for path in (folder / "checkpoints").iterdir()] == ["89.pt"]
