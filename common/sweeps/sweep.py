@@ -31,8 +31,9 @@ from common.training.threads import NUM_THREADS
 # Multiplications in one step of a batch from which a GPU is faster: about what two CPU cores compute while a dozen GPU
 # kernels are launched.
 _GPU_FROM = 10**7
-# Multiplications in one step of an experiment from which several threads are faster than one (torch engine).
-_THREADS_FROM = 3 * 10**7
+# Multiplications in one step of an experiment from which several threads are much faster than one (torch engine): two
+# take two thirds of the time then. Below, threads that wait for a busy core would cost more.
+_THREADS_FROM = 15 * 10**6
 # Bytes that the experiments of one batch may need in training, and that are expected of one experiment's history at
 # most: longer ones are possible, but rare.
 _MOST_BATCH_BYTES, _MOST_HISTORY_BYTES = 2**30, 2**26

@@ -292,7 +292,7 @@ def print_times(
         if jax is not None:
             competitors[f"JAX, {which}"] = jax_loop(experiments, predict, target, weights)
     # Small products are faster on one thread, also in PyTorch.
-    with one_thread() if problems[0].multiplications < 3 * 10**7 else nullcontext():
+    with one_thread() if problems[0].multiplications < 3 * 10**6 else nullcontext():
         print_row(problem, len(experiments), median_times(competitors))
 
 
