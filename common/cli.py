@@ -214,7 +214,7 @@ def print_line(line: str) -> None:
     files that are still to be written.
     """
     try:
-        print("\n".join(map(printable, line.split("\n"))), flush=True)
+        print(printable_lines(line), flush=True)
     except BrokenPipeError:
         _drop_output()
 
@@ -222,6 +222,11 @@ def print_line(line: str) -> None:
 def printable(text: str) -> str:
     """Returns the text with escapes for characters that a terminal would not show, or obey: names may have them."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def printable_lines(text: str) -> str:
+    """Returns each line of the text as `printable`."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _drop_output() -> None:

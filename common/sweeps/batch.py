@@ -196,12 +196,13 @@ def _interrupt(trainer: Trainer, experiments: Sequence[Experiment], context: Swe
                 file = experiment.folder.write_parameters(False, INTERRUPTED, trainer.epoch)
                 context.disk.rename_after_sync(experiment, file)
             if experiment.parameters["store_checkpoints"] and trainer.epoch >= 0:
-                num_unsaved += 1
+                saved = False
                 if complete and context.disk.seconds_after_signal() <= most_seconds:
                     with suppress(Interrupted):  # by a metric that takes long
                         trainer.sync(index)
-                        num_unsaved -= 1
                         save_checkpoint(context, experiment, engine, index)
+                        saved = True
+                num_unsaved += not saved
         context.disk.sync_if_due()
     if num_unsaved:
         say(f"no time for {num_unsaved} of {len(ended)} checkpoints: -resume continues from older ones, if any")

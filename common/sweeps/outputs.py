@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from common.cli import printable
+from common.cli import printable_lines
 from common.files import remove_temporary_files, rename
 from common.plotting.metrics import Lines, draw_metrics, end_with_parent, metric_lines
 from common.signals import Stop
@@ -42,7 +42,7 @@ _MOST_WAITING = 16
 def say(line: str) -> None:
     """Prints a line on standard output, above a progress bar. Ignores that standard output was closed."""
     with suppress(OSError):
-        tqdm.write("\n".join(map(printable, line.split("\n"))), file=sys.stdout)
+        tqdm.write(printable_lines(line), file=sys.stdout)
         sys.stdout.flush()
 
 

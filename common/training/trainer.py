@@ -9,7 +9,6 @@ import torch
 
 from common.training.history import DIVERGED, EPOCHS, INTERRUPTED, STALLED, ZERO_LOSS, History, Metrics, TrainingState
 from common.training.native_engine import Engine, in_parallel
-from common.training.threads import one_thread
 from common.training.torch_engine import Observations, on_host
 
 # Size of the buffer of the observations of all experiments.
@@ -86,8 +85,7 @@ class Trainer:
         ends = self._interval_ends()
         intervals = np.diff(ends, prepend=self.epoch + 1).tolist()
         # An experiment that ends before the last of several validations takes its steps again, from here.
-        with one_thread():
-            begin = self.engine.select(torch.arange(len(self.running))) if len(ends) > 1 else None
+        begin = self.engine.select(torch.arange(len(self.running))) if len(ends) > 1 else None
         observed = self.engine.advance(intervals)
         self.epoch = int(ends[-1]) - 1
         self._last_losses, self._last_outputs = observed.losses[:, -1].copy(), observed.outputs[:, -1].copy()
