@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 # With fewer multiplications, torch.bmm on the CPU uses its own triple loop, which is the same for every matrix
 # (aten/src/ATen/native/LinearAlgebra.cpp, `contraction_size * res_rows * res_cols < 400`).
@@ -65,7 +65,7 @@ class NativeStep:
     multiplications: int
 
 
-class BatchedFactorization(nn.Module):
+class BatchedFactorization:
     """A batch of factorizations, one for each experiment, from one tensor (B, *shape) for each factor.
 
     `views` are the factors (B, *shape), views of the flat buffer `values`, and `factor_gradients` their gradients,
@@ -75,26 +75,22 @@ class BatchedFactorization(nn.Module):
     `gradients` from the gradient of the loss with respect to the last output.
     """
 
-    factors_name: str  # of the list of parameters
+    factors_name: str  # in checkpoints
     native_up_to: int  # the multiplications per step of an experiment up to which the native engine is faster
 
     def __init__(self, factors: Sequence[Tensor]):
-        super().__init__()
         self.shapes = [factor.shape[1:] for factor in factors]
         self.batch_size = factors[0].shape[0]
         self.output_shape = self.matrix_shape(self.shapes)
-        self.values, views = batch_of_zeros(self.batch_size, self.shapes, like=factors[0])
+        self.values, self.views = batch_of_zeros(self.batch_size, self.shapes, like=factors[0])
         self.gradients, self.factor_gradients = batch_of_zeros(self.batch_size, self.shapes, like=factors[0])
-        for view, factor in zip(views, factors, strict=True):
+        for view, factor in zip(self.views, factors, strict=True):
             view.copy_(factor)
-        self.register_module(self.factors_name, nn.ParameterList(nn.Parameter(v, requires_grad=False) for v in views))
-        # nn.ParameterList looks each one up by name; the training loop indexes a plain list.
-        self.views = views
 
     def select(self, kept: Tensor) -> "BatchedFactorization":
         """Returns a new batch of the experiments at the indices `kept`."""
         return type(self)([view[kept] for view in self.views])
 
     def experiment_state(self, index: int) -> dict[str, Tensor]:
-        """Returns the parameters of one experiment by name, detached, on the CPU."""
-        return {f"{self.factors_name}.{k}": view[index].detach().cpu().clone() for k, view in enumerate(self.views)}
+        """Returns the factors of one experiment by their names in checkpoints, on the CPU."""
+        return {f"{self.factors_name}.{k}": view[index].cpu().clone() for k, view in enumerate(self.views)}

@@ -110,7 +110,7 @@ class Optimizer:
         state: dict[Any, Any] = {name: self.state[name][index].item() for name in self.scalar_state}
         if self.factor_state:
             for k in range(len(self._shapes)):
-                state[k] = {name: views[k][index].detach().cpu().clone() for name, views in self._views.items()}
+                state[k] = {name: views[k][index].cpu().clone() for name, views in self._views.items()}
                 if self.stores_step:
                     # A tensor for each factor, because torch.optim counts in place.
                     state[k]["step"] = torch.tensor(self.num_steps, dtype=torch.float64)
