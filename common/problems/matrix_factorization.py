@@ -1,7 +1,7 @@
 """Deep matrix factorization, fitted to linear observations of a matrix."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -28,7 +28,6 @@ from common.training.native_metrics import (
     RECONSTRUCTION_ERROR,
     SCHATTEN_HALF_QUASI_NORM,
     metrics_2x2,
-    metrics_library,
 )
 from common.training.objectives import Objective, SensingObjective, entry_objective
 from common.training.threads import one_thread
@@ -53,8 +52,6 @@ class MatrixFactorization:
         available = load_samples(load_matrix_sensing, parameters["dataset_path"])
         self.num_observations = parameters["num_samples"], len(available.observations)
         self.output_shape = rows, cols = self.dataset.shape
-        if self.output_shape == (2, 2):
-            metrics_library(parameters["dtype"])  # compiled before the training, where a signal waits
         self.observes_entries = self.dataset.observed_entries is not None
         self._tracked = [tuple(entry) for entry in parameters["tracked_e2e_value_of"]]
         for row, col in self._tracked:
@@ -67,6 +64,8 @@ class MatrixFactorization:
             (entry,) = set(range(rows * cols)) - set(self.dataset.observed_entries.tolist())
             self.recorded["unobserved_entry"] = list(divmod(entry, cols))
             self._tracked = list(dict.fromkeys([*self._tracked, divmod(entry, cols)]))
+        # The function is compiled here, before the training, where a signal waits.
+        self._metrics_2x2 = self._compile_metrics_2x2() if self.output_shape == (2, 2) else None
         # With other sensing matrices than single entries, a batch shares them.
         sensing = () if self.observes_entries else (parameters["dataset_path"], parameters["num_samples"])
         depth, width = parameters["depth"], parameters["hidden_dim"]
@@ -148,22 +147,33 @@ class MatrixFactorization:
             observed = self.dataset.sensing_matrices.double().flatten(1) @ output
         return (observed - observations).square().sum() / 2
 
+    def _compile_metrics_2x2(self) -> Callable[[np.ndarray, np.ndarray], tuple[Metrics, Metrics]] | None:
+        """Returns `_measure_outputs` in C for 2×2 matrices, or None if there is no C compiler."""
+        parameters = self.parameters
+        others = {f"e2e_{row}_{col}_value": 2 * row + col for row, col in self._tracked}
+        others |= {"singular_value_0": FIRST_SINGULAR_VALUE} if parameters["track_singular_values"] else {}
+        others |= {"reconstruction_error": RECONSTRUCTION_ERROR} if self._target.any() else {}
+        others |= {"schatten_half_quasi_norm": SCHATTEN_HALF_QUASI_NORM} if parameters["track_schatten_norm"] else {}
+        dtype, target = np.dtype(parameters["dtype"]), self._target.numpy()
+        metrics = metrics_2x2(dtype, parameters["num_samples"], target, list(others.values()))
+        if metrics is None:
+            return None
+        names = *_NORMS_AND_RANKS, *others
+
+        def measure(losses: np.ndarray, outputs: np.ndarray) -> tuple[Metrics, Metrics]:
+            mse, loss, *values = metrics(losses, outputs)
+            validation = dict(zip(names, values, strict=True))
+            if parameters["track_singular_values"]:
+                validation["singular_value_1"] = validation["distance_from_rank_1"]
+            return {"mse_loss": mse, "sse_loss_div_2": loss}, validation
+
+        return measure
+
     def _measure_outputs(self, losses: np.ndarray, outputs: np.ndarray) -> tuple[Metrics, Metrics]:
+        if self._metrics_2x2:
+            return self._metrics_2x2(losses, outputs)
         dtype, num_samples = getattr(torch, self.parameters["dtype"]), self.parameters["num_samples"]
         track_singular_values = self.parameters["track_singular_values"]
-        if self.output_shape == (2, 2):
-            others = {f"e2e_{row}_{col}_value": 2 * row + col for row, col in self._tracked}
-            others |= {"singular_value_0": FIRST_SINGULAR_VALUE} if track_singular_values else {}
-            others |= {"reconstruction_error": RECONSTRUCTION_ERROR} if self._target.any() else {}
-            if self.parameters["track_schatten_norm"]:
-                others["schatten_half_quasi_norm"] = SCHATTEN_HALF_QUASI_NORM
-            metrics = metrics_2x2(losses, outputs, num_samples, self._target.numpy(), list(others.values()))
-            if metrics is not None:
-                mse, loss, *metrics = metrics
-                validation = dict(zip((*_NORMS_AND_RANKS, *others), metrics, strict=True))
-                if track_singular_values:
-                    validation["singular_value_1"] = validation["distance_from_rank_1"]
-                return {"mse_loss": mse, "sse_loss_div_2": loss}, validation
         loss = torch.from_numpy(losses)
         # Each entry contiguous in memory: what is computed from the entries are long vectors.
         entries = torch.from_numpy(np.ascontiguousarray(np.moveaxis(outputs, 0, -1)))

@@ -1,7 +1,7 @@
 """Metrics of 2×2 matrices in C (kernels/matrix_metrics_2x2.c), ten times faster than with PyTorch."""
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import numpy as np
@@ -12,42 +12,39 @@ FIRST_SINGULAR_VALUE, RECONSTRUCTION_ERROR, SCHATTEN_HALF_QUASI_NORM = 4, 5, 6
 
 
 def metrics_2x2(
-    losses: np.ndarray, matrices: np.ndarray, num_samples: int, target: np.ndarray, others: Sequence[int]
-) -> Sequence[np.ndarray] | None:
-    """Returns metrics (n,) of losses (n,) and matrices (n, 2, 2) of the same dtype, or None if there is no C compiler:
-    the mean squared error of `num_samples` observations, the loss, Frobenius norm, nuclear norm, effective rank,
-    distance from rank 1, and rank; then `others`: the entry 2 · row + column, FIRST_SINGULAR_VALUE,
-    RECONSTRUCTION_ERROR, which is relative to the norm of `target` (2, 2), or SCHATTEN_HALF_QUASI_NORM.
+    dtype: np.dtype, num_samples: int, target: np.ndarray, others: Sequence[int]
+) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
+    """Returns a function of losses (n,) and matrices (n, 2, 2) of this `dtype`, or None if there is no C compiler. The
+    function returns metrics (7 + len(others), n): the mean squared error of `num_samples` observations, the loss,
+    Frobenius norm, nuclear norm, effective rank, distance from rank 1, and rank; then `others`: the entry
+    2 · row + column, FIRST_SINGULAR_VALUE, RECONSTRUCTION_ERROR, which is relative to the norm of `target` (2, 2), or
+    SCHATTEN_HALF_QUASI_NORM.
 
     They are computed in float64 and rounded. In float32 they are equal to those of common/metrics/matrix.py or differ
     by one unit in the last place; in float64 they differ by at most 5, unless they are denormal or the nuclear norm
     overflows. The bits of a result depend on its loss and matrix alone.
     """
-    library = metrics_library(losses.dtype.name)
+    library = _library(dtype.name)
     if library is None:
         return None
-    # Every array whose address is passed has a name here, so that it lives until the kernel has returned.
-    losses, matrices = np.ascontiguousarray(losses), np.ascontiguousarray(matrices)
-    others, results = np.array(others, np.int64), np.empty((7 + len(others), len(losses)), losses.dtype)
-    target = np.ascontiguousarray(target, np.float64)
-    library.metrics(
-        len(losses),
-        losses.ctypes.data,
-        matrices.ctypes.data,
-        num_samples,
-        np.finfo(losses.dtype).eps,
-        len(others),
-        others.ctypes.data,
-        target.ctypes.data,
-        np.linalg.norm(target),
-        results.ctypes.data,
-    )
-    return results
+    # These pointers hold references to their arrays.
+    selection = np.array(others, np.int64).ctypes.data_as(ctypes.c_void_p)
+    target_entries = np.array(target, np.float64).ctypes.data_as(ctypes.c_void_p)
+    constants = num_samples, np.finfo(dtype).eps, len(others), selection, target_entries, np.linalg.norm(target)
+
+    def measure(losses: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+        # Every array whose address is passed has a name here, so that it lives until the kernel has returned.
+        losses, matrices = np.ascontiguousarray(losses), np.ascontiguousarray(matrices)
+        results = np.empty((7 + len(others), len(losses)), dtype)
+        inputs = losses.ctypes.data, matrices.ctypes.data
+        library.metrics(len(losses), *inputs, *constants, results.ctypes.data)
+        return results
+
+    return measure
 
 
 @cache
-def metrics_library(dtype: str) -> ctypes.CDLL | None:
-    """Returns the library of `metrics_2x2` for this dtype, or None if there is no C compiler."""
+def _library(dtype: str) -> ctypes.CDLL | None:
     real, integer = {"float32": ("float", "int32_t"), "float64": ("double", "int64_t")}[dtype]
     try:
         library = compiled_kernel("matrix_metrics_2x2.c", REAL=real, INTEGER=integer)

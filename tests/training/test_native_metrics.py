@@ -32,13 +32,18 @@ KINDS = [
 ]
 
 
+def measure(losses, matrices, *parameters):
+    """Returns the metrics (number, n) of losses (n,) and matrices (n, 2, 2); see `metrics_2x2`."""
+    return metrics_2x2(losses.dtype, *parameters)(losses, matrices)
+
+
 def both(losses, matrices, **given):
     """Returns the recorded metrics (number, n) of losses and matrices in C and with PyTorch."""
-    problem = make_experiment(dtype=losses.dtype.name, **TRACKED, **given).problem
-    native = problem.measure(losses, matrices)
+    parameters = {"dtype": losses.dtype.name, **TRACKED, **given}
+    native = make_experiment(**parameters).problem.measure(losses, matrices)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("common.problems.matrix_factorization.metrics_2x2", lambda *arguments: None)
-        reference = problem.measure(losses, matrices)
+        reference = make_experiment(**parameters).problem.measure(losses, matrices)
     for left, right in zip(native, reference, strict=True):
         assert left.keys() == right.keys()
         assert all(values.dtype == losses.dtype for values in (left | right).values())
@@ -101,7 +106,7 @@ def test_known_values():
     matrices = np.array([[[3, 0], [0, 0]], [[2, 0], [0, -2]], [[1e200, 0], [0, 1e-50]], [[5e-324, 0], [0, 0]]])
     losses = np.array([0.5, 2.0, 0.0, np.nan])
     target = np.array([[3.0, 0.0], [4.0, 0.0]])
-    mse, loss, fro, nuclear, effective_rank, distance, rank, first, entry, error, schatten = metrics_2x2(
+    mse, loss, fro, nuclear, effective_rank, distance, rank, first, entry, error, schatten = measure(
         losses, matrices, 4, target, [FIRST_SINGULAR_VALUE, 3, RECONSTRUCTION_ERROR, SCHATTEN_HALF_QUASI_NORM]
     )
     np.testing.assert_array_equal(mse, losses / 2)
@@ -120,7 +125,7 @@ def test_known_values():
 def test_no_overflow_of_largest_matrices():
     largest = np.finfo(np.float64).max
     matrices = np.array([[[largest, 0], [0, largest]], [[largest, largest], [0, 0]]])
-    _, _, _, _, effective_rank, distance, rank = metrics_2x2(np.zeros(2), matrices, 3, TARGET, [])
+    _, _, _, _, effective_rank, distance, rank = measure(np.zeros(2), matrices, 3, TARGET, [])
     np.testing.assert_array_equal(effective_rank, [2, 1])
     np.testing.assert_array_equal(distance, [largest, 0])
     np.testing.assert_array_equal(rank, [2, 1])
@@ -132,21 +137,21 @@ def test_bits_do_not_depend_on_batch_or_alignment(dtype):
     matrices = matrices_of("of any magnitudes", dtype, 60, generator)
     matrices[::7, 0, 1] = np.nan
     losses = generator.random(60).astype(dtype)
-    whole = metrics_2x2(losses, matrices, 3, TARGET, OTHERS)
+    whole = measure(losses, matrices, 3, TARGET, OTHERS)
     for begin in range(0, 60, 3):
         for end in range(begin + 1, 61):
-            part = metrics_2x2(losses[begin:end], matrices[begin:end], 3, TARGET, OTHERS)
+            part = measure(losses[begin:end], matrices[begin:end], 3, TARGET, OTHERS)
             assert part.tobytes() == np.ascontiguousarray(whole[:, begin:end]).tobytes()
     shuffled = generator.permutation(60)
-    moved = metrics_2x2(losses[shuffled], matrices[shuffled], 3, TARGET, OTHERS)
+    moved = measure(losses[shuffled], matrices[shuffled], 3, TARGET, OTHERS)
     assert moved.tobytes() == np.ascontiguousarray(whole[:, shuffled]).tobytes()
 
 
 def test_arrays_that_are_not_contiguous():
     matrices, losses = np.random.default_rng(2).standard_normal((10, 2, 2)), np.arange(10.0)
-    expected = metrics_2x2(losses, matrices, 3, TARGET, [1])
+    expected = measure(losses, matrices, 3, TARGET, [1])
     entries_first = np.ascontiguousarray(np.moveaxis(matrices, 0, -1))
-    strided = metrics_2x2(np.repeat(losses, 2)[::2], np.moveaxis(entries_first, -1, 0), 3, TARGET, [1])
+    strided = measure(np.repeat(losses, 2)[::2], np.moveaxis(entries_first, -1, 0), 3, TARGET, [1])
     assert strided.tobytes() == expected.tobytes()
 
 
@@ -184,13 +189,13 @@ def test_without_compiler(monkeypatch):
         raise NativeUnavailable("needs a C compiler")
 
     monkeypatch.setattr(native_metrics, "compiled_kernel", unavailable)
-    native_metrics.metrics_library.cache_clear()
+    native_metrics._library.cache_clear()
     try:
-        assert metrics_2x2(np.zeros(1), np.zeros((1, 2, 2)), 3, TARGET, []) is None
+        assert metrics_2x2(np.dtype("float64"), 3, TARGET, []) is None
         train_metrics, validation = make_experiment().problem.measure(
             np.ones(3, np.float32), np.ones((3, 2, 2), np.float32)
         )
         assert validation["e2e_rank"].tolist() == [1, 1, 1]
         assert train_metrics["sse_loss_div_2"].tolist() == [1, 1, 1]
     finally:
-        native_metrics.metrics_library.cache_clear()
+        native_metrics._library.cache_clear()

@@ -22,8 +22,6 @@ typedef real reals __attribute__((vector_size(WIDTH * sizeof(real))));
 #define SIGN_BIT INT64_MIN
 #define EXPONENT_BITS 0x7ff0000000000000
 #define LN2 0x1.62e42fefa39efp-1
-/* Less than scaled singular values that are not zero, also of denormal numbers. */
-#define SMALL 0x1p-60
 #define SQRT_HALF_BITS 0x3fe6a09e667f3bcd
 
 INLINE doubles all(double x) { return (doubles){0} + x; }
@@ -38,9 +36,6 @@ INLINE doubles maximum(doubles x, doubles y) { return choose(x > y, x, y); }
 
 INLINE doubles minimum(doubles x, doubles y) { return choose(x < y, x, y); }
 
-/* Returns the power of two with the exponent of x. */
-INLINE doubles power_of_two(doubles x) { return (doubles)((integers)x & EXPONENT_BITS); }
-
 INLINE doubles square_root(doubles x) {
 #if defined(__AVX512F__)
     return (doubles)_mm512_sqrt_pd((__m512d)x);
@@ -54,14 +49,21 @@ INLINE doubles square_root(doubles x) {
 
 INLINE doubles norm(doubles x, doubles y) { return square_root(x * x + y * y); }
 
-/* Returns x log x for x = 0 and normal x > 0. With x = m 2^e and m in [1/sqrt(2), sqrt(2)), log x = e log 2 + log m,
-   and log m = 2 artanh s = 2 (s + s^3 / 3 + s^5 / 5 + ...) where s = (m - 1) / (m + 1), |s| < 0.172. */
-INLINE doubles x_log_x(doubles x) {
-    const integers exponents = ((integers)x - SQRT_HALF_BITS) >> 52;
-    const doubles m = (doubles)((integers)x - (exponents << 52)), s = (m - 1) / (m + 1), square = s * s;
+/* Returns log x = log m + e log 2 where x = m 2^e, from e and s = (m - 1) / (m + 1):
+   log m = 2 artanh s = 2 (s + s^3 / 3 + s^5 / 5 + ...), and |s| < 0.172 for m in [1/sqrt(2), sqrt(2)). */
+INLINE doubles logarithm(integers exponents, doubles s) {
+    const doubles square = s * s;
     doubles sum = all(1. / 21);
     UNROLL for (int n = 19; n > 1; n -= 2) sum = sum * square + 1. / n;
-    return x * (__builtin_convertvector(exponents, doubles) * LN2 + 2 * (s + s * (square * sum)));
+    return __builtin_convertvector(exponents, doubles) * LN2 + 2 * (s + s * (square * sum));
+}
+
+/* Returns -x log x - y log y for numbers that are 0, or positive and normal. One division serves both logarithms. */
+INLINE doubles entropy_of(doubles x, doubles y) {
+    const integers e = ((integers)x - SQRT_HALF_BITS) >> 52, f = ((integers)y - SQRT_HALF_BITS) >> 52;
+    const doubles m = (doubles)((integers)x - (e << 52)), n = (doubles)((integers)y - (f << 52));
+    const doubles inverse = 1 / ((m + 1) * (n + 1));
+    return -(x * logarithm(e, (m - 1) * (n + 1) * inverse) + y * logarithm(f, (n - 1) * (m + 1) * inverse));
 }
 
 /* Returns exp x for x in [0, log 2], as exp r or 2 exp r with |r| <= log(2) / 2: 1 + r (1 + r/2 (1 + r/3 (1 + ...))). */
@@ -70,6 +72,15 @@ INLINE doubles exponential(doubles x) {
     doubles sum = all(1);
     UNROLL for (int n = 13; n > 0; n--) sum = sum * (r * (1. / n)) + 1;
     return sum + twice * sum;
+}
+
+/* Returns powers of two: divided by them, the entries have products that do not overflow, and are not rounded. Those of
+   float32 numbers do not overflow in float64. */
+INLINE doubles scale_of(const doubles entries[4]) {
+    if (sizeof(real) < sizeof(double)) return all(1);
+    doubles largest = all(DBL_MIN);
+    for (int e = 0; e < 4; e++) largest = maximum(largest, absolute(entries[e]));
+    return (doubles)((integers)largest & EXPONENT_BITS);
 }
 
 /* Rounds to REAL. */
@@ -86,19 +97,16 @@ INLINE void measure(int64_t number, int64_t count, const real *losses, const rea
         loss[l] = losses[l];
         for (int e = 0; e < 4; e++) entries[e][l] = matrices[4 * l + e];
     }
-    /* Products of entries scaled by a power of two do not overflow. If an entry is not finite, the norms are NaN. */
-    doubles scale = all(DBL_MIN);
-    for (int e = 0; e < 4; e++) scale = maximum(scale, absolute(entries[e]));
-    scale = power_of_two(scale);
-    const doubles inverse = 1 / scale;
+    const doubles scale = scale_of(entries), inverse = 1 / scale;
     const doubles a = entries[0] * inverse, b = entries[1] * inverse, c = entries[2] * inverse, d = entries[3] * inverse;
-    const doubles first = (norm(a + d, c - b) + norm(a - d, c + b)) * 0.5;
-    const doubles second = minimum(absolute(a * d - b * c) / maximum(first, all(SMALL)), first);
-    const doubles sum = first + second, inverse_sum = 1 / maximum(sum, all(SMALL));
-    const doubles entropy = -(x_log_x(first * inverse_sum) + x_log_x(second * inverse_sum));
+    /* NaN if an entry is not finite. */
+    const doubles first = (norm(a + d, c - b) + norm(a - d, c + b)) * 0.5 + (a + b + c + d) * 0;
+    const doubles second = minimum(absolute(a * d - b * c) / maximum(first, all(DBL_MIN)), first);
+    const doubles sum = first + second, inverse_sum = 1 / maximum(sum, all(DBL_MIN));
+    const doubles entropy = entropy_of(first * inverse_sum, second * inverse_sum);
     const doubles threshold = first * (2 * eps);
     const integers rank = -(first > threshold) - (second > threshold);
-    store(2 * loss / num_samples, number, results);
+    store(loss * (2 / num_samples), number, results);
     store(loss, number, results + count);
     store(norm(first, second) * scale, number, results + 2 * count);
     store(sum * scale, number, results + 3 * count);
@@ -112,18 +120,15 @@ INLINE void measure(int64_t number, int64_t count, const real *losses, const rea
         } else if (others[k] == 4) {
             values = first * scale;
         } else if (others[k] == 5) {
-            doubles differences[4], power = all(DBL_MIN), squares = {0};
+            doubles differences[4], squares = {0}, total = {0};
+            for (int e = 0; e < 4; e++) differences[e] = entries[e] - target[e];
+            const doubles power = scale_of(differences), inverse_power = 1 / power;
             for (int e = 0; e < 4; e++) {
-                differences[e] = entries[e] - target[e];
-                power = maximum(power, absolute(differences[e]));
+                const doubles scaled = differences[e] * inverse_power;
+                squares += scaled * scaled;
+                total += scaled;
             }
-            power = power_of_two(power);
-            const doubles inverse_power = 1 / power;
-            for (int e = 0; e < 4; e++) {
-                differences[e] *= inverse_power;
-                squares += differences[e] * differences[e];
-            }
-            values = square_root(squares) * power / target_norm;
+            values = (square_root(squares) + total * 0) * power / target_norm;
         } else {
             values = (sum + 2 * square_root(first * second)) * scale;
         }
