@@ -8,7 +8,6 @@ from common.plotting.flags import (
     add_figure_flags,
     add_map_flags,
     check_map_flags,
-    drawing_errors,
     require_screen_or_file,
     save_figure,
 )
@@ -52,9 +51,9 @@ def draw_epochs(parameters: Parameters) -> tuple:
     directory, metrics, title = (parameters[name] for name in ("experiments_dir", "against_epochs", "plot_title"))
     with flag_errors("experiments_dir", directory), flag_errors("against_epochs", metrics, only=NotRecorded):
         groups, skipped = read_groups(directory, metrics, require_tensor_run, names_of_groups)
-    found = number_of(sum(len(group.histories) for group in groups), "finished experiment")
+    found = number_of(sum(len(group.runs) for group in groups), "finished experiment")
     report_skipped(f"{found}, {number_of(len(skipped), 'folder')} skipped", skipped, parameters["list_skipped"])
-    with drawing_errors("against_epochs", metrics, title or ""):
+    with flag_errors("against_epochs", metrics):
         return draw_against_epochs(groups, title or "", parameters["statistic"])
 
 
@@ -75,7 +74,7 @@ def main() -> None:
     check_map_flags(parameters, ("against_epochs",))
     draw = draw_map_of_runs if parameters["map"] else draw_epochs if parameters["against_epochs"] else draw_figure
     require_screen_or_file(parameters)
-    save_figure(*draw(parameters), parameters)
+    save_figure(draw, parameters)
 
 
 if __name__ == "__main__":

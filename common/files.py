@@ -1,16 +1,18 @@
 """Files: written so that a crash leaves the old file or the new one, never a part; read only if they are regular."""
 
+import csv
 import ctypes
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import platform
 import re
 import stat
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from functools import cache
@@ -92,13 +94,13 @@ def sync_folders(folders: Iterable[Path]) -> dict[Path, OSError]:
 
 
 def _sync_file_system(folder: Path, device: int) -> bool:
-    """Waits until everything on the file system of a folder is on the disk. Returns whether that is known."""
+    """Waits until everything on the file system of a folder is on the disk. Returns whether it succeeded."""
     if device not in _file_systems:
-        # Stays open: an error that another process was told of before it was opened would not be reported.
+        # Stays open, because errors that were reported before it was opened are not reported again.
         _file_systems[device] = os.open(folder, os.O_RDONLY) if _HAS_SYNCFS else None
     handle = _file_systems[device]
     if handle is not None and ctypes.CDLL(None).syncfs(handle):
-        # The next call would not report the error again, but fsync does, for the files that have it.
+        # The next call would not report the error again, but fsync of the affected files does.
         os.close(handle)
         handle = _file_systems[device] = None
     return handle is not None
@@ -118,7 +120,7 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def folder_lock(directory: Path) -> Iterator[bool]:
-    """Waits for the lock on a folder and holds it. Yields whether there is one: the file system may have no locks."""
+    """Waits for the lock on a folder and holds it. Yields False if the file system has no locks."""
     handle, locked = os.open(directory, os.O_RDONLY), False
     try:
         with suppress(OSError):
@@ -177,14 +179,19 @@ def load_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.name} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
         raise ValueError(f"damaged: {path.name} is not JSON") from None
-    level = [content]
+    level = [content] if isinstance(content, (dict, list)) else []
     for _ in range(_MOST_JSON_LEVELS):
-        level = [each for value in level if isinstance(value, (dict, list)) for each in children(value)]
+        deeper = (value.values() if isinstance(value, dict) else value for value in level)
+        level = [each for values in deeper for each in values if isinstance(each, (dict, list))]
     if not isinstance(content, dict) or level:
         raise ValueError(f"damaged: {path.name} does not hold a dictionary of an experiment")
     return content
 
 
-def children(value: dict | list | tuple) -> list:
-    """Returns the keys and values of a dictionary, or the values of a list or tuple."""
-    return [*value.keys(), *value.values()] if isinstance(value, dict) else list(value)
+def csv_bytes(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
+    """Returns a table as CSV, with empty cells where rows lack a column."""
+    file = io.StringIO(newline="")
+    writer = csv.DictWriter(file, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue().encode("utf-8", "surrogateescape")

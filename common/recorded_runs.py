@@ -42,12 +42,12 @@ _CHECKS = {
     "provenance.identity.origin.init_std": lambda value: is_number(value, 0, _LARGEST),
     "dataset_path trainer_checkpoint": lambda value: isinstance(value, str),
     "provenance.sweep.id provenance.sweep.start_time": lambda value: isinstance(value, str),
-    "provenance.sweep.experiment provenance.identity.occurrence": _is_count,
+    "hidden_dim provenance.sweep.experiment provenance.identity.occurrence": _is_count,
     "provenance.identity.seed": lambda value: type(value) is int,
     "provenance.identity.outputs": lambda value: isinstance(value, list) and {str} >= set(map(type, value)),
 }
-# The parameters in which different runs differ, for folders without an "identity": old ones, and those of the original
-# code. This list does not grow.
+# The parameters that distinguish runs in folders without an "identity": old ones, and those of the original code. New
+# # flags are not added.
 _RUN_WITHOUT_IDENTITY = (
     "depth num_samples dtype engine lr weight_init_type init_alpha use_balanced_init enforce_pos_det enforce_neg_det "
     "epochs stop_on_zero_loss_tol validate_every optimizer init_std tensor_rank_tol"
@@ -74,7 +74,7 @@ class RecordedRun:
 
     @property
     def values(self) -> dict[str, Any]:
-        """The parameters. Those of the start of a run that continues a checkpoint are of the run that it continues."""
+        """The parameters. For a run that continues a checkpoint, the initialization is that of the original run."""
         return {**self.parameters, **self.identity.get("origin", {})}
 
     @property
@@ -97,7 +97,7 @@ class RecordedRun:
 
 
 def is_experiment(folder: Path) -> bool:
-    """Returns whether a folder is that of an experiment, not one of such folders."""
+    """Returns whether a folder is that of one experiment, not of several."""
     return any(os.path.exists(folder / name) for name in ("run_params.json", TENSOR_METRICS))
 
 
@@ -169,8 +169,8 @@ def final_metrics(run: RecordedRun) -> dict[str, float | None]:
 
 
 def _add_optimizer(parameters: dict[str, Any], defaults: dict[str, Any] | None) -> None:
-    """Adds -optimizer to the record of a run that was made before it existed, when -use_adaptive_lr was no short form
-    of it. `defaults` are those of the parameters of its identity.
+    """Adds the optimizer to the parameters of a run recorded before -optimizer existed, from -use_adaptive_lr.
+    `defaults` are the default values in the run's identity.
     """
     if "use_adaptive_lr" in parameters and "optimizer" not in parameters:
         parameters["optimizer"] = "group_rmsprop" if parameters["use_adaptive_lr"] else "gd"

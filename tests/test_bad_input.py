@@ -252,6 +252,7 @@ INVALID_FILES_AND_COMBINATIONS = [
         "-experiments_checkpoint_paths bad/curve.pt -experiments_names a -save_plot_to x.png -plot_title $\\foo$",
         "-plot_title $\\foo$: it or a name is not valid mathematical text",
     ),
+    (TC_PLOTTER, "-experiments_dir runs -save_plot_to x.png -plot_title $\\foo$", "-plot_title $\\foo$: it or a name"),
 ]
 
 
@@ -264,7 +265,7 @@ class ExecutesCode:
 
 @pytest.fixture
 def bad_files(tmp_path):
-    """Creates invalid dataset files in the folder `bad`."""
+    """Creates invalid dataset files in the folder `bad`, and results of a tensor in the folder `runs`."""
     folder = tmp_path / "bad"
     folder.mkdir()
     good = torch.load(GOOD, weights_only=True)
@@ -295,6 +296,9 @@ def bad_files(tmp_path):
         torch.save(content, folder / f"{name}.pt")
     (folder / "text.pt").write_text("no dataset")
     (folder / "empty.pt").touch()
+    results = tmp_path / "runs" / "x_samples_10" / "tensor_rank_and_reconstruction_metrics.json"
+    results.parent.mkdir(parents=True)
+    results.write_text('{"model_reconstruction_error": 0.1, "memorizer_reconstruction_error": 0.2}')
     return folder
 
 

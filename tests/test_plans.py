@@ -120,7 +120,7 @@ def test_plot_of_mixed_folder(run_main, tmp_path):
     assert all(float(row["value"]) >= 0 for row in rows)
 
     for flags, expected in [
-        (["-y", "e2e_rank", "-show_bound"], "-show_bound: there is none for e2e_rank"),
+        (["-y", "e2e_rank", "-show_bound"], "-show_bound: not known for e2e_rank"),
         (["-y", "erank"], "-y erank: "),
         (["-unobserved_entry", 1, 1], "only e2e_0_0_value was recorded"),
         (["-experiments_names", "a"], "-experiments_names a: there are 2 lines"),

@@ -32,12 +32,12 @@ def draw_against_epochs(groups: Sequence[Group], title: str, statistic: str = "m
     are drawn as `statistic` with a band, dashed and lighter where not all of their runs are in training. Raises
     ValueError if there are too many panels, or no finite values.
     """
-    metrics = list(dict.fromkeys(name for group in groups for history in group.histories for name in history))
+    metrics = list(dict.fromkeys(name for group in groups for history in group.runs for name in history))
     # Panel → name of a line → series of each run.
     panels: dict[str, dict[str, list[Series]]] = {}
     for group in groups:
         for metric in metrics:
-            series = [history[metric] for history in group.histories if metric in history]
+            series = [history[metric] for history in group.runs if metric in history]
             panel, name = ("", group.name) if len(metrics) == 1 else (group.name, metric_label(metric))
             if series:
                 panels.setdefault(panel, {})[name] = series

@@ -16,8 +16,9 @@ from matplotlib.ticker import MaxNLocator
 
 from common.metrics import theory
 from common.naming import scientific
-from common.plotting.curves import Curve, Line, NoBound
+from common.plotting.curves import Curve, NoBound
 from common.plotting.figures import COLOURS, MARKERS, fit_legends, metric_label, require_drawable, wrapped
+from common.plotting.histories import Group
 from common.plotting.statistics import COLUMNS, draw_over_seeds, over_seeds
 from common.plotting.thinning import visible_points
 
@@ -31,9 +32,9 @@ _UPPER = dict.fromkeys(("singular_value_1", "distance_from_rank_1"), theory.dist
 _UPPER["e2e_effective_rank"] = theory.effective_rank
 # Metrics that decrease by orders of magnitude.
 _LOGARITHMIC = re.compile(r"distance_from_rank_1|singular_value_[1-9]\d*")
-# Where the axis of effective rank − 1 ends to be logarithmic: float32 does not resolve smaller differences from 1.
+# Below this, the axis of effective rank − 1 is linear: float32 does not resolve smaller differences from 1.
 _SMALLEST_EXCESS = 1e-7
-# Markers are moved to larger losses, by at most this factor, where another one is as near as this, in points.
+# A marker is moved to a larger loss, by at most this factor, if another is closer than this size in points.
 _LARGEST_SHIFT, _MARKER_SIZE = 5.0, 5.5
 
 Row = dict[str, str | float]
@@ -43,11 +44,11 @@ def require_bound(metric: str) -> None:
     """Raises NoBound if there is no theoretical bound for the metric."""
     if metric not in _LOWER | _UPPER:
         known = ", ".join(filter(None, _LOWER | _UPPER))
-        raise NoBound(f"there is none for {metric}, but for |unobserved entry| and {known}; leave it out")
+        raise NoBound(f"not known for {metric}, only for |unobserved entry|, {known}; leave it out")
 
 
 def draw_against_loss(
-    lines: Sequence[Line],
+    lines: Sequence[Group],
     title: str,
     min_loss: float,
     metric: str = "",
@@ -57,15 +58,15 @@ def draw_against_loss(
     """Draws the metric (|unobserved entry| if it is empty) down to `min_loss`. Returns the figure and its data.
 
     Curves are coloured by iteration on a common scale. Lines of several seeds are drawn as `statistic` with a band (see
-    plotting/statistics.py), dashed and lighter where not all of their runs reach the loss. Of the effective rank,
-    figure and data have the excess over 1. Raises ValueError if all curves begin below `min_loss`.
+    plotting/statistics.py), dashed and lighter where not all of their runs reach the loss. For the effective rank,
+    figure and data show its excess over 1. Raises ValueError if all curves begin below `min_loss`.
     """
     if metric == "e2e_effective_rank":
         lines = [
-            replace(line, curves=[replace(curve, values=np.maximum(curve.values - 1, 0)) for curve in line.curves])
+            replace(line, runs=[replace(curve, values=np.maximum(curve.values - 1, 0)) for curve in line.runs])
             for line in lines
         ]
-    curves = [curve for line in lines for curve in line.curves]
+    curves = [curve for line in lines for curve in line.runs]
     largest = max(curve.losses.max() for curve in curves)
     if largest <= min_loss:
         raise ValueError(f"no loss is larger than {largest:g}; give a smaller one")
@@ -76,7 +77,7 @@ def draw_against_loss(
     first = grid[0, 0]
     scale = Normalize(1, max(2, *(curve.down_to(min_loss).iterations[-1] for curve in curves)))
     rows: list[Row] = []
-    markers: list[tuple[Axes, list[Line], list[Line2D]]] = []
+    markers: list[tuple[Axes, list[Group], list[Line2D]]] = []
     for axes, depth in zip(grid[0], depths, strict=True):
         panel = [line for line in lines if line.depth == depth]
         name = f"depth {depth}" if len(depths) > 1 else ""
@@ -125,10 +126,10 @@ def draw_against_loss(
     return figure, rows
 
 
-def _caption(lines: Sequence[Line], min_loss: float, statistic: str) -> str:
-    """Returns what is drawn of lines of several seeds."""
-    text = over_seeds(statistic, [len(line.curves) for line in lines])
-    if any(curve.losses.min() >= min_loss for line in lines for curve in line.curves):
+def _caption(lines: Sequence[Group], min_loss: float, statistic: str) -> str:
+    """Returns the caption for lines of several seeds."""
+    text = over_seeds(statistic, [len(line.runs) for line in lines])
+    if any(curve.losses.min() >= min_loss for line in lines for curve in line.runs):
         text += "; dashed: over those that reach the loss"
     return text
 
@@ -145,15 +146,15 @@ def _make_room_for_legends(figure: Figure, panels: Sequence[Axes]) -> None:
     panels[0].set_ylim(bottom, top)
 
 
-def _draw_bounds(axes: Axes, lines: Sequence[Line], largest: float, min_loss: float, metric: str) -> list[Line2D]:
+def _draw_bounds(axes: Axes, lines: Sequence[Group], largest: float, min_loss: float, metric: str) -> list[Line2D]:
     """Draws the theoretical bound of each problem, and returns the handle of the legend, if there is one.
 
-    A bound holds until the determinant changes its sign. It ends where it no longer holds for half of any line's runs.
+    A bound holds until the determinant changes its sign. It is drawn while it holds for half of the runs of a line.
     """
     kind, bounds = ("lower", _LOWER) if metric in _LOWER else ("upper", _UPPER)
-    problems: dict[tuple, list[Line]] = {}
+    problems: dict[tuple, list[Group]] = {}
     for line in lines:
-        for problem in dict.fromkeys((curve.corner, curve.det_sign) for curve in line.curves):
+        for problem in dict.fromkeys((curve.corner, curve.det_sign) for curve in line.runs):
             problems.setdefault(problem, []).append(line)
     signs = {sign for _, sign in problems}
     condition = "keeps its sign" if len(signs) > 1 else "> 0" if signs == {1} else "< 0"
@@ -164,7 +165,7 @@ def _draw_bounds(axes: Axes, lines: Sequence[Line], largest: float, min_loss: fl
         bound = bounds[metric](losses, *corner) - (metric == "e2e_effective_rank")
         holds = np.zeros(len(losses), dtype=bool)
         for line in of_problem:
-            _, values = values_below(line.curves, largest, min_loss)
+            _, values = values_below(line.runs, largest, min_loss)
             kept = values >= bound if kind == "lower" else values <= bound
             holds |= 2 * kept.sum(axis=0) >= np.maximum(np.isfinite(values).sum(axis=0), 1)
         end = np.flatnonzero(holds).max(initial=-1) + 1
@@ -174,7 +175,7 @@ def _draw_bounds(axes: Axes, lines: Sequence[Line], largest: float, min_loss: fl
 
 
 def _draw_curves(
-    axes: Axes, lines: Sequence[Line], scale: Normalize, min_loss: float
+    axes: Axes, lines: Sequence[Group], scale: Normalize, min_loss: float
 ) -> tuple[list[Line2D], list[Row]]:
     """Draws the curve of each line. Returns its markers, still without points, and the points that are drawn."""
     handles, rows = [], []
@@ -182,7 +183,7 @@ def _draw_curves(
     # Each curve is narrower than the one below it, so that the colours of coinciding curves are all visible.
     widths = np.linspace(2.8, 1.2, len(lines)) if len(lines) > 1 else [1.6]
     for index, (line, grey, width) in enumerate(zip(lines, greys, widths, strict=True)):
-        curve = line.curves[0].down_to(min_loss)
+        curve = line.runs[0].down_to(min_loss)
         shown = visible_points(np.log10(curve.losses), curve.values)
         iterations, points = curve.iterations[shown], np.column_stack([curve.losses, curve.values])[shown]
         segments = np.stack([points[:-1], points[1:]], axis=1)
@@ -200,7 +201,7 @@ def _draw_curves(
     return handles, rows
 
 
-def _place_markers(axes: Axes, lines: Sequence[Line], markers: Sequence[Line2D], min_loss: float) -> None:
+def _place_markers(axes: Axes, lines: Sequence[Group], markers: Sequence[Line2D], min_loss: float) -> None:
     """Sets the markers of each line: where its loss is first below 1.3 · 10⁻ʲ, or earlier if another is there."""
     pixels = _MARKER_SIZE * axes.figure.dpi / 72
     shifts = np.geomspace(1, _LARGEST_SHIFT, 30)
@@ -209,7 +210,7 @@ def _place_markers(axes: Axes, lines: Sequence[Line], markers: Sequence[Line2D],
     thresholds = 1.3 * powers[powers >= min_loss * (1 - 1e-9), None] * shifts
     placed = np.empty((0, 2))
     for line, marker in zip(lines, markers, strict=True):
-        curve, own = line.curves[0], []
+        curve, own = line.runs[0], []
         for first in curve.first_below(thresholds):
             # Where the loss jumps, its first value below may be outside the axes.
             if first[0] == len(curve.losses) or curve.losses[first[0]] < min_loss:
@@ -226,14 +227,14 @@ def _place_markers(axes: Axes, lines: Sequence[Line], markers: Sequence[Line2D],
 
 
 def _draw_seeds(
-    axes: Axes, lines: Sequence[Line], largest: float, min_loss: float, statistic: str
+    axes: Axes, lines: Sequence[Group], largest: float, min_loss: float, statistic: str
 ) -> tuple[list[Line2D], list[Row]]:
     """Draws a statistic over the curves of each line, with its band. Returns the legend's handles and the points."""
     handles, rows = [], []
     for index, line in enumerate(lines):
-        losses, values = values_below(line.curves, largest, min_loss)
-        name, num_runs = line.name, len(line.curves)
-        left = sum(curve.losses.min() < min_loss for curve in line.curves)
+        losses, values = values_below(line.runs, largest, min_loss)
+        name, num_runs = line.name, len(line.runs)
+        left = sum(curve.losses.min() < min_loss for curve in line.runs)
         if left < num_runs:
             name += f"\n({left} of {num_runs} runs reach {scientific(min_loss)})"
         # Each line is narrower than the one below it, so that coinciding lines are all visible.

@@ -5,22 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from common.datasets.matrix_sensing import load_matrix_sensing
 from common.naming import scientific
-from common.plotting.folders import OF_TENSORS, read_each
-from common.plotting.histories import NotRecorded, checkpoint_of, load_history
-from common.recorded_runs import (
-    TENSOR_METRICS,
-    RecordedRun,
-    canonical,
-    compared,
-    differing_names,
-    labels,
-    read_run,
-)
+from common.plotting.folders import OF_TENSORS
+from common.plotting.histories import Group, NotRecorded, load_history, read_seeds
+from common.recorded_runs import TENSOR_METRICS, RecordedRun, differing_names, labels, read_run
 
 _INITIALIZATION = ("lr", "weight_init_type", "init_alpha", "use_balanced_init")
 
@@ -51,53 +44,42 @@ class Curve:
         return replace(self, iterations=self.iterations[:end], losses=self.losses[:end], values=self.values[:end])
 
 
-@dataclass(frozen=True)
-class Line:
-    """A line of a figure: the curves of runs that differ only in their seed."""
-
-    name: str
-    depth: int  # 0 if it is not known; each depth has a panel
-    curves: list[Curve]
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What to read of an experiment."""
-
-    metric: str = ""  # empty: |entry|
-    entry: tuple[int, int] | None = None  # None: the unobserved one
-    corner: bool = False  # whether to read the observations as well
-
-
-def load_curve(path: str, wanted: Wanted = Wanted(), run: RecordedRun | None = None) -> Curve:
+def load_curve(
+    path: str | Path,
+    run: RecordedRun | None = None,
+    metric: str = "",
+    entry: tuple[int, int] | None = None,
+    corner: bool = False,
+) -> Curve:
     """Returns the curve of a checkpoint of this project or of the original code. Pairs loss and metric by epoch.
 
-    `run` is what its folder records, if that has been read. Raises NotRecorded and NoBound; OSError, and ValueError if
-    the file is something else.
+    `run` is what its folder records, if that has been read; without a `metric`, the curve is that of |entry|, by
+    default of the unobserved entry; `corner` says whether to read the observations. Raises NotRecorded and NoBound;
+    OSError, and ValueError if the file is something else.
     """
     run = run or read_run(Path(path).parent.parent)
-    row, col = entry = wanted.entry or tuple(run.parameters.get("unobserved_entry") or (0, 0))
-    metric = wanted.metric or f"e2e_{row}_{col}_value"
-    metrics, recorded = load_history(path, ("sse_loss_div_2", metric))
+    row, col = entry or tuple(run.parameters.get("unobserved_entry") or (0, 0))
+    name = metric or f"e2e_{row}_{col}_value"
+    metrics, recorded = load_history(path, ("sse_loss_div_2", name))
     if "sse_loss_div_2" not in metrics:
         raise ValueError("is not a checkpoint of a matrix factorization (it has no sse_loss_div_2); give one")
     loss = metrics["sse_loss_div_2"]
-    if metric not in metrics and wanted.metric:
+    if name not in metrics and metric:
         raise NotRecorded(f"this metric was not recorded; give one of {', '.join(recorded)}")
-    if metric not in metrics:
+    if name not in metrics:
         entries = [name for name in recorded if re.fullmatch(r"e2e_\d+_\d+_value", name)]
         known = f"only {', '.join(entries)} {'was' if len(entries) == 1 else 'were'}" if entries else "no entry was"
         remedy = f"give {'such an entry, or ' * bool(entries)}a run with -tracked_e2e_value_of {row} {col}"
         raise NotRecorded(f"{known} recorded; {remedy}")
-    epochs, at_loss, at_value = np.intersect1d(loss.epochs, metrics[metric].epochs, return_indices=True)
-    losses, values = loss.values[at_loss], metrics[metric].values[at_value]
+    epochs, at_loss, at_value = np.intersect1d(loss.epochs, metrics[name].epochs, return_indices=True)
+    losses, values = loss.values[at_loss], metrics[name].values[at_value]
     usable = np.isfinite(losses) & np.isfinite(values) & (losses > 0)
     if not usable.any():
         diverged = len(losses) and not np.isfinite(losses).any()
         raise ValueError("diverged" if diverged else "has no epoch with both loss and metric; give one that has")
-    values = values if wanted.metric else np.abs(values)
-    corner = corner_of(run, *entry) if wanted.corner else ()
-    return Curve(epochs[usable] + 1, losses[usable], values[usable], *corner)
+    values = values if metric else np.abs(values)
+    observations = corner_of(run, row, col) if corner else ()
+    return Curve(epochs[usable] + 1, losses[usable], values[usable], *observations)
 
 
 def corner_of(run: RecordedRun, row: int, col: int) -> tuple[tuple[float, float, float], int]:
@@ -114,7 +96,7 @@ def corner_of(run: RecordedRun, row: int, col: int) -> tuple[tuple[float, float,
         raise NoBound(f"needs the observations of {run.path}, but {problem}; leave it out") from None
     observed = dataset.observed_entries
     if dataset.shape != (2, 2) or observed is None or len(observed) != 3 or 2 * row + col in observed:
-        raise NoBound(f"is known for 2x2 matrices with one unobserved entry, and {run.path} is another; leave it out")
+        raise NoBound(f"is known only for 2x2 matrices with one unobserved entry, unlike {run.path}; leave it out")
     values = dict(zip(observed.tolist(), dataset.observations.tolist(), strict=True))
     a, b, z = values[2 * row + 1 - col], values[2 * (1 - row) + col], values[2 * (1 - row) + 1 - col]
     if not a * b:
@@ -122,33 +104,18 @@ def corner_of(run: RecordedRun, row: int, col: int) -> tuple[tuple[float, float,
     return (a, b, z), int(np.sign(a * b)) * (1 if row == col else -1)
 
 
-def read_lines(directory: str, wanted: Wanted) -> tuple[list[Line], list[str]]:
+def read_lines(directory: str, **wanted: Any) -> tuple[list[Group], list[str]]:
     """Returns the lines of the finished experiments in a directory, of this project or of the original code, by depth,
-    and a line of text for each folder that is skipped.
+    and a line of text for each folder that is skipped. `wanted` are arguments of `load_curve`.
 
     Raises ValueError if there is no curve; NotRecorded or NoBound if that is the reason.
     """
-    found, skipped = read_each(directory, partial(_read_curve, wanted=wanted))
-    grouped: dict[str, tuple[RecordedRun, list[Curve]]] = {}
-    for (run, curve), parameters in zip(found, compared([run for run, _ in found]), strict=True):
-        grouped.setdefault(canonical(parameters), (run, []))[1].append(curve)
+    groups, skipped = read_seeds(directory, require_matrix_run, partial(load_curve, **wanted))
     lines = []
-    for depth in sorted({run.parameters["depth"] for run, _ in grouped.values()}):
-        panel = [group for group in grouped.values() if group[0].parameters["depth"] == depth]
-        runs, curves = zip(*panel, strict=True)
-        lines += [Line(name, depth, of_line) for name, of_line in zip(names_of_lines(runs), curves, strict=True)]
-    return lines, sorted(skipped)
-
-
-def _read_curve(run: RecordedRun, wanted: Wanted) -> Curve:
-    """Returns the curve of a finished run. Raises ValueError if the run is to be skipped."""
-    require_matrix_run(run)
-    checkpoint = checkpoint_of(run)
-    try:
-        return load_curve(str(checkpoint), wanted, run)
-    except (OSError, ValueError) as error:
-        kind = ValueError if isinstance(error, OSError) else type(error)
-        raise kind(f"{checkpoint.name}: {error}") from None
+    for depth in sorted({run.parameters["depth"] for run, _ in groups}):
+        runs, curves = zip(*(group for group in groups if group[0].parameters["depth"] == depth), strict=True)
+        lines += [Group(name, depth, of_line) for name, of_line in zip(names_of_lines(runs), curves, strict=True)]
+    return lines, skipped
 
 
 def require_matrix_run(run: RecordedRun) -> None:
@@ -181,7 +148,8 @@ def _initialization(run: RecordedRun) -> str:
         return f"init {scientific(alpha)} (b)"
     # A product of factors with std α and inner dimension d has entries of variance d^(depth − 1) α^(2 depth).
     try:
-        inner = min(load_matrix_sensing(run.parameters.get("dataset_path") or "").shape)
+        shape = load_matrix_sensing(run.parameters.get("dataset_path") or "").shape
+        inner = run.values.get("hidden_dim") or min(shape)
         return f"init {scientific(float(f'{inner ** ((depth - 1) / 2) * alpha**depth:.1e}'))}"
     except (OSError, ValueError, ArithmeticError):
         return f"factor init {scientific(alpha)}"

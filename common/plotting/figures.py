@@ -1,6 +1,5 @@
 """Showing and saving figures and their data."""
 
-import csv
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import Bbox, ScaledTranslation
 
 from common.cli import print_line
-from common.files import write_atomically
+from common.files import csv_bytes, write_atomically
 
 MARKERS = "ov^Ds1^h"
 # Lines over seeds: the colours of Okabe & Ito (2008), which colour-blind readers can distinguish.
@@ -28,7 +27,7 @@ _LABELS = {
     "e2e_effective_rank": "effective rank",
     "e2e_rank": "rank",
 }
-# The part of the height of its axes that a legend takes at most.
+# The largest height of a legend, relative to its axes.
 _HIGHEST_LEGEND = 0.6
 # Inches below the axes for tick labels and label.
 _BELOW_AXES = 0.45
@@ -41,7 +40,7 @@ def has_screen() -> bool:
     return backend in {name.lower() for name in backend_registry.list_builtin(BackendFilter.INTERACTIVE)}
 
 
-class NotDrawable(ValueError):
+class NotDrawable(Exception):
     """A text of a figure is not valid."""
 
 
@@ -117,14 +116,7 @@ def _save(path: str, write: Callable[[Path], None]) -> None:
 
 def save_data(rows: Sequence[Mapping[str, object]], path: str) -> None:
     """Saves the data of a figure as CSV, with a column for each key; does nothing if `path` is empty."""
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-
-    _save(path, write)
+    _save(path, lambda temporary: temporary.write_bytes(csv_bytes(rows, list(rows[0]))))
 
 
 def save_and_show(figure: Figure, save_plot_to: str) -> None:

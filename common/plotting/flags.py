@@ -1,8 +1,6 @@
 """Flags that both plotters share, and what the scripts do with them. Importing this does not import matplotlib."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from common.cli import Parameters, Parser, UserError, flag_error, flag_errors
 from common.flags import optional, output_file, real
@@ -14,10 +12,10 @@ def add_figure_flags(parser: Parser) -> None:
     """
     picture, table = optional(output_file(".png", ".pdf", ".svg")), optional(output_file(".csv"))
     text = "title of the figure (default: made from the experiments)"
-    parser.add_argument("-plot_title", type=str, default=None, help=text)
+    parser.add_argument("-plot_title", default=None, help=text)
     parser.add_argument("-save_plot_to", type=picture, default="", help="write the figure to this png, pdf or svg file")
     parser.add_argument("-save_data_to", type=table, default="", help="write the figure's data to this csv file")
-    text = "list every folder that is skipped, instead of how many for which reason"
+    text = "list every skipped folder, instead of their number for each reason"
     parser.add_argument("-list_skipped", action="store_true", help=text)
     text = "statistic over seeds: median with quartiles, or mean with 95%% confidence interval (Student's t)"
     parser.add_argument("-statistic", choices=["median", "mean"], default="median", help=text)
@@ -31,10 +29,10 @@ def add_map_flags(parser: Parser, metric: str | None, derived: str, metrics: str
     text = f"draw a map over two parameters, on the x and the y axis: flags of the runner, such as num_samples{derived}"
     maps.add_argument("-map", nargs=2, metavar=("PARAM", "PARAM"), help=text)
     text = f"colour the map by the -statistic over seeds of this metric at the end of a run: a recorded one{metrics}"
-    maps.add_argument("-metric", default=metric, help=text)
-    text = "colour the map by the share of the finished runs whose metric is larger; it is not if they diverged"
+    maps.add_argument("-metric", default=metric, metavar="METRIC", help=text)
+    text = "colour the map by the share of finished runs with a larger metric; diverged runs count as not larger"
     maps.add_argument("-above", type=real(), metavar="X", help=text)
-    maps.add_argument("-below", type=real(), metavar="X", help="the same with runs whose metric is smaller")
+    maps.add_argument("-below", type=real(), metavar="X", help="the same with a smaller metric")
     maps.add_argument("-map_counts", action="store_true", help="write in each cell how many runs it holds")
 
 
@@ -60,15 +58,6 @@ def refuse_with(flag: str, parameters: Parameters, names: Sequence[str]) -> None
             raise flag_error(name, parameters[name], f"has no effect with {shown}; leave it out")
 
 
-@contextmanager
-def drawing_errors(name: str, value: Any, title: str) -> Iterator[None]:
-    """Turns errors in drawing a figure into the UserError of flag `name` with `value`, or of -plot_title."""
-    from common.plotting.figures import NotDrawable
-
-    with flag_errors(name, value), flag_errors("plot_title", title, only=NotDrawable):
-        yield
-
-
 def require_screen_or_file(parameters: Parameters) -> None:
     """Raises UserError if a figure can neither be shown nor saved."""
     from common.plotting.figures import has_screen  # imports matplotlib
@@ -78,11 +67,14 @@ def require_screen_or_file(parameters: Parameters) -> None:
         raise UserError(f"-save_plot_to: {remedy}")
 
 
-def save_figure(figure: Any, rows: Sequence[Mapping[str, Any]], parameters: Parameters) -> None:
-    """Saves and shows a figure, and saves its data, as the flags of `add_figure_flags` say. Raises UserError."""
-    from common.plotting.figures import require_drawable, save_and_show, save_data
+def save_figure(draw: Callable[[Parameters], tuple], parameters: Parameters) -> None:
+    """Saves and shows the figure that `draw` returns, and saves its data, as the flags of `add_figure_flags` say.
+    Raises UserError.
+    """
+    from common.plotting.figures import NotDrawable, require_drawable, save_and_show, save_data
 
-    with flag_errors("plot_title", parameters["plot_title"]):
+    with flag_errors("plot_title", parameters["plot_title"] or "", only=NotDrawable):
+        figure, rows = draw(parameters)
         require_drawable(figure)
     save_data(rows, parameters["save_data_to"])
     save_and_show(figure, parameters["save_plot_to"])

@@ -55,7 +55,7 @@ def number_of(count: int, word: str) -> str:
 
 
 def _nothing_found(skipped: Sequence[str], of_experiments: Sequence[str]) -> str:
-    """Returns the message of a directory of whose folders none can be drawn."""
+    """Returns the error message if no folder of a directory can be drawn."""
     if of_experiments:
         names = ", ".join(of_experiments[:10]) + (", …" if len(of_experiments) > 10 else "")
         return f"holds no experiments, but folders of experiments; give one of them: {names}"
@@ -74,6 +74,6 @@ def report_skipped(found: str, skipped: Sequence[str], list_all: bool) -> None:
 
 def count_reasons(skipped: Sequence[str]) -> list[str]:
     """Returns a line for each reason with the number of folders that are skipped for it, the most frequent first."""
-    # The file that a reason names first is another one in each folder.
+    # A reason may begin with a file name, which differs by folder.
     reasons = Counter(re.sub(r"^\S+\.pt: ", "", line.partition(": ")[2]) for line in skipped)
     return [f"{count} folder{'s' if count != 1 else ''}: {reason}" for reason, count in reasons.most_common()]

@@ -3,11 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from common.plotting.folders import read_each
+from common.plotting.folders import Result, read_each
 from common.recorded_runs import RecordedRun, canonical, compared, newest_checkpoint, read_run
 from common.tensor_files import load_dictionary
 from common.training.history import Series, metrics_of_evaluator
@@ -48,11 +50,6 @@ def checkpoint_of(run: RecordedRun) -> Path:
         raise ValueError("not finished")
     if run.status.get("stop_reason") == "diverged":
         raise ValueError("diverged")
-    return require_checkpoint(run)
-
-
-def require_checkpoint(run: RecordedRun) -> Path:
-    """Returns the newest checkpoint of a run. Raises ValueError if it has none."""
     checkpoint = newest_checkpoint(run.path)
     if not checkpoint:
         raise ValueError("has no checkpoint; run it with -store_checkpoints")
@@ -61,17 +58,43 @@ def require_checkpoint(run: RecordedRun) -> Path:
 
 @dataclass(frozen=True)
 class Group:
-    """The histories of runs that differ only in their seed."""
+    """Runs that differ only in their seed: a line, or a panel, of a figure."""
 
     name: str
-    histories: list[dict[str, Series]]  # of each run by metric
+    depth: int  # of a matrix factorization; 0 if it is not known
+    runs: list[Any]  # what is drawn of each run: a Curve, or histories by metric
+
+
+def read_seeds(
+    directory: str, require: Callable[[RecordedRun], None], read: Callable[[Path, RecordedRun], Result]
+) -> tuple[list[tuple[RecordedRun, list[Result]]], list[str]]:
+    """Returns, for each set of finished runs in a directory that differ only in their seed, the first run and
+    `read(checkpoint, run)` of each; and a line of text for each folder that is skipped.
+
+    `require` raises ValueError for a run of another kind. Raises as `read_each` does.
+    """
+
+    def read_one(run: RecordedRun) -> Result:
+        require(run)
+        checkpoint = checkpoint_of(run)
+        try:
+            return read(checkpoint, run)
+        except (OSError, ValueError) as error:
+            kind = ValueError if isinstance(error, OSError) else type(error)
+            raise kind(f"{checkpoint.name}: {error}") from None
+
+    found, skipped = read_each(directory, read_one)
+    groups: dict[str, tuple[RecordedRun, list[Result]]] = {}
+    for (run, result), parameters in zip(found, compared([run for run, _ in found]), strict=True):
+        groups.setdefault(canonical(parameters), (run, []))[1].append(result)
+    return list(groups.values()), sorted(skipped)
 
 
 def read_history(
     path: str | Path,
-    patterns: Sequence[str],
-    entry: tuple[int, int] | None = None,
     run: RecordedRun | None = None,
+    patterns: Sequence[str] = (),
+    entry: tuple[int, int] | None = None,
 ) -> dict[str, Series]:
     """Returns the metrics of a run from its checkpoint: those whose names match one of `patterns` or, without patterns,
     the absolute value of the matrix entry `entry`, by default the unobserved one. `run` is what its folder records, if
@@ -103,19 +126,6 @@ def read_groups(
     `require` raises ValueError for a run of another kind; `names` returns the names of groups from a run of each.
     Raises ValueError if there is no history, NotRecorded if that is the reason.
     """
-
-    def read(run: RecordedRun) -> dict[str, Series]:
-        require(run)
-        checkpoint = checkpoint_of(run)
-        try:
-            return read_history(checkpoint, patterns, entry, run)
-        except (OSError, ValueError) as error:
-            kind = ValueError if isinstance(error, OSError) else type(error)
-            raise kind(f"{checkpoint.name}: {error}") from None
-
-    found, skipped = read_each(directory, read)
-    grouped: dict[str, tuple[RecordedRun, list[dict[str, Series]]]] = {}
-    for (run, history), parameters in zip(found, compared([run for run, _ in found]), strict=True):
-        grouped.setdefault(canonical(parameters), (run, []))[1].append(history)
-    runs, histories = zip(*grouped.values(), strict=True)
-    return [Group(name, each) for name, each in zip(names(runs), histories, strict=True)], sorted(skipped)
+    groups, skipped = read_seeds(directory, require, partial(read_history, patterns=patterns, entry=entry))
+    runs, histories = zip(*groups, strict=True)
+    return [Group(name, 0, each) for name, each in zip(names(runs), histories, strict=True)], skipped

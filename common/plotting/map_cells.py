@@ -69,7 +69,7 @@ class Axis:
         self.log = self.numeric and is_log_spaced(self.values)
         places = np.array(self.values if self.numeric else range(len(self.values)), dtype=np.float64)
         places = np.log(places) if self.log else places
-        # A single value has a cell as large as 1, or as a factor of e.
+        # The cell of a single value has size 1, or spans a factor e.
         between = (places[1:] + places[:-1]) / 2 if len(places) > 1 else places[:0]
         half = np.diff(places) / 2 if len(places) > 1 else [0.5]
         edges = np.concatenate([[places[0] - half[0]], between, [places[-1] + half[-1]]])
@@ -94,9 +94,8 @@ class Axis:
 
 
 def is_log_spaced(values: Sequence[float]) -> bool:
-    """Returns whether increasing values are drawn on a logarithmic axis: if their ratios are more nearly equal than
-    their differences. Values that differ by less than a factor of 5 are not; two values, or values that differ by more
-    than a factor of 100, are.
+    """Returns whether increasing values are drawn on a logarithmic axis: no if they span a factor below 5; yes if there
+    are two, or they span a factor above 100; otherwise, if their ratios are more nearly equal than their differences.
     """
     if values[0] <= 0 or values[-1] / values[0] < _LOG_RATIO:
         return False
@@ -131,8 +130,8 @@ def require_parameters(runs: Sequence[MapRun], names: Sequence[str]) -> None:
 
 
 def panels_of(runs: Sequence[MapRun], names: tuple[str, str]) -> dict[str, list[MapRun]]:
-    """Returns the runs of each panel by its title. A panel has the runs that agree in all parameters in which runs of
-    one cell differ: only runs that differ in nothing but the seed share a cell. Raises ValueError if there are too
+    """Returns the runs of each panel by its title. Runs that would share a cell, but differ in more than
+    their seed, are in different panels. Raises ValueError if there are too
     many panels.
     """
     others = [{name: value for name, value in run.compared.items() if name not in names} for run in runs]

@@ -9,9 +9,9 @@ import numpy as np
 
 from common.datasets.tensor_completion import load_tensor_completion
 from common.metrics import theory
-from common.plotting.curves import Wanted, corner_of, load_curve
+from common.plotting.curves import corner_of, load_curve
 from common.plotting.folders import read_each
-from common.plotting.histories import NotRecorded, load_history, require_checkpoint
+from common.plotting.histories import NotRecorded, checkpoint_of, load_history
 from common.recorded_runs import TENSOR_METRICS, RecordedRun, compared, final_metrics, newest_checkpoint
 
 # |unobserved entry| divided by its theoretical lower bound at the loss of the run; see metrics/theory.py.
@@ -25,10 +25,10 @@ class MapRun:
     """A run of a map."""
 
     values: dict[str, Any]  # its parameters, and what was read from its dataset
-    compared: dict[str, Any]  # those in which different runs differ; the same with their digests for input files
+    compared: dict[str, Any]  # the parameters that distinguish runs; input files by their digests
     finished: bool
     diverged: bool
-    value: float | None  # of the metric; None if it has none, because it did not finish, diverged or reach the loss
+    value: float | None  # of the metric; None if the run did not finish, diverged or did not reach the loss
 
 
 Measure = Callable[[RecordedRun], float | None]
@@ -37,8 +37,8 @@ Measure = Callable[[RecordedRun], float | None]
 def read_map_runs(
     directory: str, require: Callable[[RecordedRun], None], measure: Measure, names: tuple[str, str]
 ) -> tuple[list[MapRun], list[str]]:
-    """Returns the runs in a directory, and a line of text for each folder that is skipped. Runs that are not finished
-    or diverged are there, without a value.
+    """Returns the runs in a directory, and a line of text for each folder that is skipped. Unfinished and diverged
+    runs are included, without a value.
 
     `require` raises ValueError for a run of another kind; `measure` returns the value of a finished run. `names` are
     the parameters of the map: if one is of `TENSOR_FACTS`, these facts of its target tell runs apart instead of the
@@ -79,7 +79,7 @@ def measure_matrix(metric: str, entry: tuple[int, int] | None, at_loss: float | 
         if {name, "sse_loss_div_2"} <= final.keys():
             loss, value = final["sse_loss_div_2"], final[name]
         else:
-            curve = load_curve(str(require_checkpoint(run)), Wanted("" if of_entry else metric, (row, col)), run)
+            curve = load_curve(checkpoint_of(run), run, "" if of_entry else metric, (row, col))
             reached = np.flatnonzero(curve.losses <= (np.inf if at_loss is None else at_loss))
             if not len(reached):
                 return None

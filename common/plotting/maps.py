@@ -10,10 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from common.cli import Parameters
+from common.cli import Parameters, flag_errors
 from common.naming import span
 from common.plotting.figures import wrapped
-from common.plotting.flags import drawing_errors
 from common.plotting.folders import number_of, report_skipped
 from common.plotting.map_cells import Axis, Row, Shown, cells_of, panels_of, require_parameters, row_of
 from common.plotting.map_runs import MapRun, Measure, read_map_runs
@@ -37,7 +36,7 @@ def map_figure(
     report_skipped(f"{found}, {number_of(len(skipped), 'folder')} skipped", skipped, parameters["list_skipped"])
     values = parameters.values
     shown = Shown(values["metric"] or "", values["statistic"], values.get("at_loss"), values["above"], values["below"])
-    with drawing_errors("map", names, title):
+    with flag_errors("map", names):
         require_parameters(runs, names)
         return draw_map(runs, names, shown, title, values["map_counts"])
 
@@ -123,7 +122,7 @@ def _not_valid(shown: Shown) -> str:
 
 
 def _caption(runs: Sequence[MapRun], cells: Mapping[str, Mapping], shown: Shown, counts: bool) -> str:
-    """Returns how many runs the colours are of, and what became of those without a value."""
+    """Returns the caption: the runs per cell, and how runs without a value are treated."""
     sizes = [sum(run.finished for run in members) for of_panel in cells.values() for members in of_panel.values()]
     kind = "shares" if shown.of_share else f"{shown.statistic}s"
     text = f"{kind} of {span([size for size in sizes if size] or [0])} runs" if max(sizes) > 1 else "a run in each cell"

@@ -20,7 +20,7 @@ _CONFIDENCE = 0.95
 
 
 def over_seeds(statistic: str, seeds: Sequence[int]) -> str:
-    """Returns the caption of lines that show a statistic and its band over so many seeds."""
+    """Returns the caption of lines with a statistic and band over these numbers of seeds."""
     return f"{statistic}, {_BANDS[statistic]} over {span(seeds)} seeds"
 
 

@@ -112,8 +112,8 @@ def _read_result(run: RecordedRun) -> Result:
 def summarize(results: Sequence[Result], statistic: str = "median") -> list[Row]:
     """Returns a row for each method and number of samples: linear, then initialization stds from large to small.
 
-    Runs that differ in anything but number of samples and seed are different methods. Linear depends on the observed
-    entries alone, which are the first of the dataset: of each dataset and number of samples it has one repetition.
+    Runs that differ in anything but number of samples and seed are different methods. Linear depends only on the
+    observed entries, the first of the dataset, so it has one repetition for each dataset and number of samples.
     """
     lines: dict[str, list[Result]] = {}
     results = sorted(results, key=lambda each: (each.init_std is None, -(each.init_std or 0)))

@@ -6,9 +6,8 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from common.files import folder_lock, open_regular, write_atomically
+from common.files import csv_bytes, folder_lock, open_regular, write_atomically
 from common.recorded_runs import RecordedRun, final_metrics, is_experiment, read_run
 
 RESULTS_TABLE = "results.csv"
@@ -31,25 +30,18 @@ def write_results_table(directory: Path) -> None:
         known = _rows_of(content)
         rows = []
         for folder in directory.glob("[!.]*"):
-            row = known.get(folder.name, {})
+            row, file = known.get(folder.name, {}), folder / "run_params.json"
             complete = row.get("finished") == "True" and row["experiment"].isdecimal()
-            if complete and _is_older(folder / "run_params.json", time):
+            if complete and file.exists() and file.stat().st_mtime_ns < time:
                 rows.append(row)
             elif folder.is_dir() and is_experiment(folder):
                 with suppress(ValueError):
                     rows.append(_row(read_run(folder)))
         rows.sort(key=lambda row: (row["sweep"], int(row["experiment"]), row["folder"]))
-        table = _bytes_of(rows)
+        columns = list(dict.fromkeys([*_FIRST, *(name for row in reversed(rows) for name in row)]))
+        table = csv_bytes(rows, columns)
         if rows and table != content:
             write_atomically(path, lambda temporary: temporary.write_bytes(table))
-
-
-def _is_older(path: Path, time: int) -> bool:
-    """Returns whether a file exists, and was changed before `time`, in nanoseconds."""
-    try:
-        return path.stat().st_mtime_ns < time
-    except OSError:
-        return False
 
 
 def _row(run: RecordedRun) -> dict[str, str]:
@@ -58,13 +50,8 @@ def _row(run: RecordedRun) -> dict[str, str]:
     status = {name: run.status.get(name) for name in ("finished", "stop_reason", "last_epoch")}
     values = {"folder": run.path.name, "sweep": sweep, "experiment": experiment, **status, **run.parameters}
     values |= {name: value for name, value in final_metrics(run).items() if name not in values}
-    return {name: _cell(value) for name, value in values.items()}
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return json.dumps(value) if isinstance(value, (list, dict)) else str(value)
+    texts = {name: json.dumps(each) if isinstance(each, (list, dict)) else str(each) for name, each in values.items()}
+    return {name: "" if values[name] is None else text for name, text in texts.items()}
 
 
 def _read(path: Path) -> tuple[bytes, int]:
@@ -88,12 +75,3 @@ def _rows_of(content: bytes) -> dict[str, dict[str, str]]:
         return {cells[0]: dict(zip(columns, cells, strict=True)) for cells in lines if len(cells) == len(columns)}
     except csv.Error:
         return {}
-
-
-def _bytes_of(rows: list[dict[str, str]]) -> bytes:
-    columns = list(dict.fromkeys([*_FIRST, *(name for row in reversed(rows) for name in row)]))
-    file = io.StringIO(newline="")
-    writer = csv.DictWriter(file, columns, restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    return file.getvalue().encode("utf-8", "surrogateescape")

@@ -45,7 +45,7 @@ def test_long_histories_are_thinned_without_losing_the_peaks_of_one_run():
 def test_one_metric_has_a_line_for_each_group():
     runs = [{"mse_loss": series([9, 19, 29], [1, 0.1, value])} for value in (1e-3, 2e-3, 4e-3)]
     short = {"mse_loss": series([9], [2])}
-    figure, rows = draw_against_epochs([Group("a", [*runs, short]), Group("b", runs[:1])], "title")
+    figure, rows = draw_against_epochs([Group("a", 0, [*runs, short]), Group("b", 0, runs[:1])], "title")
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale()) == ("epoch", "mse loss", "log")
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
@@ -63,7 +63,7 @@ def test_one_metric_has_a_line_for_each_group():
 
 def test_several_metrics_have_a_panel_for_each_group():
     runs = [{f"singular_value_{k}": series([9, 19], [k, seed]) for k in range(3)} for seed in range(2)]
-    figure, rows = draw_against_epochs([Group("a", runs), Group("b", runs[:1])], "", "mean")
+    figure, rows = draw_against_epochs([Group("a", 0, runs), Group("b", 0, runs[:1])], "", "mean")
     assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [f"singular value {k}" for k in range(3)]
@@ -73,7 +73,7 @@ def test_several_metrics_have_a_panel_for_each_group():
     assert [row["mean"] for row in rows if row["name"] == "singular value 2"] == [2, 0.5, 2, 0]
     assert rows[-1]["lower_95"] is None
     with pytest.raises(ValueError, match="there are 13 kinds of runs, and a panel is drawn for each"):
-        draw_against_epochs([Group(str(number), runs) for number in range(13)], "")
+        draw_against_epochs([Group(str(number), 0, runs) for number in range(13)], "")
     plt.close("all")
 
 
@@ -87,8 +87,8 @@ def test_patterns_and_groups(tmp_path):
     (tmp_path / "matrix/run_params.json").write_text('{"depth": 3}')
     groups, skipped = read_groups(str(tmp_path), ["component_norm_*"], require_tensor_run, names_of_groups)
     assert sorted(group.name for group in groups) == ["tf, factor init 1e-2", "tf, factor init 1e-3"]
-    assert all(len(group.histories) == 2 for group in groups)
-    assert list(groups[0].histories[0]) == ["component_norm_0", "component_norm_1", "component_norm_10"]
+    assert all(len(group.runs) == 2 for group in groups)
+    assert list(groups[0].runs[0]) == ["component_norm_0", "component_norm_1", "component_norm_10"]
     assert skipped == ["matrix: a matrix factorization experiment; dmf_results_plotter.py draws it"]
     with pytest.raises(NotRecorded, match=r"nope_\* was not recorded; give one of component_norm_0, .*other"):
         read_groups(str(tmp_path), ["other", "nope_*"], require_tensor_run, names_of_groups)
@@ -98,9 +98,9 @@ def test_unobserved_entry_is_the_default_of_matrices(tmp_path):
     parameters = {"depth": 3, "lr": 1e-3, "init_alpha": 0.1, "unobserved_entry": [0, 1]}
     make_run(tmp_path / "a", {"e2e_0_1_value": ([9], [-3.0]), "e2e_0_0_value": ([9], [-4.0])}, **parameters)
     ((group,), _) = read_groups(str(tmp_path), [], require_matrix_run, names_of_lines)
-    assert group.histories[0][""].values.tolist() == [3]
+    assert group.runs[0][""].values.tolist() == [3]
     path = tmp_path / "a/checkpoints/2020_epoch_9.pt"
-    assert read_history(path, [], (0, 0))[""].values.tolist() == [4]
+    assert read_history(path, entry=(0, 0))[""].values.tolist() == [4]
     figure, _ = draw_against_epochs([group], "")
     assert figure.axes[0].get_ylabel() == "|unobserved entry|"
     plt.close(figure)

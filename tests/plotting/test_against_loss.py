@@ -8,7 +8,8 @@ from matplotlib import pyplot as plt
 
 from common.metrics import theory as bounds
 from common.plotting.against_loss import draw_against_loss, values_below
-from common.plotting.curves import Curve, Line, NoBound, NotRecorded, Wanted, load_curve, read_lines
+from common.plotting.curves import Curve, NoBound, NotRecorded, load_curve, read_lines
+from common.plotting.histories import Group
 from tests.conftest import ROOT
 
 
@@ -39,14 +40,14 @@ def theory_curve(num_points=20_000, last=5e-5):
 
 
 def draw_curves(**curves):
-    figure, _ = draw_against_loss([Line(name, 3, [curve]) for name, curve in curves.items()], "depth 3", 1e-4)
+    figure, _ = draw_against_loss([Group(name, 3, [curve]) for name, curve in curves.items()], "depth 3", 1e-4)
     return figure
 
 
 def test_long_names_do_not_shrink_axes():
     name = "lr 1.25e-3 init identity 1.25e-1, epochs 100"
     # A curve that does not reach 1.3e-1 has its marker in the legend only.
-    lines = [Line(name, 1, [theory_curve()]), Line(name, 2, [theory_curve(last=0.5)])]
+    lines = [Group(name, 1, [theory_curve()]), Group(name, 2, [theory_curve(last=0.5)])]
     figure, _ = draw_against_loss(lines, "", 1e-4)
     figure.draw_without_rendering()
     assert all(axes.get_position().width > 0.35 for axes in figure.axes[:2])
@@ -98,7 +99,7 @@ def test_figure_matches_paper():
 
 def test_empty_figure_raises():
     with pytest.raises(ValueError, match=r"no loss is larger than 0\.9; give a smaller one"):
-        draw_against_loss([Line("", 3, [theory_curve()])], "", 10.0)
+        draw_against_loss([Group("", 3, [theory_curve()])], "", 10.0)
 
 
 def test_median_and_quartiles_over_seeds():
@@ -114,7 +115,7 @@ def test_median_and_quartiles_over_seeds():
     assert values[:3, -1].tolist() == [10, 20, 30]
     assert np.isnan(values[3, -1])
 
-    figure, rows = draw_against_loss([Line("lr", 3, [*curves, stuck])], "", 0.02)
+    figure, rows = draw_against_loss([Group("lr", 3, [*curves, stuck])], "", 0.02)
     (axes,) = figure.axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["lr\n(3 of 4 runs reach 2e-2)"]
     assert (rows[0]["median"], rows[-1]["median"]) == (2.5, 20)
@@ -126,7 +127,7 @@ def test_median_and_quartiles_over_seeds():
 def test_theoretical_bound_is_drawn():
     curve = theory_curve()
     curve = Curve(curve.iterations, curve.losses, 1 + curve.losses, (1.0, 1.0, 0.0))
-    figure, _ = draw_against_loss([Line("theory", 3, [curve])], "", 1e-4, "e2e_effective_rank", True)
+    figure, _ = draw_against_loss([Group("theory", 3, [curve])], "", 1e-4, "e2e_effective_rank", True)
     axes = figure.axes[0]
     (dashes,) = [line for line in axes.lines if line.get_linestyle() == "--"]
     np.testing.assert_array_equal(dashes.get_ydata(), bounds.effective_rank(dashes.get_xdata(), 1, 1, 0) - 1)
@@ -142,7 +143,7 @@ def drawn_lines(axes, style):
 
 def test_median_is_solid_only_where_all_runs_are_there():
     curves = [theory_curve(last=last) for last in (5e-5, 5e-5, 5e-5, 1e-3)]
-    figure, rows = draw_against_loss([Line("four", 3, curves), Line("three", 3, curves[:3])], "", 1e-4)
+    figure, rows = draw_against_loss([Group("four", 3, curves), Group("three", 3, curves[:3])], "", 1e-4)
     (axes,) = figure.axes
     solid, dashed = drawn_lines(axes, "-"), drawn_lines(axes, "--")
     assert [line.get_xdata()[-1] for line in solid] == pytest.approx([1e-3, 1e-4], rel=0.06)
@@ -159,7 +160,7 @@ def test_median_is_solid_only_where_all_runs_are_there():
         assert row["runs"] == (4 if row["name"] == "four" and row["loss"] >= 1e-3 else 3)
         assert row["runs_in_all"] == (4 if row["name"] == "four" else 3)
     assert figure.get_supxlabel().startswith("median, quartiles over 3 to 4 seeds; dashed:")
-    figure, _ = draw_against_loss([Line("", 3, curves[:3])], "", 1e-4)
+    figure, _ = draw_against_loss([Group("", 3, curves[:3])], "", 1e-4)
     assert figure.get_supxlabel() == "median, quartiles over 3 seeds"
     plt.close("all")
 
@@ -171,7 +172,7 @@ def test_bound_ends_where_determinant_changes_sign():
         depth: Curve(follows.iterations, losses, values, (1.0, 1.0, 0.0), det_sign=-1)
         for depth, values in ((2, np.minimum(follows.values, 7)), (3, follows.values), (4, 0 * follows.values))
     }
-    lines = [Line("a", depth, [curve] * seeds) for depth, curve in curves.items() for seeds in (1, 2)]
+    lines = [Group("a", depth, [curve] * seeds) for depth, curve in curves.items() for seeds in (1, 2)]
     figure, _ = draw_against_loss(lines, "", 1e-4, show_bound=True)
     grey = [[line for line in axes.lines if line.get_color() == "0.45"] for axes in figure.axes]
     assert [len(drawn) for drawn in grey] == [1, 1, 0]
@@ -213,7 +214,7 @@ def test_markers_are_inside_axes():
 def test_effective_rank_is_drawn_as_excess_over_1_on_logarithmic_axis():
     curve = theory_curve()
     curve = Curve(curve.iterations, curve.losses, 1 + np.where(curve.losses > 1e-3, curve.losses, 0))
-    figure, rows = draw_against_loss([Line("a", 3, [curve])], "", 1e-4, "e2e_effective_rank")
+    figure, rows = draw_against_loss([Group("a", 3, [curve])], "", 1e-4, "e2e_effective_rank")
     axes = figure.axes[0]
     assert axes.get_ylabel() == "effective rank − 1"
     assert axes.get_yscale() == "symlog"
@@ -228,7 +229,7 @@ def test_ranks_have_integer_ticks():
     curve = theory_curve()
     for ranks in (np.where(curve.losses > 1e-2, 2.0, 1.0), np.ones(len(curve.losses))):
         figure, _ = draw_against_loss(
-            [Line("a", 3, [Curve(curve.iterations, curve.losses, ranks)])], "", 1e-4, "e2e_rank"
+            [Group("a", 3, [Curve(curve.iterations, curve.losses, ranks)])], "", 1e-4, "e2e_rank"
         )
         assert all(tick == round(tick) for tick in figure.axes[0].get_yticks())
         plt.close(figure)
@@ -240,7 +241,7 @@ def test_long_legends_are_inside_figure(metric, seeds):
     """They are wrapped, and below the axes if they are too high."""
     name = "lr 1.25e-3 init identity 1.25e-1, engine torch, validate_every 5000, completion_2x2_perturbed_w_-2_05_0"
     for count in (1, 9):
-        lines = [Line(f"{name}, {k}", depth, [theory_curve(1000)] * seeds) for k in range(count) for depth in (2, 3)]
+        lines = [Group(f"{name}, {k}", depth, [theory_curve(1000)] * seeds) for k in range(count) for depth in (2, 3)]
         figure, _ = draw_against_loss(lines, "", 1e-4, metric)
         figure.canvas.draw()
         panels = figure.axes[:2]
@@ -290,9 +291,9 @@ def test_unusable_runs_are_skipped_with_reason(tmp_path):
         evaluators = {"sse_loss_div_2": make_tracker([9], values)}, {"e2e_0_0_value": make_tracker([9], values)}
         torch.save(dict(zip(("train_evaluator", "val_evaluator"), evaluators, strict=True)), checkpoint)
     (tmp_path / "damaged/checkpoints/2020_epoch_9.pt").write_bytes(b"PK")
-    lines, skipped = read_lines(str(tmp_path), Wanted())
+    lines, skipped = read_lines(str(tmp_path))
     names = ["lr 1e-3 init identity 1e-1", "lr 2e-3 factor init 1e-1"]
-    assert [(line.name, len(line.curves)) for line in lines] == [(name, 1) for name in names]
+    assert [(line.name, len(line.runs)) for line in lines] == [(name, 1) for name in names]
     reasons = dict(line.split(": ", 1) for line in skipped)
     assert reasons.keys() == written.keys() - {"good", "original"}
     assert "not finished" in reasons["unfinished"]
@@ -302,7 +303,7 @@ def test_unusable_runs_are_skipped_with_reason(tmp_path):
     assert "depth in run_params.json is '3'" in reasons["wrong_type"]
     shutil.rmtree(tmp_path / "damaged")
     with pytest.raises(NotRecorded, match=r"2020_epoch_9\.pt: this metric was not recorded; give one of sse"):
-        read_lines(str(tmp_path), Wanted("nope"))
+        read_lines(str(tmp_path), metric="nope")
 
 
 def make_run_folder(path, **parameters):
@@ -326,26 +327,26 @@ def make_run_folder(path, **parameters):
 def test_sign_of_determinant_while_bounds_hold(tmp_path, dataset, entry, corner, sign):
     path = f"{ROOT}/data/dmf/{dataset}.pt"
     make_run_folder(tmp_path / "a", dataset_path=path, num_samples=3, unobserved_entry=entry)
-    ((line,), _) = read_lines(str(tmp_path), Wanted("sse_loss_div_2", corner=True, entry=entry))
-    assert line.curves[0].corner == pytest.approx(corner)
-    assert line.curves[0].det_sign == sign
+    ((line,), _) = read_lines(str(tmp_path), metric="sse_loss_div_2", corner=True, entry=entry)
+    assert line.runs[0].corner == pytest.approx(corner)
+    assert line.runs[0].det_sign == sign
 
 
 @pytest.mark.parametrize(
     "changed, wanted, error, message",
     [
-        ({}, Wanted(corner=True), NoBound, "no run_params.json names them"),
-        ({"dataset_path": "x" * 5000, "num_samples": 3}, Wanted(corner=True), NoBound, "cannot be read"),
-        ({"dataset_path": "a\0b", "num_samples": 3}, Wanted(corner=True), NoBound, "cannot be read"),
-        ({"dataset_path": "/dev/zero", "num_samples": 3}, Wanted(corner=True), NoBound, "is not a regular file"),
-        ({"depth": -3}, Wanted(), ValueError, "depth in run_params.json is -3"),
-        ({}, Wanted(entry=(5, 5)), NotRecorded, "only e2e_0_0_value was recorded"),
+        ({}, {"corner": True}, NoBound, "no run_params.json names them"),
+        ({"dataset_path": "x" * 5000, "num_samples": 3}, {"corner": True}, NoBound, "cannot be read"),
+        ({"dataset_path": "a\0b", "num_samples": 3}, {"corner": True}, NoBound, "cannot be read"),
+        ({"dataset_path": "/dev/zero", "num_samples": 3}, {"corner": True}, NoBound, "is not a regular file"),
+        ({"depth": -3}, {}, ValueError, "depth in run_params.json is -3"),
+        ({}, {"entry": (5, 5)}, NotRecorded, "only e2e_0_0_value was recorded"),
     ],
 )
 def test_invalid_run_parameters_raise(tmp_path, changed, wanted, error, message):
     make_run_folder(tmp_path / "a", **changed)
     with pytest.raises(error, match=message):
-        read_lines(str(tmp_path), wanted)
+        read_lines(str(tmp_path), **wanted)
 
 
 @pytest.mark.parametrize(
@@ -353,31 +354,31 @@ def test_invalid_run_parameters_raise(tmp_path, changed, wanted, error, message)
 )
 def test_label_of_unknown_initialization(tmp_path, changed):
     make_run_folder(tmp_path / "a", **changed)
-    ((line,), _) = read_lines(str(tmp_path), Wanted())
+    ((line,), _) = read_lines(str(tmp_path))
     assert "factor init" in line.name
 
 
 def test_label_has_number_of_samples_unless_dataset_implies_it(tmp_path):
     for name, changed in {"a": {}, "b": {"dataset_path": "y.pt", "num_samples": 4}}.items():
         make_run_folder(tmp_path / name, **{"dataset_path": "x.pt", "num_samples": 3, **changed})
-    lines, _ = read_lines(str(tmp_path), Wanted())
+    lines, _ = read_lines(str(tmp_path))
     assert [line.name for line in lines] == ["x", "y"]
     make_run_folder(tmp_path / "c", dataset_path="x.pt", num_samples=2)
-    lines, _ = read_lines(str(tmp_path), Wanted())
+    lines, _ = read_lines(str(tmp_path))
     assert [line.name for line in lines] == ["x, num_samples 3", "y, num_samples 4", "x, num_samples 2"]
 
 
 def test_line_of_seeds_without_points_is_in_the_legend():
     """No run of the first line has a loss below the largest one."""
     single = Curve(np.array([50]), np.array([0.9]), np.array([1.0]))
-    figure, _ = draw_against_loss([Line("a", 3, [single, single]), Line("b", 3, [theory_curve()] * 2)], "", 1e-4)
+    figure, _ = draw_against_loss([Group("a", 3, [single, single]), Group("b", 3, [theory_curve()] * 2)], "", 1e-4)
     assert [text.get_text().splitlines()[0] for text in figure.axes[0].get_legend().get_texts()] == ["a", "b"]
     plt.close(figure)
 
 
 def test_default_title_is_the_depth():
     for depth, title in ((4, "depth 4"), (0, "")):
-        figure, _ = draw_against_loss([Line("a", depth, [theory_curve()])], "", 1e-4)
+        figure, _ = draw_against_loss([Group("a", depth, [theory_curve()])], "", 1e-4)
         assert figure.axes[0].get_title() == title
         plt.close(figure)
 
@@ -391,7 +392,7 @@ def test_runs_with_different_flags_are_separate_lines(tmp_path):
         parameters = {"engine": "auto", "validate_every": 50, "random_seed": 0, "file_log": False, **changed}
         provenance = {"sweep": sweep, "identity": {**identity, "occurrence": 1}}
         make_run_folder(tmp_path / f"run{number}", **parameters, provenance=provenance, status={"finished": True})
-    lines, skipped = read_lines(str(tmp_path), Wanted())
+    lines, skipped = read_lines(str(tmp_path))
     assert [line.name for line in lines] == [
         "engine auto, validate_every 50",
         "engine torch, validate_every 50",
