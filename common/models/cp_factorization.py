@@ -31,7 +31,7 @@ class CPFactorization(BatchedFactorization):
 
     @staticmethod
     def native_step(shapes: Sequence[Sequence[int]], num_observed: int) -> NativeStep:
-        """Returns the native step for factors of shapes (d_k, R), of which `num_observed` entries are observed."""
+        """Returns the native step for factors of shapes (d_k, R) and `num_observed` observed entries."""
         (dims, (rank, *_)), (rows, cols) = zip(*shapes, strict=True), CPFactorization.matrix_shape(shapes)
         split = first_group_size(dims)
         macros = {"DIMS": ", ".join(map(str, dims)), "ORDER": len(dims), "SPLIT": split, "RANK": rank}
@@ -105,7 +105,7 @@ def first_group_size(dims: Sequence[int]) -> int:
 
 
 def steps_on_observed_entries(dims: Sequence[int], num_observed: int) -> bool:
-    """Returns whether the native step computes only the observed entries: up to half of them it is the faster way."""
+    """Returns whether the native step computes only the observed entries: if at most half are observed."""
     return 2 * num_observed <= prod(dims)
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
-from math import prod
 
 import torch
 from torch import Tensor
@@ -35,7 +34,7 @@ class DeepMatrixFactorization(BatchedFactorization):
         """The output buffer, and the arguments of the matrix products of the forward and backward pass."""
         like, rows = self.values, self.shapes[0][0]
         shapes = [(rows, cols) for _, cols in self.shapes]
-        # W_1 ⋯ W_l for l = 1 … L. The first is W_1 itself, except where it is the output, too.
+        # W_1 ⋯ W_l for l = 1 … L. The first is W_1 itself; at depth 1, the output is a copy.
         _, products = batch_of_zeros(self.batch_size, shapes, like)
         output, products[0] = products[-1], self.views[0]
         # G (W_{l+1} ⋯ W_L)ᵀ for l = 1 … L-1. The first is the gradient of W_1.
@@ -84,17 +83,16 @@ def step_multiplications(shapes: Sequence[Sequence[int]]) -> int:
     return 3 * len(shapes) * max(rows, width) * max(cols, width) * min(rows, cols, width)
 
 
-def balanced_factors(product: Tensor, depth: int, hidden_dim: int = 0) -> list[Tensor]:
-    """Returns balanced factors of a float64 matrix U S Vᵀ: W_1 = U S^{1/L}, S^{1/L}, …, W_L = S^{1/L} Vᵀ, so that
-    W_lᵀ W_l = W_{l+1} W_{l+1}ᵀ (Arora et al. 2019).
+def balanced_factors(product: Tensor, depth: int, width: int) -> list[Tensor]:
+    """Returns balanced factors of a float64 matrix U S Vᵀ with inner dimension `width`: W_1 = U S^{1/L}, S^{1/L}, …,
+    W_L = S^{1/L} Vᵀ, so that W_lᵀ W_l = W_{l+1} W_{l+1}ᵀ (Arora et al. 2019).
 
-    With a `hidden_dim` above min(rows, cols), the factors are padded with zeros, which gradient descent never changes.
-    With a smaller one, they are those of the best approximation of that rank: the largest singular values are kept.
+    With a `width` above min(rows, cols), the factors are padded with zeros, which gradient descent never changes. With
+    a smaller one, they are those of the best approximation of that rank: the largest singular values are kept.
     """
     if depth == 1:
         return [product]
     left, singular_values, right = torch.linalg.svd(product, full_matrices=False)
-    width = hidden_dim or len(singular_values)
     root = singular_values[:width] ** (1 / depth)
     padding = width - len(root)
     inner = torch.diag(pad(root, (0, padding)))
@@ -106,34 +104,26 @@ def determinant_sign(factors: Sequence[Tensor]) -> int:
     """Returns the sign (-1, 0 or 1) of the determinant of a square product of matrices, computed in float64. The
     determinant itself may underflow.
 
-    For square factors it is the product of the signs of their determinants, from LU decompositions. Others are
-    multiplied from the right, and after each the product is replaced by its orthogonal factor (QR decomposition): the
-    sign is that of the triangular factors' diagonals times that of the last orthogonal one.
+    The factors are multiplied from the right, and after each the product is replaced by its orthogonal factor (QR
+    decomposition): the sign is that of the triangular factors' diagonals times that of the last orthogonal one.
     """
-    factors = [factor.double() for factor in factors]
-    sign = 1.0
-    if len({factor.shape for factor in factors}) > 1:
-        orthogonal = torch.eye(factors[-1].shape[1], dtype=torch.float64)
-        for factor in reversed(factors):
-            orthogonal, triangular = torch.linalg.qr(factor @ orthogonal)
-            sign *= triangular.diagonal().sign().prod().item()
-        factors = [orthogonal]
-    return int(sign * prod(torch.linalg.slogdet(factor).sign.item() for factor in factors))
+    sign, orthogonal = 1.0, torch.eye(factors[-1].shape[1], dtype=torch.float64)
+    for factor in reversed(factors):
+        orthogonal, triangular = torch.linalg.qr(factor.double() @ orthogonal)
+        sign *= triangular.diagonal().sign().prod().item()
+    return int(sign * torch.linalg.slogdet(orthogonal).sign.item())
 
 
 def initial_factors(
-    shape: tuple[int, int],
-    depth: int,
+    shapes: Sequence[tuple[int, int]],
     init_type: str,
     alpha: float,
     balanced: bool,
     generator: torch.Generator,
     dtype: torch.dtype,
     det_sign: int = 0,
-    hidden_dim: int = 0,
 ) -> list[Tensor]:
-    """Returns the initial factors of one experiment, a list of the shapes of `factor_shapes`, whose product is `shape`
-    (rows, cols).
+    """Returns the initial factors of one experiment, of these `shapes` (see `factor_shapes`).
 
     Each factor, or with `balanced` the product, which `balanced_factors` then splits, has Gaussian entries of standard
     deviation `alpha` ("normal"), or is `alpha` times the identity ("identity"). Numbers are drawn in float64 and
@@ -146,10 +136,13 @@ def initial_factors(
             return alpha * torch.eye(*shape, dtype=torch.float64)
         return alpha * torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    shapes = factor_shapes(*shape, depth, hidden_dim)
+    product_shape = DeepMatrixFactorization.matrix_shape(shapes)
     # A Gaussian draw has either sign with probability ½.
     for _ in range(1 if init_type == "identity" else 1000):
-        factors = balanced_factors(draw(shape), depth, hidden_dim) if balanced else [draw(each) for each in shapes]
+        if balanced:
+            factors = balanced_factors(draw(product_shape), len(shapes), _hidden_width(shapes))
+        else:
+            factors = [draw(shape) for shape in shapes]
         factors = [factor.to(dtype) for factor in factors]
         if not det_sign or determinant_sign(factors) == det_sign:
             return factors

@@ -23,12 +23,7 @@ from common.models.deep_matrix_factorization import (
 from common.problems.problem import Results, optimizer_of
 from common.recorded_runs import MATRIX_METRICS
 from common.training.history import Metrics, TrainingState
-from common.training.native_metrics import (
-    FIRST_SINGULAR_VALUE,
-    RECONSTRUCTION_ERROR,
-    SCHATTEN_HALF_QUASI_NORM,
-    metrics_2x2,
-)
+from common.training.native_metrics import metrics_2x2
 from common.training.objectives import Objective, SensingObjective, entry_objective
 from common.training.threads import one_thread
 
@@ -64,7 +59,7 @@ class MatrixFactorization:
             (entry,) = set(range(rows * cols)) - set(self.dataset.observed_entries.tolist())
             self.recorded["unobserved_entry"] = list(divmod(entry, cols))
             self._tracked = list(dict.fromkeys([*self._tracked, divmod(entry, cols)]))
-        # The function is compiled here, before the training, where a signal waits.
+        # Compiled before training, because signals would wait for it there.
         self._metrics_2x2 = self._compile_metrics_2x2() if self.output_shape == (2, 2) else None
         # With other sensing matrices than single entries, a batch shares them.
         sensing = () if self.observes_entries else (parameters["dataset_path"], parameters["num_samples"])
@@ -99,9 +94,7 @@ class MatrixFactorization:
         generator = torch.Generator().manual_seed(values["random_seed"])
         dtype, balanced = getattr(torch, values["dtype"]), values["use_balanced_init"]
         try:
-            return initial_factors(
-                (rows, cols), values["depth"], init_type, alpha, balanced, generator, dtype, det_sign, width
-            )
+            return initial_factors(self.factor_shapes, init_type, alpha, balanced, generator, dtype, det_sign)
         except ValueError:
             raise UserError(
                 f"-{det_flag}: cannot be reached from -weight_init_type {init_type} -init_alpha {alpha:g}; "
@@ -150,12 +143,12 @@ class MatrixFactorization:
     def _compile_metrics_2x2(self) -> Callable[[np.ndarray, np.ndarray], tuple[Metrics, Metrics]] | None:
         """Returns `_measure_outputs` in C for 2×2 matrices, or None if there is no C compiler."""
         parameters = self.parameters
-        others = {f"e2e_{row}_{col}_value": 2 * row + col for row, col in self._tracked}
-        others |= {"singular_value_0": FIRST_SINGULAR_VALUE} if parameters["track_singular_values"] else {}
-        others |= {"reconstruction_error": RECONSTRUCTION_ERROR} if self._target.any() else {}
-        others |= {"schatten_half_quasi_norm": SCHATTEN_HALF_QUASI_NORM} if parameters["track_schatten_norm"] else {}
+        others = [f"e2e_{row}_{col}_value" for row, col in self._tracked]
+        others += ["singular_value_0"] * parameters["track_singular_values"]
+        others += ["reconstruction_error"] * bool(self._target.any())
+        others += ["schatten_half_quasi_norm"] * parameters["track_schatten_norm"]
         dtype, target = np.dtype(parameters["dtype"]), self._target.numpy()
-        metrics = metrics_2x2(dtype, parameters["num_samples"], target, list(others.values()))
+        metrics = metrics_2x2(dtype, parameters["num_samples"], target, others)
         if metrics is None:
             return None
         names = *_NORMS_AND_RANKS, *others
@@ -175,7 +168,7 @@ class MatrixFactorization:
         dtype, num_samples = getattr(torch, self.parameters["dtype"]), self.parameters["num_samples"]
         track_singular_values = self.parameters["track_singular_values"]
         loss = torch.from_numpy(losses)
-        # Each entry contiguous in memory: what is computed from the entries are long vectors.
+        # Each entry is contiguous in memory, so that operations on entries use long vectors.
         entries = torch.from_numpy(np.ascontiguousarray(np.moveaxis(outputs, 0, -1)))
         singular_values = matrix_metrics.singular_values(entries.double().movedim(-1, 0))
         train = {"mse_loss": 2 * loss.double() / num_samples, "sse_loss_div_2": loss}

@@ -35,7 +35,7 @@ class Problem(Protocol):
     """One experiment's problem, made from its parameters. The constructor raises UserError if these are wrong."""
 
     model: ClassVar[type[BatchedFactorization]]  # the factorization that is trained
-    max_zero_loss_validations: ClassVar[int]  # training ends at more than so many in a row
+    max_zero_loss_validations: ClassVar[int]  # training ends when more occur in a row
     headline: ClassVar[re.Pattern]  # the metrics that the console shows when an experiment ends
     figures: ClassVar[Mapping[str, str]]  # file name → pattern of the metrics that are plotted in it together
 
@@ -46,12 +46,12 @@ class Problem(Protocol):
     batch_key: tuple  # experiments with equal keys can be trained in one batch
     output_shape: tuple[int, ...]  # of the end-to-end matrix or tensor
     factor_shapes: list[tuple[int, int]]  # of the factors
-    observes_entries: bool  # whether every observation is an entry of it
+    observes_entries: bool  # whether every observation is one entry
     measures_at_once: bool  # see TrainingState
-    multiplications: int  # in a gradient step, about
+    multiplications: int  # per step, approximately
     num_observations: tuple[int, int]  # that are used, and that the dataset has
-    num_metrics: int  # recorded at a validation, about
-    working_size: int  # numbers in memory in training, besides the history, about
+    num_metrics: int  # per validation, approximately
+    working_size: int  # approximate count of numbers in memory, without the history
 
     def __init__(self, parameters: dict[str, Any]): ...
 

@@ -80,7 +80,7 @@ class TensorFactorization:
         rows = prod(dims[: first_group_size(dims)])
         targets = torch.stack([problem.dataset.target_tensor.view(rows, -1) for problem in problems])
         entries = [problem.dataset.observed_entries for problem in problems]
-        # The mean of squared residuals, where the objective takes half their weighted sum.
+        # Weight 2 / n makes the objective, half the weighted sum of squares, their mean.
         return entry_objective(entries, targets.to(like), [2 / len(observed) for observed in entries])
 
     def measure(
@@ -110,8 +110,8 @@ class TensorFactorization:
         return (output[observed] - self.dataset.target_tensor.flatten()[observed]).square().mean()
 
     def results(self, state: TrainingState, output: Tensor) -> Results:
-        """The tensors, and their errors and ranks. The latter say that the experiment is finished, so one that was
-        interrupted does not have them.
+        """The tensors, and their errors and ranks. The file of errors and ranks marks a finished experiment, so an
+        interrupted one has none.
         """
         target, values = self.dataset.target_tensor, self.parameters
         memorizer = self.dataset.memorizer

@@ -48,7 +48,7 @@ def native_kernel(
     num_observed: int,
     decays: bool = False,
 ) -> Kernel:
-    """Returns the kernel of a model with factors of these `shapes`, of which `num_observed` entries are observed;
+    """Returns the kernel of a model with factors of these `shapes`, for `num_observed` observed entries;
     `decays` says whether there is weight decay. It is compiled at first use. Raises NativeUnavailable.
     """
     # `vars` excludes inherited constants: a subclass of an optimizer takes other steps.
@@ -130,9 +130,9 @@ def in_parallel(function: Callable[[tuple[int, int]], object], batch_size: int, 
 
 
 def _parts(batch_size: int, at_once: int) -> list[tuple[int, int]]:
-    """Returns where the threads' parts of a batch begin and end: more parts than threads, to balance the load."""
+    """Returns where the threads' parts of a batch begin and end: many parts, because some experiments take longer."""
     blocks = -(-batch_size // at_once)
-    num_parts = 1 if NUM_THREADS == 1 else min(blocks, 4 * NUM_THREADS)
+    num_parts = 1 if NUM_THREADS == 1 else min(blocks, 16 * NUM_THREADS)
     return list(pairwise(min(part * blocks // num_parts * at_once, batch_size) for part in range(num_parts + 1)))
 
 

@@ -8,17 +8,19 @@ import numpy as np
 
 from common.training.compilation import NativeUnavailable, compiled_kernel
 
-FIRST_SINGULAR_VALUE, RECONSTRUCTION_ERROR, SCHATTEN_HALF_QUASI_NORM = 4, 5, 6
+# The numbers of further metrics in the C code.
+_NUMBERS = {f"e2e_{row}_{col}_value": 2 * row + col for row in (0, 1) for col in (0, 1)}
+_NUMBERS |= {"singular_value_0": 4, "reconstruction_error": 5, "schatten_half_quasi_norm": 6}
 
 
 def metrics_2x2(
-    dtype: np.dtype, num_samples: int, target: np.ndarray, others: Sequence[int]
+    dtype: np.dtype, num_samples: int, target: np.ndarray, others: Sequence[str]
 ) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
     """Returns a function of losses (n,) and matrices (n, 2, 2) of this `dtype`, or None if there is no C compiler. The
     function returns metrics (7 + len(others), n): the mean squared error of `num_samples` observations, the loss,
-    Frobenius norm, nuclear norm, effective rank, distance from rank 1, and rank; then `others`: the entry
-    2 · row + column, FIRST_SINGULAR_VALUE, RECONSTRUCTION_ERROR, which is relative to the norm of `target` (2, 2), or
-    SCHATTEN_HALF_QUASI_NORM.
+    Frobenius norm, nuclear norm, effective rank, distance from rank 1, and rank; then those named in `others`: entries
+    (e2e_0_0_value, …), singular_value_0, schatten_half_quasi_norm, or reconstruction_error, which is relative to the
+    norm of `target` (2, 2).
 
     They are computed in float64 and rounded. In float32 they are equal to those of common/metrics/matrix.py or differ
     by one unit in the last place; in float64 they differ by at most 5, unless they are denormal or the nuclear norm
@@ -28,7 +30,7 @@ def metrics_2x2(
     if library is None:
         return None
     # These pointers hold references to their arrays.
-    selection = np.array(others, np.int64).ctypes.data_as(ctypes.c_void_p)
+    selection = np.array([_NUMBERS[name] for name in others], np.int64).ctypes.data_as(ctypes.c_void_p)
     target_entries = np.array(target, np.float64).ctypes.data_as(ctypes.c_void_p)
     constants = num_samples, np.finfo(dtype).eps, len(others), selection, target_entries, np.linalg.norm(target)
 

@@ -149,7 +149,7 @@ def test_balancedness_matches_loop():
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_balanced_factors_are_balanced(depth):
-    assert balancedness(balanced_factors(gaussian(4, 3), depth)) < 1e-14
+    assert balancedness(balanced_factors(gaussian(4, 3), depth, 3)) < 1e-14
 
 
 @pytest.mark.parametrize("depth", [2, 3])

@@ -18,7 +18,7 @@ def draw_factors(
     shape=(3, 3), depth=3, init_type="normal", alpha=0.1, balanced=False, seed=0, dtype=torch.float64, sign=0, width=0
 ):
     generator = torch.Generator().manual_seed(seed)
-    return initial_factors(shape, depth, init_type, alpha, balanced, generator, dtype, sign, width)
+    return initial_factors(factor_shapes(*shape, depth, width), init_type, alpha, balanced, generator, dtype, sign)
 
 
 shapes = st.tuples(st.integers(1, 9), st.integers(1, 9))
@@ -47,7 +47,7 @@ def test_gradients_match_autograd(shape, depth, width, seed):
 @given(shape=shapes, depth=st.integers(1, 5), width=st.integers(0, 12), seed=st.integers(0, 1000))
 def test_balanced_factors(shape, depth, width, seed):
     product = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    factors = balanced_factors(product, depth, width)
+    factors = balanced_factors(product, depth, width or min(shape))
     assert [tuple(factor.shape) for factor in factors] == factor_shapes(*shape, depth, width)
     if depth > 1 and width:
         # The best approximation of this rank (Eckart & Young 1936).

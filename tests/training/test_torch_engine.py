@@ -143,8 +143,9 @@ def test_engine_results_do_not_depend_on_batch(shape, num_dense):
     """Compares one experiment alone with a batch from which experiments are removed, with other numbers of steps."""
     batch_size, depth, dense = 7, 3, num_dense > 0
     lrs = [(1e-3 if dense else 1e-2) / (1 + b) for b in range(batch_size)]
+    shapes = factor_shapes(*shape, depth)
     starts = [
-        initial_factors(shape, depth, "normal", 0.3, False, make_generator(b), torch.float32) for b in range(batch_size)
+        initial_factors(shapes, "normal", 0.3, False, make_generator(b), torch.float32) for b in range(batch_size)
     ]
     targets = torch.randn(batch_size, *shape, generator=make_generator(99))
     entries = [all_entries_but([(0, b % shape[1])], *shape) for b in range(batch_size)]
