@@ -21,7 +21,7 @@ _NOT_PLAIN = (
     "is not a torch.save file, is damaged, or holds more than plain data (tensors, numbers, strings, lists, "
     "dictionaries); give one written by this project"
 )
-# How the format of PyTorch before 1.6 begins: a magic number and the version. It is read into memory as a whole.
+# First bytes of files of PyTorch before 1.6: magic number, version. Such files are read into memory as a whole.
 _LEGACY = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2)
 _MOST_LEGACY_BYTES = 2**29
 _MOST_DIMENSIONS = 64
@@ -56,7 +56,7 @@ def tensor_bytes(content: Any) -> bytes:
 
 
 def save_tensors(content: Any, path: Path, overwrite: bool = True) -> None:
-    """Writes the `tensor_bytes` of `content` to a file, which is on the disk then."""
+    """Writes the `tensor_bytes` of `content` to a file, and waits for the disk."""
     write_atomically(path, lambda temporary: temporary.write_bytes(tensor_bytes(content)), overwrite)
 
 
@@ -92,9 +92,8 @@ def load_dictionary(path: str | Path) -> dict:
 
 
 def is_float_tensor(value: Any) -> bool:
-    """Returns whether `value` is a tensor of real floating-point numbers (16 to 64 bits)."""
-    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    return isinstance(value, torch.Tensor) and value.dtype in floats
+    """Returns whether `value` is a tensor of real floating-point numbers."""
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def has_norm(tensor: Tensor) -> bool:
@@ -114,7 +113,7 @@ def _read_zip(file: BinaryIO) -> Any:
         (pickled,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         folder = pickled.removesuffix("data.pkl")
 
-        # Members may share bytes.
+        # Members may overlap.
         _require(sum(member.file_size for member in archive.infolist()) <= os.fstat(file.fileno()).st_size)
 
         def read(name: str, num_bytes: int | None = None) -> bytes:
@@ -184,15 +183,12 @@ _DTYPES = {
     "Byte": torch.uint8,
     "Bool": torch.bool,
 }
-_FUNCTIONS: dict[bytes, Callable] = {
+_NAMES: dict[bytes, Any] = {
     b"collections\nOrderedDict\n": lambda: OrderedDict(),  # without arguments
     b"torch\nSize\n": lambda size: size,
     b"torch._utils\n_rebuild_tensor\n": _tensor,
     b"torch._utils\n_rebuild_tensor_v2\n": _tensor,
     b"torch._utils\n_rebuild_parameter\n": lambda tensor, *_: tensor,
-}
-_NAMES: dict[bytes, Any] = {
-    **_FUNCTIONS,
     **{f"torch\n{name}Storage\n".encode(): dtype for name, dtype in _DTYPES.items()},
     **{f"{dtype}\n".replace(".", "\n").encode(): dtype for dtype in _DTYPES.values()},
 }

@@ -168,10 +168,16 @@ def test_malicious_content_is_refused(tmp_path, name, zipped):
         load_tensors(tmp_path / "x.pt")
 
 
-def write_zip(path, pickled, **options):
+def write_zip(path, pickled, members=None, **options):
     with zipfile.ZipFile(path, "w", **options) as archive:
-        archive.writestr("x/data.pkl", pickled)
-        archive.writestr("x/version", b"3\n")
+        for name, content in {"data.pkl": pickled, "version": b"3\n", **(members or {})}.items():
+            archive.writestr(f"x/{name}", content)
+
+
+def write_legacy(path, pickled, keys, numbers):
+    torch.save(None, path, _use_new_zipfile_serialization=False)
+    begin = path.read_bytes().partition(b"}q")[0][:-2]  # the magic number and the version
+    path.write_bytes(begin + pickle.dumps({"little_endian": True}, 2) + pickled + pickle.dumps(keys, 2) + numbers)
 
 
 # Pickles of a few hundred bytes that would take gigabytes or hang, without the opcode of the protocol.
@@ -206,11 +212,43 @@ def test_hand_made_pickle_is_refused(tmp_path, monkeypatch, name, zipped):
     if zipped:
         write_zip(path, pickled)
     else:
-        torch.save(None, path, _use_new_zipfile_serialization=False)
-        begin, end = pickle.dumps({"little_endian": True}, 2), pickle.dumps(["0"], 2)
-        path.write_bytes(path.read_bytes().partition(b"}q")[0][:-2] + begin + pickled + end + bytes(20))
+        write_legacy(path, pickled, ["0"], bytes(20))
     with pytest.raises(ValueError, match="holds more than plain data"):
         load_tensors(path)
+
+
+def storage(kind, num, view=b""):
+    """Returns what pickles hold of the storage "0": its type, the number of its numbers and, in old files, a view."""
+    return b"(X\7\0\0\0storagectorch\n%bStorage\nX\1\0\0\x000X\3\0\0\0cpuK%c%btQ" % (kind, num, view)
+
+
+@pytest.mark.parametrize("kind, num", [(b"Float", 1), (b"Int", 1), (b"Float", 2)])
+def test_storage_of_several_tensors_has_one_type_and_length(tmp_path, kind, num):
+    pickled = b"\x80\2%b%b\x86." % (storage(b"Float", 1), storage(kind, num))
+    write_zip(tmp_path / "x.pt", pickled, {"data/0": np.float32(3).tobytes()})
+    if (kind, num) == (b"Float", 1):
+        assert load_tensors(tmp_path / "x.pt") == (3, 3)
+        return
+    with pytest.raises(ValueError, match="is damaged"):
+        load_tensors(tmp_path / "x.pt")
+
+
+def test_other_byte_order_is_refused(tmp_path):
+    write_zip(tmp_path / "x.pt", b"\x80\2N.", {"byteorder": b"little"})
+    assert load_tensors(tmp_path / "x.pt") is None
+    write_zip(tmp_path / "x.pt", b"\x80\2N.", {"byteorder": b"big"})
+    with pytest.raises(ValueError, match="is damaged"):
+        load_tensors(tmp_path / "x.pt")
+
+
+def test_legacy_storages_need_their_keys_and_have_no_views(tmp_path):
+    numbers = (1).to_bytes(8, "little") + np.float32(3).tobytes()
+    write_legacy(tmp_path / "x.pt", b"\x80\2%b." % storage(b"Float", 1, b"N"), ["0"], numbers)
+    assert load_tensors(tmp_path / "x.pt").tolist() == [3]
+    for keys, view in (([], b"N"), (["1"], b"N"), (["0", "0"], b"N"), (["0"], b"X\1\0\0\x001K\0K\1\x87")):
+        write_legacy(tmp_path / "x.pt", b"\x80\2%b." % storage(b"Float", 1, view), keys, numbers)
+        with pytest.raises(ValueError, match="is damaged"):
+            load_tensors(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("shape, stride", [((4,), (1,)), ((3,), (2,)), ((-1,), (1,)), ((2, 2), (1, 1)), ((), ())])
