@@ -6,7 +6,7 @@ from common.flags import add_generator_flags, drawn_seed, integer, real, save_da
 parser = Parser(__doc__)
 add_generator_flags(parser, "data/dmf")
 add = parser.add_argument
-add("-num_samples", type=integer(1), default=2500, help="sensing matrices to draw")
+add("-num_samples", type=integer(1), default=2500, help="number of observations")
 add("-num_rows", type=integer(1), default=50, help="rows of the target matrix")
 add("-num_cols", type=integer(1), default=50, help="columns of the target matrix")
 add("-rank", type=integer(1), default=5, help="rank of the random target, which has Frobenius norm num_rows")
@@ -15,7 +15,7 @@ text = "the paper's target: (0,1), (1,0) and (i,i) for i ≥ 2 are 1, else 0; ov
 add("-use_custom_target", action="store_true", help=text)
 text = "the entries of the target, row by row; overrides -rank"
 add("-target_entries", type=real(), nargs="+", default=[], help=text)
-text = "observe every entry but (0,0), or those of -unobserved_entry, in order; overrides -task_type and -num_samples"
+text = "observe all entries except (0,0) or -unobserved_entry, in order; overrides -task_type and -num_samples"
 add("-use_custom_sensing_matrices", action="store_true", help=text)
 text = "with -use_custom_sensing_matrices: leave out entry (I, J) instead of (0, 0); repeatable"
 pairs = {"nargs": 2, "action": "append", "default": [], "metavar": ("I", "J")}

@@ -1,6 +1,6 @@
 """Runs the deep matrix factorization experiments listed in this script; edit the list to run others.
 
-Without flags it runs EXPERIMENTS; with -plan it runs the experiments of one of the paper's figures, or further ones.
+Without flags it runs EXPERIMENTS; with -plan it runs a plan: the experiments of a figure of the paper, or others.
 Experiments of the same depth and shape are trained in one batch. A flag given on the command line applies to all
 experiments.
 """
@@ -53,7 +53,7 @@ FIGURE = {**COMMON, "plot_metrics": True, "save_every_num_val": 100, "track_sing
 NEGATIVE = {**FIGURE, "enforce_pos_det": False, "enforce_neg_det": True}
 
 # The runs of each panel of Figure 1. init_alpha is the std of each factor or, for balanced initialization, of the
-# product's entries, which the legend shows as init.
+# product. The legend always shows the latter.
 DEPTH_2 = [
     {"depth": 2, "lr": 6e-3, "init_alpha": 2.66e-3},
     {"depth": 2, "lr": 3e-3, "init_alpha": 8.41e-4},
@@ -87,7 +87,7 @@ def figure_1(runs: list[dict], seeds: list[int], plot: str = "-show_bound") -> P
 
 
 def log_spaced(begin: float, end: float, number: int) -> list[float]:
-    """Returns numbers from `begin` to `end` in equal ratios, rounded to two digits."""
+    """Returns log-spaced numbers from `begin` to `end`, rounded to two digits."""
     return [float(f"{begin * (end / begin) ** (k / (number - 1)):.2g}") for k in range(number)]
 
 
@@ -250,7 +250,7 @@ add_flags(experiment_parser)
 
 
 def name(parameters: Parameters) -> str:
-    """Returns the name of an experiment that has none."""
+    """Returns the default name of an experiment."""
     balanced = "_b" if parameters["use_balanced_init"] else ""
     lr, alpha = scientific(parameters["lr"]), scientific(parameters["init_alpha"])
     return f"{Path(parameters['dataset_path']).stem}_depth_{parameters['depth']}_lr_{lr}_init_{alpha}{balanced}"

@@ -24,7 +24,7 @@ def add_flags(parser: Parser) -> None:
     add = parser.add_argument
     short = {"action": "store_const", "dest": "optimizer", "const": "group_rmsprop", "default": SUPPRESS}
     add("-use_adaptive_lr", **short, help="short form of -optimizer group_rmsprop (Arora et al. 2019)")
-    text = "CP rank: the mean squared error over all entries that an approximation must stay below"
+    text = "CP ranks: an approximation must have a mean squared error over all entries below this"
     add("-tensor_rank_tol", type=real(0, above=True), default=1e-6, help=text)
 
     text = "components of the factorization; 0: full rank, the product of all dimensions but the largest"
@@ -37,7 +37,7 @@ def add_flags(parser: Parser) -> None:
     text = "estimate the CP ranks of the final tensor, of the observed entries (zero elsewhere), and of the target"
     add("-compute_final_tensor_ranks", action="store_true", help=text)
     add("-track_tensor_rank", action="store_true", help="record the CP rank at every validation")
-    text = "record the largest K norms of the factorization's components"
+    text = "record the norms of the K largest components"
     add("-track_component_norms", type=integer(0), default=0, metavar="K", help=text)
 
 

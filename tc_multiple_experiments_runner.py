@@ -68,7 +68,7 @@ MAP = "-metric reconstruction_error -below 0.01"
 def recovery(datasets: dict[str, int], num_samples: list[int]) -> list[dict]:
     """Returns experiments on each dataset, with each number of observations below its number of entries."""
     return [
-        # A run ends when it fits the observations within 0.2% of the target's entries.
+        # A run ends when its RMS residual is 0.2% of the target's RMS entry.
         {
             **RECOVERY,
             "dataset_path": f"data/tc/{name}.pt",
@@ -132,7 +132,7 @@ add_flags(experiment_parser)
 
 
 def name(parameters: Parameters) -> str:
-    """Returns the name of an experiment that has none."""
+    """Returns the default name of an experiment."""
     dataset = Path(parameters["dataset_path"]).stem
     return f"c_{dataset}_samples_{parameters['num_samples']}_init_{scientific(parameters['init_std'])}"
 

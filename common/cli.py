@@ -138,8 +138,8 @@ class Parser(argparse.ArgumentParser):
         return Parameters(values, frozenset(given), self)
 
     def _unknown_flag(self, flag: str, shown: str) -> UserError:
-        """Returns the error of an unknown flag. It suggests a flag that begins with it (-rep), one with which it ends
-        (-experiment_random_seed), or one that resembles it.
+        """Returns the error of an unknown flag. It suggests a flag that begins with it (-rep), that is the end of it
+        (-experiment_random_seed), or that is similar.
         """
         known, flag = self._option_string_actions, f"-{flag.lstrip('-')}"
         similar = [name for name in known if len(flag) > 1 and name.startswith(flag)]
@@ -210,8 +210,8 @@ def warn_once(line: str) -> None:
 
 
 def print_line(line: str) -> None:
-    """Prints a line on standard output. Once its reader has closed it, as `head` does, lines are dropped: there may be
-    files that are still to be written.
+    """Prints a line on standard output. If its reader has closed it, as `head` does, drops the line, so that other
+    files are still written.
     """
     try:
         print(printable_lines(line), flush=True)
@@ -220,7 +220,7 @@ def print_line(line: str) -> None:
 
 
 def printable(text: str) -> str:
-    """Returns the text with escapes for characters that a terminal would not show, or obey: names may have them."""
+    """Returns the text with escapes for non-printable characters, which names may have and terminals may obey."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 

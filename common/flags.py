@@ -155,14 +155,14 @@ def add_seed_flag(parser: Parser) -> None:
 
 
 def add_runner_flags(parser: Parser, not_offered: Sequence[str] = (), **defaults: Any) -> None:
-    """Adds the flags that both experiment runners share, with these defaults; optimizers that are `not_offered` are no
+    """Adds the flags that both experiment runners share, with these defaults; optimizers in `not_offered` are not
     choices of -optimizer.
     """
     many = integer(1, 2**62)
     add = parser.add_argument
     add("-num_samples", type=integer(1), help="observe the first N samples of the dataset")
     add_seed_flag(parser)
-    add("-epochs", type=many, help="gradient steps to take at most")
+    add("-epochs", type=many, help="maximum number of gradient steps")
     add("-lr", type=real(0, above=True), help="learning rate; see -trainer_checkpoint")
     text = "gd (plain gradient descent), or another optimizer; momentum and adam are those of torch.optim"
     choices = [name for name in OPTIMIZERS if name not in not_offered]

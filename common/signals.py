@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 INTERRUPTED = "interrupted; what was written so far is kept"
-# A launcher may send a signal that the terminal has sent already: a second one within so many seconds is ignored.
+# A launcher may repeat a signal that the terminal has sent: a second one within this many seconds is ignored.
 _REPEATED_SIGNAL_SECONDS = 2.5
 
 
 class Interrupted(BaseException):
     """A signal (number, message) ended the run, and everything was saved. Exit status 128 + the number.
 
-    No Exception: it is not an error of what it interrupts.
+    A BaseException: `except Exception` must not catch it.
     """
 
 
@@ -36,7 +36,7 @@ class Stop:
 
     @contextmanager
     def raising(self, after: float = 0.0) -> Iterator[None]:
-        """Raises Interrupted inside the block, which must write nothing, so many seconds after a signal."""
+        """Raises Interrupted in the block, which must write nothing, `after` seconds after a signal."""
         self._limit = after
         try:
             self._raise_if_late()
@@ -47,9 +47,7 @@ class Stop:
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _raise_if_late(self) -> None:
-        """Raises Interrupted in a block that is to end now; in one that is to end later, sets an alarm that calls this
-        again.
-        """
+        """Raises Interrupted if the block's time is over; otherwise, sets an alarm that calls this again."""
         if self and self._limit is not None:
             left = self._limit - self.seconds()
             if left <= 0:
@@ -101,8 +99,8 @@ def end_imports_at_once() -> None:
 
 
 def _interrupt(_number: int, frame: Any) -> None:
-    """Raises KeyboardInterrupt. While a module is imported, ends the process: a large package may abort at an exception
-    then, or drop it.
+    """Raises KeyboardInterrupt. During an import, ends the process: a large package may crash on an exception, or
+    ignore it.
     """
     while frame and "importlib._bootstrap" not in frame.f_code.co_filename:
         frame = frame.f_back

@@ -108,8 +108,8 @@ def random_target(rows: int, cols: int, rank: int, symmetric: bool, generator: t
 
 
 def infinite_norm_target(rows: int, cols: int) -> Tensor:
-    """Returns the target of Razin & Cohen (2020): ones at (0,1), (1,0) and (i,i) for i ≥ 2, zeros elsewhere. Its norms
-    can become arbitrarily large if only (0,0) is unobserved.
+    """Returns the target of Razin & Cohen (2020): ones at (0,1), (1,0) and (i,i) for i ≥ 2, zeros elsewhere. If only
+    (0,0) is unobserved, the norms of a fit can grow to infinity.
     """
     target = torch.eye(rows, cols)
     target[:2, :2] = torch.tensor([[0.0, 1.0], [1.0, 0.0]])

@@ -1,5 +1,5 @@
-"""Bounds on the CP rank of a tensor: from below by the ranks of its unfoldings, from above by CP approximations, which
-the Levenberg-Marquardt method of cp_solver.py finds.
+"""Bounds on the CP rank of a tensor: lower bounds from the ranks of its unfoldings, upper bounds from CP approximations
+(see cp_solver.py).
 
 Source: Kolda & Bader 2009, Tensor decompositions and applications (notation, unfoldings).
 """
@@ -14,11 +14,11 @@ from torch import Tensor
 from common.metrics import cp_solver
 from common.metrics.cp_solver import cp_residual, squared_norms, unfold
 
-# A tensor none of whose entries exceeds this in size has rank 0.
+# A tensor has rank 0 if no |entry| exceeds this.
 ZERO_ENTRY = 1e-8
 # The number of starts falls with the number of unknowns, because then their errors differ less and each costs more.
 MAX_STARTS, MIN_STARTS, START_UNKNOWNS = 32, 6, 7200
-# So many of the best starts that failed are tried again with one more component.
+# The number of best failed starts that are tried again with one more component.
 KEPT_MISSES = 3
 # After step t, the error of the best start falls by another factor of about exp(8 / t). This makes ranks
 # comparable if their searches stopped at different steps.

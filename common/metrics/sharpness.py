@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-# The search ends when an eigenvalue is known within this times the largest size of an eigenvalue.
+# The search ends when the error bound is at most this times the largest |Ritz value|.
 TOLERANCE = 1e-8
-# With more products of the Hessian and a vector than this, the search ends, with a lower bound of the eigenvalue.
+# The most Hessian-vector products. Then the search ends with a lower bound of the eigenvalue.
 MOST_PRODUCTS = 500
 _SEED = 0
 
@@ -40,7 +40,7 @@ def largest_eigenvalue(multiply: Callable[[Tensor], Tensor], size: int) -> Tenso
 
     The Lanczos method with reorthogonalization (Golub & Van Loan, Matrix Computations), from a random vector that is
     always the same. It ends when the residual of the largest Ritz pair, which bounds the distance to an eigenvalue, is
-    at most `TOLERANCE` times the largest size of a Ritz value. This eigenvalue is the largest unless the vector is
+    at most `TOLERANCE` times the largest |Ritz value|. This eigenvalue is the largest unless the vector is
     nearly orthogonal to the eigenvectors of larger ones.
     """
     generator = torch.Generator().manual_seed(_SEED)

@@ -1,10 +1,10 @@
-"""Bounds on a 2×2 matrix W that fits three observations to a given loss, while its determinant has the sign that no
-solution has. For these observations, they are sharper than Theorem 1 of Razin & Cohen (2020).
+"""Bounds on a 2×2 matrix W with a given loss on three observations, while det W has the sign of ab, or of −ab if w is
+off the diagonal. They are sharper than Theorem 1 of Razin & Cohen (2020).
 
 Let w be the unobserved entry, z the observation in the opposite corner, a and b the other two, ℓ the loss
-½ Σ (residual)², and s = √(2ℓ) < min(|a|, |b|). No residual exceeds s, so the product p of the entries that fit a and b
-has the sign of ab and at least the size m = (|a| − s)(|b| − s), and the entry that fits z at most the size e = |z| + s.
-The sign of the determinant requires that w times this entry exceeds p in size, so
+½ Σ (residual)², and s = √(2ℓ) < min(|a|, |b|). No |residual| exceeds s, so the product p of the entries that fit a and
+b has the sign of ab and |p| ≥ m = (|a| − s)(|b| − s), and the entry x that fits z has |x| ≤ e = |z| + s. The sign of
+det W requires |w x| > |p|, so
 
     |w| > m / e,    σ_2 = |det W| / σ_1 ≤ (|w| e − m) / |w| < e,    σ_2 / σ_1 < e² / m.
 
@@ -15,7 +15,7 @@ import numpy as np
 
 
 def unobserved_entry(loss: np.ndarray, a: float, b: float, z: float) -> np.ndarray:
-    """Returns the lower bound m / e on |w|, and so on σ_1, the Frobenius norm and the nuclear norm."""
+    """Returns the lower bound m / e on |w|, σ_1, the Frobenius norm and the nuclear norm."""
     size, excess = _size_and_excess(loss, a, b, z)
     return size / excess
 

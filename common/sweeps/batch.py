@@ -22,7 +22,7 @@ from common.training.trainer import Trainer
 _REASONS = {STALLED: "stalled: steps no longer change any parameter", EPOCHS: "all epochs done"}
 # After a signal, running experiments are saved for this long: a launcher kills processes that take longer.
 _SAVING_SECONDS = 1.2
-# So long after a signal, a metric that takes long, such as the CP rank of a large tensor, is given up.
+# This long after a signal, slow metrics, such as the CP rank of a large tensor, are abandoned.
 _MEASURING_SECONDS = 0.8
 # Approximate time to compute and save the metrics of one validation.
 _SECONDS_PER_VALIDATION = 2e-6
@@ -132,7 +132,8 @@ def _begin(experiment: Experiment, context: SweepContext, device: torch.device, 
     provenance |= {"start_time": before.get("start_time"), "sweep": before["sweep"], "resumed": resumed + 1}
     # The host that computed the part before.
     provenance["before"] = {name: before.get(name) for name in facts if name != "command"}
-    experiment.folder = folder = reopen_folder(previous.path, parameters, provenance)
+    path = Path(parameters["output_dir"]) / previous.path.name  # as given, not resolved
+    experiment.folder = folder = reopen_folder(path, parameters, provenance)
     file = folder.write_parameters(False, None, epoch)
     context.disk.after_syncs(experiment, folder.path, partial(rename, *file), folder.remove_old_checkpoints)
     where = f"after epoch {epoch:,}" if epoch >= 0 else "from the beginning"
@@ -166,7 +167,7 @@ def _finish(experiment: Experiment, output: torch.Tensor, context: SweepContext)
 
 
 def _write_end(experiment: Experiment, results: Results, context: SweepContext) -> None:
-    """Writes results, and says how the experiment ended."""
+    """Writes results, and logs how the experiment ended."""
     state, folder = experiment.state, experiment.folder
     for name, tensor in results.tensors.items():
         context.disk.rename_after_sync(experiment, folder.write(name, tensor_bytes(tensor)))
@@ -181,8 +182,8 @@ def _write_end(experiment: Experiment, results: Results, context: SweepContext) 
 
 
 def _interrupt(trainer: Trainer, experiments: Sequence[Experiment], context: SweepContext, complete: bool) -> None:
-    """Saves running experiments as far as the time permits, those first whose last checkpoint is oldest. Unless the
-    last advance is `complete`, some of them may have ended, and all continue from older checkpoints.
+    """Saves running experiments while there is time, those with the oldest checkpoints first. Unless the last
+    advance is `complete`, writes no checkpoints, because some experiments may have ended.
     """
     ended = list(zip(experiments, trainer.interrupt(), strict=True))
     ended.sort(key=lambda pair: pair[0].saved_at.get("store_checkpoints", 0))

@@ -21,7 +21,7 @@ from common.training.history import (
 from common.training.native_engine import Engine
 from common.training.optimizers import Optimizer
 
-# What files raise that hold something else.
+# Raised for files with other content.
 _ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError)
 # Keys of a group of torch.optim that do not change the steps.
 _WITHOUT_EFFECT = {"params", "initial_lr", "adjusted_lr", "foreach", "fused", "capturable", "differentiable"}
@@ -37,7 +37,7 @@ class Checkpoint:
     history: History
     epoch: int  # the last one that is finished
     zero_loss_validations: int  # in a row
-    moved_since_validation: bool  # whether a parameter did
+    moved_since_validation: bool  # see TrainingState
     stop_reason: str | None  # if the experiment ended there
     output: Tensor | None  # the last end-to-end matrix or tensor, if it ended there
 
@@ -129,12 +129,12 @@ def _parse(content: dict, factors_name: str, dtype: str | None) -> Checkpoint:
 def _parse_optimizer(
     optimizer: type[Optimizer], content: Any, shapes: tuple[tuple[int, int], ...], num_steps: int
 ) -> tuple[dict[str, float], dict[Any, Any]]:
-    """Returns the hyper-parameters and the state of an optimizer. Raises one of `_ERRORS` if it is another one."""
+    """Returns the hyper-parameters and the state of an optimizer. Raises one of `_ERRORS` for any other one."""
     (group,), state = content["param_groups"], content["state"]
     hyperparameters = {name: float(group.get(name, 0.0)) for name in optimizer.hyperparameters}
     _require(hyperparameters["lr"] > 0 and all(0 <= value < math.inf for value in hyperparameters.values()))
     _require(all(group[name] == value for name, value in optimizer.constants.items()))
-    # Such as Nesterov's momentum or ascent: terms of steps that are not taken here.
+    # Options that change the steps, such as Nesterov momentum or `maximize`.
     others = {name for name, value in group.items() if value} - hyperparameters.keys() - optimizer.constants.keys()
     _require(others <= _WITHOUT_EFFECT)
     if not (optimizer.factor_state or optimizer.scalar_state):

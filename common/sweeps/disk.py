@@ -10,9 +10,9 @@ from common.files import Written, rename, sync_folders
 from common.signals import Stop
 from common.sweeps.experiment import Experiment
 
-# Between two waits for the disk, at least so many seconds pass, and at least so many times the last wait.
+# Minimum time between two syncs: in seconds, and as a multiple of the time that the last sync took.
 _SYNC_SECONDS, _SYNC_RATIO = 1.0, 50
-# After a signal, so many seconds pass between two waits, which end within so many: Python needs half a second to exit.
+# After a signal: seconds between two syncs, and by which syncs must have ended: Python needs half a second to exit.
 _SYNC_SECONDS_AFTER_SIGNAL, _MOST_SYNC_SECONDS = 0.4, 1.4
 
 
@@ -28,9 +28,9 @@ class DiskQueue:
         self.last_sync, self.last_sync_seconds = time.monotonic(), 0.0  # when it ended, and how long it took
 
     def after_syncs(self, experiment: Experiment, folder: Path, *actions: Callable[[], None]) -> None:
-        """Does each action after a sync of its own, in turn, unless the experiment fails: the first when everything
-        that is now in the experiment's folder is on the disk, the second when the effect of the first is, and so on.
-        The first gives a file its final name, for example, and the second removes an older file.
+        """Calls the actions in order, each after another sync, unless the experiment fails. The first sync writes the
+        current content of the folder to the disk, and each later sync the effect of the previous action. For example,
+        the first action gives a file its final name, and the second removes an older file.
         """
         self.waiting.append((experiment, folder, actions))
 
@@ -39,7 +39,7 @@ class DiskQueue:
         self.after_syncs(experiment, experiment.folder.path, partial(rename, *file))
 
     def sync(self) -> None:
-        """Waits until all files are on the disk, then does what waits for that. An error fails its experiments."""
+        """Waits until all files are on the disk, then calls the waiting actions. An error ends its experiments."""
         waiting, self.waiting, begin = self.waiting, [], time.monotonic()
         errors = sync_folders(dict.fromkeys(folder for _, folder, _ in waiting))
         self.last_sync = time.monotonic()

@@ -102,7 +102,7 @@ def identify(parameters: Parameters, values: Mapping[str, Any], equal: Counter) 
 
 
 def _origin(checkpoint: str, names: Sequence[str]) -> dict[str, Any]:
-    """Returns these parameters of the run that a checkpoint is of; None for those that are not known."""
+    """Returns these parameters of the run that wrote a checkpoint; None for those that are not known."""
     try:
         known = read_run(Path(checkpoint).parent.parent).values
     except ValueError:

@@ -29,7 +29,7 @@ _last_numbers: dict[Path, int] = defaultdict(int)
 
 @dataclass
 class ExperimentFolder:
-    """A folder to which nothing else writes. It records `parameters` and `provenance`, which repeat the run.
+    """A folder to which nothing else writes. It records `parameters` and `provenance`, to repeat the run.
 
     Files are written under temporary names; see `DiskQueue.after_syncs`.
     """
@@ -45,8 +45,8 @@ class ExperimentFolder:
     def write_parameters(
         self, finished: bool, stop_reason: str | None, last_epoch: int, metrics: Mapping[str, float] | None = None
     ) -> Written:
-        """Writes run_params.json: the flags, what repeats the run, how far it is (`last_epoch` -1: nowhere), and at the
-        end the last value of each metric.
+        """Writes run_params.json: the flags, the provenance, the progress (`last_epoch` -1: not begun), and at the end
+        the last value of each metric.
         """
         last = last_epoch if last_epoch >= 0 else None
         status: dict[str, Any] = {"finished": finished, "stop_reason": stop_reason, "last_epoch": last}
@@ -122,7 +122,7 @@ def reopen_folder(path: Path, parameters: dict[str, Any], provenance: dict[str, 
 
 
 def host_facts(device: torch.device, engine: str) -> dict[str, Any]:
-    """What repeats a run besides its parameters: versions, machine, device, engine."""
+    """What is recorded to repeat a run: versions, machine, device, engine, command."""
     cpu = f"cpu ({torch.get_num_threads()} threads)"
     return {
         "python": platform.python_version(),

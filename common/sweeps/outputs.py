@@ -33,9 +33,9 @@ from common.training.history import STALLED
 from common.training.native_engine import Engine
 from common.training.trainer import Trainer
 
-# Experiments whose plots one process draws in time; two processes draw those of more.
+# Up to this many experiments, one process draws the plots; for more, two do.
 _ONE_PROCESS_DRAWS = 20
-# Experiments that wait for their plots at most: then training waits.
+# When this many experiments wait for their plots, training waits.
 _MOST_WAITING = 16
 
 
@@ -88,7 +88,7 @@ class SweepContext:
         self.failures.append(f"{place}: {type(error).__name__}: {error}")
         say(f"{experiment.number}/{self.num_experiments} failed: {self.failures[-1]}")
         with suppress(Exception):
-            # All but checkpoints that are written, which may continue the experiment
+            # Not those of checkpoints, from which the experiment may be continued
             for directory in (folder.path, folder.path / "plots"):
                 remove_temporary_files(directory)
             self.disk.rename_after_sync(experiment, folder.write_parameters(False, "failed", experiment.state.epoch))
@@ -96,7 +96,7 @@ class SweepContext:
         experiment.release()
 
     def log(self, experiment: Experiment, *lines: str) -> None:
-        """Logs lines to the experiment's file, or to the console, which has room for one experiment's log."""
+        """Logs lines to the experiment's file, or to the console if there is only one experiment."""
         experiment.folder.log(*lines)
         if self.num_experiments == 1 and not experiment.parameters["file_log"]:
             say("\n".join(lines))
@@ -193,7 +193,7 @@ class MetricPlots:
         state, history = experiment.state, experiment.state.history
         metrics = {"train": history.train, "validation": history.validation}
         lines = metric_lines(metrics, experiment.problem.figures)
-        # A run ends as stalled at the first validation before which no parameter changed since the one before.
+        # A run ends as stalled when no parameter changed since the previous validation.
         stalled = state.epoch - experiment.parameters["validate_every"] if state.stop_reason == STALLED else None
         while len(self._waiting) >= _MOST_WAITING and not self._context.stop:
             self.collect(0.05)
@@ -211,7 +211,7 @@ class MetricPlots:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def collect(self, seconds: float = 0.0) -> None:
-        """Handles the plots that are done, after waiting up to so many seconds for one."""
+        """Handles the finished plots, after waiting up to `seconds` seconds for one."""
         done, _ = wait(self._waiting, seconds, FIRST_COMPLETED)
         for future in done:
             experiment, then = self._waiting.pop(future)

@@ -14,7 +14,7 @@ def match_previous_runs(
     wanted: Mapping[int, Identity], runs: Sequence[RecordedRun], parameters: Parameters
 ) -> dict[int, RecordedRun]:
     """Returns the run that each experiment continues, by index: the last of `runs` with the same identity. Experiments
-    with seed -1 continue the newest sweep of these.
+    with seed -1 continue the newest sweep only.
 
     `parameters` declare the flags. A run that was recorded before a flag existed has its default value.
     """

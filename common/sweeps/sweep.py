@@ -34,8 +34,8 @@ _GPU_FROM = 10**7
 # Multiplications in one step of an experiment from which several threads are much faster than one (torch engine): two
 # take two thirds of the time then. Below, threads that wait for a busy core would cost more.
 _THREADS_FROM = 15 * 10**6
-# Bytes that the experiments of one batch may need in training, and that are expected of one experiment's history at
-# most: longer ones are possible, but rare.
+# The most bytes that the experiments of one batch may need in training, and the most that are assumed for one history:
+# longer histories are rare.
 _MOST_BATCH_BYTES, _MOST_HISTORY_BYTES = 2**30, 2**26
 # The share of the time that checkpoints, plots and logs may take.
 _OUTPUT_SHARE = 0.08
@@ -54,7 +54,7 @@ class Sweep(NamedTuple):
 
 
 def run_jobs(kind: type[Problem], jobs: Sequence[Job], resume: bool = False) -> None:
-    """Runs plans one after the other, and says how to plot each. Raises as `run_sweep` does; a plan that fails does not
+    """Runs plans in turn, and prints how to plot each. Raises as `run_sweep` does; a plan that fails does not
     end the others.
     """
     world, failures, sweeps = world_from_env(), [], []
@@ -168,8 +168,8 @@ def _observations(experiments: Iterable[Experiment]) -> str:
 
 
 def _resume(sweep: Sweep, locks: Mapping[Path, Path | None], context: SweepContext) -> list[Experiment]:
-    """Returns this process's experiments that are not finished, those with an earlier run as its continuation. `locks`
-    are this process's locks by output folder. Raises UserError if another process works in a folder.
+    """Returns this process's unfinished experiments; those with an earlier run continue it. `locks` are this
+    process's locks by output folder. Raises UserError if another process works in a folder.
     """
     matches: dict[int, RecordedRun] = {}
     for directory, lock in locks.items():
@@ -186,7 +186,7 @@ def _previous(sweep: Sweep, directory: Path, lock: Path | None, context: SweepCo
     """The earlier runs in a folder that this process's experiments continue, by index. Raises UserError if another
     process works in the folder.
     """
-    # First the runs, then the locks: of a run that is seen here, the process that made it is seen too, if it is alive.
+    # Read the runs before the locks: then the lock of a living process that made one of these runs is found.
     runs, damaged = read_runs(directory)
     if other := other_launch(lock) if lock else None:
         raise UserError(
@@ -199,7 +199,7 @@ def _previous(sweep: Sweep, directory: Path, lock: Path | None, context: SweepCo
     here = {index: identity for index, identity in enumerate(sweep.identities) if folders[index] == directory}
     matches = match_previous_runs(here, runs, sweep.parameters[0])
     if newest := max(matches.values(), key=lambda run: run.order, default=None):
-        # What begins now belongs to the sweep that was begun then.
+        # Experiments that begin now belong to this earlier sweep.
         known = {"id": newest.sweep.get("id"), "start_time": newest.order[0]}
         context.sweeps[directory] = {**context.sweeps[directory], **known}
     return matches

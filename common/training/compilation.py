@@ -35,8 +35,8 @@ class NativeUnavailable(Exception):
 def compiled_kernel(*sources: str, **macros: int | float | str) -> ctypes.CDLL:
     """Returns the library compiled with these macros from kernels/simd.h and `sources` in kernels/, in this order.
 
-    It is stored in the user's cache by source, options, compiler and processor, or if that is impossible, nowhere, and
-    a line says so. Several processes may compile the same kernel at the same time. Raises NativeUnavailable.
+    It is stored in the user's cache by source, options, compiler and processor. If that fails, it is not stored, and a
+    line says so. Several processes may compile the same kernel at the same time. Raises NativeUnavailable.
     """
     code = "".join(f"#define {name} {value}\n" for name, value in macros.items())
     code += "".join((_SOURCES / name).read_text(encoding="utf-8") for name in ("simd.h", *sources))

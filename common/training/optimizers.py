@@ -26,14 +26,14 @@ class Optimizer:
 
     Attributes
     ----------
-    num_steps : taken so far, with the one that `update` takes.
+    num_steps : taken so far; in `update`, including this one.
     rates : hyper-parameters (B,) by name.
     state : what `factor_state` and `scalar_state` declare, by name.
     """
 
     # The flags whose values a step uses.
     hyperparameters: ClassVar[tuple[str, ...]] = ("lr", "weight_decay")
-    # Other terms of a step. Checkpoints hold them; those with other values are of other optimizers.
+    # Other constants of a step. Checkpoints hold them; a checkpoint with other values is refused.
     constants: ClassVar[Mapping[str, Any]] = {}
     # State that is laid out as the parameters, flat as `model.values`, and state of one number per experiment (B,).
     # Both are 0 before the first step.

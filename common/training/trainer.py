@@ -160,8 +160,8 @@ class Trainer:
         return columns
 
     def _may_end(self, ends: np.ndarray, observed: Observations) -> np.ndarray:
-        """Returns False (B,) for the experiments, most of them, of which extreme values show that they do not end, and
-        that no loss counts as zero.
+        """Returns whether each experiment (B,) may end or have a zero loss. For most, extreme values show that it
+        does not.
         """
         losses, outputs, moved = observed
         entries = outputs.reshape(len(outputs), -1)

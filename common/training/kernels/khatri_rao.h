@@ -105,8 +105,8 @@ static __attribute__((noinline)) void forward(Work *work) {
     }
 }
 
-/* Computes gradients of the rows `begin` to `begin` + `count` - 1 of a factor, and adds to those of the product of the
-   modes before it, `rest_back`, from the gradient of their product. `count` is a constant of at most 8. */
+/* Computes the gradients of rows `begin` to `begin` + `count` - 1 of a factor, and adds to `rest_back`, the gradient of
+   the product of the modes before it, from the gradient of their product. `count` is a constant of at most 8. */
 INLINE void split_gradient(int count, int begin, int rows, int dim, const Row *back, const Row *factor,
                            const Row *product, Row *gradient, Row *rest_back) {
     for (int v = 0; v < TILE_VECTORS; v++) {

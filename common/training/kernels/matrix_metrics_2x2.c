@@ -74,7 +74,7 @@ INLINE doubles exponential(doubles x) {
     return sum + twice * sum;
 }
 
-/* Returns powers of two: divided by them, the entries have products that do not overflow, and are not rounded. Those of
+/* Returns powers of two. Dividing the entries by them is exact, and then their products do not overflow. Products of
    float32 numbers do not overflow in float64. */
 INLINE doubles scale_of(const doubles entries[4]) {
     if (sizeof(real) < sizeof(double)) return all(1);

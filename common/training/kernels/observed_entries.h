@@ -51,8 +51,8 @@ INLINE real total(vec values) {
     return sums[0];
 }
 
-/* Computes row (a, b) of the outer product: of row a of the product of its modes but the last, `rest`, and row b of the
-   last factor. */
+/* Computes row (a, b) of the outer Khatri-Rao product: row a of `rest`, the product of all modes but the last, times
+   row b of `last`. */
 INLINE void outer_row(const Row *rest, const Row *last, int a, int b, Row row) {
     for (int v = 0; v < TILE_VECTORS; v++) row[v] = rest ? rest[a][v] * last[b][v] : last[b][v];
 }
