@@ -52,8 +52,8 @@ COMMON = {"random_seed": 0, "file_log": True, "store_checkpoints": True, "save_r
 FIGURE = {**COMMON, "plot_metrics": True, "save_every_num_val": 100, "track_singular_values": True}
 NEGATIVE = {**FIGURE, "enforce_pos_det": False, "enforce_neg_det": True}
 
-# The runs of each panel of Figure 1. init_alpha is the std of each factor or, for balanced initialization, of the
-# product. The legend always shows the latter.
+# The runs of each panel of Figure 1. init_alpha is the std of each factor's entries or, for balanced initialization, of
+# the product's. The legend shows the latter.
 DEPTH_2 = [
     {"depth": 2, "lr": 6e-3, "init_alpha": 2.66e-3},
     {"depth": 2, "lr": 3e-3, "init_alpha": 8.41e-4},

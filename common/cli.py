@@ -210,7 +210,7 @@ def warn_once(line: str) -> None:
 
 
 def print_line(line: str) -> None:
-    """Prints a line on standard output. If its reader has closed it, as `head` does, drops the line, so that other
+    """Prints a line on standard output. Drops it if the reader has closed standard output, as `head` does, so that
     files are still written.
     """
     try:

@@ -46,8 +46,8 @@ _CHECKS = {
     "provenance.identity.seed": lambda value: type(value) is int,
     "provenance.identity.outputs": lambda value: isinstance(value, list) and {str} >= set(map(type, value)),
 }
-# The parameters that distinguish runs in folders without an "identity": old ones, and those of the original code. New
-# # flags are not added.
+# The parameters that distinguish runs in folders without an "identity": old ones, and those of the original code.
+# New flags are not added.
 _RUN_WITHOUT_IDENTITY = (
     "depth num_samples dtype engine lr weight_init_type init_alpha use_balanced_init enforce_pos_det enforce_neg_det "
     "epochs stop_on_zero_loss_tol validate_every optimizer init_std tensor_rank_tol"
@@ -74,7 +74,7 @@ class RecordedRun:
 
     @property
     def values(self) -> dict[str, Any]:
-        """The parameters. For a run that continues a checkpoint, the initialization is that of the original run."""
+        """The parameters. A run that continues a checkpoint has the initialization of the run that it continues."""
         return {**self.parameters, **self.identity.get("origin", {})}
 
     @property

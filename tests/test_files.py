@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import zipfile
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -71,6 +72,10 @@ def test_deep_or_large_json_is_refused(tmp_path):
         (tmp_path / "run_params.json").write_text(content)
         with pytest.raises(ValueError, match=r"damaged: run_params.json"):
             read_run(tmp_path)
+    for levels, deep in ((20, False), (21, True)):
+        (tmp_path / "x.json").write_text('{"a": ' * levels + "1" + "}" * levels)
+        with pytest.raises(ValueError, match="damaged") if deep else nullcontext():
+            load_json(tmp_path / "x.json")
 
 
 def test_null_in_an_identity_counts_as_missing(tmp_path):
@@ -81,7 +86,9 @@ def test_null_in_an_identity_counts_as_missing(tmp_path):
     assert (run.identity, run.values, compared([run])) == ({}, {"depth": 3, "lr": 0.1}, [{"depth": 3, "lr": 0.1}])
 
 
-@pytest.mark.parametrize("damage", [{"random_seed": "x"}, {"random_seed": -2}, {"depth": 0}, {"lr": "1"}])
+@pytest.mark.parametrize(
+    "damage", [{"random_seed": "x"}, {"random_seed": -2}, {"depth": 0}, {"hidden_dim": -1}, {"lr": "1"}]
+)
 def test_invalid_run_parameters_are_refused(tmp_path, damage):
     (tmp_path / "run_params.json").write_text(json.dumps({"depth": 3, "lr": 0.1, **damage}))
     with pytest.raises(ValueError, match=f"damaged: {next(iter(damage))} in run_params.json is"):

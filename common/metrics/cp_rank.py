@@ -34,7 +34,7 @@ def unfolding_rank_bound(tensor: Tensor, tol: float) -> int:
 
     In every unfolding, a CP approximation of rank b is a matrix of rank at most b, so its squared error is at least the
     sum of the squared singular values beyond the first b (Eckart & Young). The bound is the smallest b, at least 1, for
-    which this sum is below `tol * tensor.numel()` in all unfoldings; 0 if no entry exceeds 1e-8 in size.
+    which this sum is below `tol * tensor.numel()` in all unfoldings; 0 if no |entry| exceeds 1e-8.
     """
     tensor = tensor.detach().double().cpu()
     if not tensor.abs().max() > ZERO_ENTRY:
@@ -53,7 +53,7 @@ def unfolding_rank_bound(tensor: Tensor, tol: float) -> int:
 @torch.inference_mode()
 def estimate_cp_rank(tensors: Sequence[Tensor], tol: float = 1e-6, seed: int = 0) -> list[int]:
     """Returns for each tensor the smallest rank for which a CP approximation with mean squared error below `tol` is
-    found: 0 if no entry exceeds 1e-8 in size, and at most the product of all dimensions but the largest.
+    found: 0 if no |entry| exceeds 1e-8, and at most the product of all dimensions but the largest.
 
     `seed` seeds the random starts of every tensor, so that its rank does not depend on the other tensors. Raises
     ValueError if a tensor has an order below 2 or entries that are not finite.

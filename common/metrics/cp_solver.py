@@ -171,8 +171,8 @@ def levenberg_marquardt(tensor: Tensor, factors: Tensor, threshold: float) -> tu
         trial = balance(factors + change)
         trial_residual = cp_residual(tensor, trial)
         trial_errors = squared_norms(trial_residual)
-        promised = (change * (damping.view(-1, 1, 1, 1) * change - slope)).flatten(1).sum(1)
-        ratio = (errors - trial_errors) / promised
+        predicted = (change * (damping.view(-1, 1, 1, 1) * change - slope)).flatten(1).sum(1)
+        ratio = (errors - trial_errors) / predicted
         better = trial_errors < errors
         factors = torch.where(better.view(-1, 1, 1, 1), trial, factors)
         residual = torch.where(better.view(-1, *[1] * tensor.ndim), trial_residual, residual)
@@ -183,11 +183,11 @@ def levenberg_marquardt(tensor: Tensor, factors: Tensor, threshold: float) -> tu
         damping = torch.where(better, shrunk, damping * growth).clamp_min(MIN_DAMPING)
         growth = torch.where(better, 2.0, 2 * growth)
         if step % CHECK_EVERY == 0 and (step > CHECK_EVERY or factors.shape[-1] > SMALL_RANK):
-            hopeful = errors < threshold * math.exp(PATIENCE / step)
-            if not hopeful.any():
+            kept = errors < threshold * math.exp(PATIENCE / step)
+            if not kept.any():
                 break
             factors, residual, errors, damping, growth = (
-                state[hopeful] for state in (factors, residual, errors, damping, growth)
+                state[kept] for state in (factors, residual, errors, damping, growth)
             )
     best_first = errors.argsort()
     return factors[best_first], errors[best_first], step

@@ -46,7 +46,7 @@ def _svdvals_2x2(matrices: Tensor) -> Tensor:
 
 def _power_of_two(largest: Tensor) -> Tensor:
     """Returns the powers of two with the exponents of `largest` (...). Dividing numbers x, |x| ≤ `largest`, by them is
-    exact, and then products do not overflow.
+    exact unless it underflows, and then products do not overflow.
     """
     return torch.where(largest > 0, largest / (2 * torch.frexp(largest).mantissa), 1)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 # The search ends when the error bound is at most this times the largest |Ritz value|.
 TOLERANCE = 1e-8
-# The most Hessian-vector products. Then the search ends with a lower bound of the eigenvalue.
+# The most Hessian-vector products: after these, the search ends with a lower bound of the eigenvalue.
 MOST_PRODUCTS = 500
 _SEED = 0
 

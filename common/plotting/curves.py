@@ -149,7 +149,7 @@ def _initialization(run: RecordedRun) -> str:
     # A product of factors with std α and inner dimension d has entries of variance d^(depth − 1) α^(2 depth).
     try:
         shape = load_matrix_sensing(run.parameters.get("dataset_path") or "").shape
-        inner = run.values.get("hidden_dim") or min(shape)
+        inner = run.parameters.get("hidden_dim") or min(shape)
         return f"init {scientific(float(f'{inner ** ((depth - 1) / 2) * alpha**depth:.1e}'))}"
     except (OSError, ValueError, ArithmeticError):
         return f"factor init {scientific(alpha)}"

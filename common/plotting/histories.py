@@ -1,4 +1,4 @@
-"""Histories of metrics from checkpoints."""
+"""Histories of metrics from checkpoints, and runs that differ only in their seed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -130,9 +130,8 @@ def require_parameters(runs: Sequence[MapRun], names: Sequence[str]) -> None:
 
 
 def panels_of(runs: Sequence[MapRun], names: tuple[str, str]) -> dict[str, list[MapRun]]:
-    """Returns the runs of each panel by its title. Runs that would share a cell, but differ in more than
-    their seed, are in different panels. Raises ValueError if there are too
-    many panels.
+    """Returns the runs of each panel by its title. Runs that would share a cell, but differ in more than their seed,
+    are in different panels. Raises ValueError if there are too many panels.
     """
     others = [{name: value for name, value in run.compared.items() if name not in names} for run in runs]
     seen: dict[tuple[str, str], str] = {}

@@ -12,7 +12,7 @@ from common.sweeps.experiment import Experiment
 
 # Minimum time between two syncs: in seconds, and as a multiple of the time that the last sync took.
 _SYNC_SECONDS, _SYNC_RATIO = 1.0, 50
-# After a signal: seconds between two syncs, and by which syncs must have ended: Python needs half a second to exit.
+# After a signal: seconds between two syncs, and after which no sync begins, because Python needs half a second to exit.
 _SYNC_SECONDS_AFTER_SIGNAL, _MOST_SYNC_SECONDS = 0.4, 1.4
 
 
@@ -39,7 +39,7 @@ class DiskQueue:
         self.after_syncs(experiment, experiment.folder.path, partial(rename, *file))
 
     def sync(self) -> None:
-        """Waits until all files are on the disk, then calls the waiting actions. An error ends its experiments."""
+        """Waits until all files are on the disk, then calls the waiting actions. An error fails the experiment."""
         waiting, self.waiting, begin = self.waiting, [], time.monotonic()
         errors = sync_folders(dict.fromkeys(folder for _, folder, _ in waiting))
         self.last_sync = time.monotonic()

@@ -30,9 +30,9 @@ def write_results_table(directory: Path) -> None:
         known = _rows_of(content)
         rows = []
         for folder in directory.glob("[!.]*"):
-            row, file = known.get(folder.name, {}), folder / "run_params.json"
+            row = known.get(folder.name, {})
             complete = row.get("finished") == "True" and row["experiment"].isdecimal()
-            if complete and file.exists() and file.stat().st_mtime_ns < time:
+            if complete and _is_older(folder / "run_params.json", time):
                 rows.append(row)
             elif folder.is_dir() and is_experiment(folder):
                 with suppress(ValueError):
@@ -42,6 +42,14 @@ def write_results_table(directory: Path) -> None:
         table = csv_bytes(rows, columns)
         if rows and table != content:
             write_atomically(path, lambda temporary: temporary.write_bytes(table))
+
+
+def _is_older(path: Path, time: int) -> bool:
+    """Returns whether a file exists, and was changed before `time`, in nanoseconds."""
+    try:
+        return path.stat().st_mtime_ns < time
+    except OSError:
+        return False
 
 
 def _row(run: RecordedRun) -> dict[str, str]:

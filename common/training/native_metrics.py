@@ -36,7 +36,7 @@ def metrics_2x2(
 
     def measure(losses: np.ndarray, matrices: np.ndarray) -> np.ndarray:
         # Every array whose address is passed has a name here, so that it lives until the kernel has returned.
-        losses, matrices = np.ascontiguousarray(losses), np.ascontiguousarray(matrices)
+        losses, matrices = np.ascontiguousarray(losses, dtype), np.ascontiguousarray(matrices, dtype)
         results = np.empty((7 + len(others), len(losses)), dtype)
         inputs = losses.ctypes.data, matrices.ctypes.data
         library.metrics(len(losses), *inputs, *constants, results.ctypes.data)

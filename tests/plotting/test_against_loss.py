@@ -10,7 +10,7 @@ from common.metrics import theory as bounds
 from common.plotting.against_loss import draw_against_loss, values_below
 from common.plotting.curves import Curve, NoBound, NotRecorded, load_curve, read_lines
 from common.plotting.histories import Group
-from tests.conftest import ROOT
+from tests.conftest import MATRIX, ROOT
 
 
 def make_tracker(epochs, values, as_lists=False):
@@ -356,6 +356,14 @@ def test_label_of_unknown_initialization(tmp_path, changed):
     make_run_folder(tmp_path / "a", **changed)
     ((line,), _) = read_lines(str(tmp_path))
     assert "factor init" in line.name
+
+
+def test_label_has_standard_deviation_of_the_product(tmp_path):
+    for name, width in (("a", 0), ("b", 8)):
+        make_run_folder(tmp_path / name, dataset_path=str(MATRIX), depth=3, init_alpha=0.1, hidden_dim=width)
+        ((line,), _) = read_lines(str(tmp_path / name))
+        # d^((depth - 1) / 2) alpha^depth with inner dimension d
+        assert f"init {'8e-3' if width else '2e-3'}" in line.name
 
 
 def test_label_has_number_of_samples_unless_dataset_implies_it(tmp_path):

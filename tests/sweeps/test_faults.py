@@ -179,6 +179,7 @@ def test_file_size_limit(tmp_path):
     assert not list(folder.rglob(".*"))
     done = subprocess.run([*command, "-resume"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+    assert f"1/1 outputs/dmf/{folder.name}: " in done.stdout
     assert json.loads((folder / "run_params.json").read_text())["status"]["finished"]
 
 

@@ -24,7 +24,7 @@ typedef real reals __attribute__((vector_size(WIDTH * sizeof(real))));
 #define LN2 0x1.62e42fefa39efp-1
 #define SQRT_HALF_BITS 0x3fe6a09e667f3bcd
 
-INLINE doubles all(double x) { return (doubles){0} + x; }
+INLINE doubles broadcast(double x) { return (doubles){0} + x; }
 
 INLINE doubles choose(integers condition, doubles yes, doubles no) {
     return (doubles)((condition & (integers)yes) | (~condition & (integers)no));
@@ -53,12 +53,13 @@ INLINE doubles norm(doubles x, doubles y) { return square_root(x * x + y * y); }
    log m = 2 artanh s = 2 (s + s^3 / 3 + s^5 / 5 + ...), and |s| < 0.172 for m in [1/sqrt(2), sqrt(2)). */
 INLINE doubles logarithm(integers exponents, doubles s) {
     const doubles square = s * s;
-    doubles sum = all(1. / 21);
+    doubles sum = broadcast(1. / 21);
     UNROLL for (int n = 19; n > 1; n -= 2) sum = sum * square + 1. / n;
     return __builtin_convertvector(exponents, doubles) * LN2 + 2 * (s + s * (square * sum));
 }
 
-/* Returns -x log x - y log y for numbers that are 0, or positive and normal. One division serves both logarithms. */
+/* Returns -x log x - y log y for numbers >= 0. One division serves both logarithms. Those of denormal numbers are wrong,
+   but their terms do not matter. */
 INLINE doubles entropy_of(doubles x, doubles y) {
     const integers e = ((integers)x - SQRT_HALF_BITS) >> 52, f = ((integers)y - SQRT_HALF_BITS) >> 52;
     const doubles m = (doubles)((integers)x - (e << 52)), n = (doubles)((integers)y - (f << 52));
@@ -68,17 +69,17 @@ INLINE doubles entropy_of(doubles x, doubles y) {
 
 /* Returns exp x for x in [0, log 2], as exp r or 2 exp r with |r| <= log(2) / 2: 1 + r (1 + r/2 (1 + r/3 (1 + ...))). */
 INLINE doubles exponential(doubles x) {
-    const doubles twice = choose(x > LN2 / 2, all(1), all(0)), r = x - twice * LN2;
-    doubles sum = all(1);
+    const doubles twice = choose(x > LN2 / 2, broadcast(1), broadcast(0)), r = x - twice * LN2;
+    doubles sum = broadcast(1);
     UNROLL for (int n = 13; n > 0; n--) sum = sum * (r * (1. / n)) + 1;
     return sum + twice * sum;
 }
 
-/* Returns powers of two. Dividing the entries by them is exact, and then their products do not overflow. Products of
-   float32 numbers do not overflow in float64. */
+/* Returns powers of two. Dividing the entries by them is exact unless it underflows, and then their products do not
+   overflow. Products of float32 numbers do not overflow in float64. */
 INLINE doubles scale_of(const doubles entries[4]) {
-    if (sizeof(real) < sizeof(double)) return all(1);
-    doubles largest = all(DBL_MIN);
+    if (sizeof(real) < sizeof(double)) return broadcast(1);
+    doubles largest = broadcast(DBL_MIN);
     for (int e = 0; e < 4; e++) largest = maximum(largest, absolute(entries[e]));
     return (doubles)((integers)largest & EXPONENT_BITS);
 }
@@ -101,8 +102,8 @@ INLINE void measure(int64_t number, int64_t count, const real *losses, const rea
     const doubles a = entries[0] * inverse, b = entries[1] * inverse, c = entries[2] * inverse, d = entries[3] * inverse;
     /* NaN if an entry is not finite. */
     const doubles first = (norm(a + d, c - b) + norm(a - d, c + b)) * 0.5 + (a + b + c + d) * 0;
-    const doubles second = minimum(absolute(a * d - b * c) / maximum(first, all(DBL_MIN)), first);
-    const doubles sum = first + second, inverse_sum = 1 / maximum(sum, all(DBL_MIN));
+    const doubles second = minimum(absolute(a * d - b * c) / maximum(first, broadcast(DBL_MIN)), first);
+    const doubles sum = first + second, inverse_sum = 1 / maximum(sum, broadcast(DBL_MIN));
     const doubles entropy = entropy_of(first * inverse_sum, second * inverse_sum);
     const doubles threshold = first * (2 * eps);
     const integers rank = -(first > threshold) - (second > threshold);
