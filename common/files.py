@@ -179,10 +179,10 @@ def load_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.name} cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
         raise ValueError(f"damaged: {path.name} is not JSON") from None
-    level = [content] if isinstance(content, (dict, list)) else []
+    level = [content]
     for _ in range(_MOST_JSON_LEVELS):
-        deeper = (value.values() if isinstance(value, dict) else value for value in level)
-        level = [each for values in deeper for each in values if isinstance(each, (dict, list))]
+        containers = [value for value in level if isinstance(value, (dict, list))]
+        level = [each for value in containers for each in (value.values() if isinstance(value, dict) else value)]
     if not isinstance(content, dict) or level:
         raise ValueError(f"damaged: {path.name} does not hold a dictionary of an experiment")
     return content

@@ -72,7 +72,7 @@ def test_deep_or_large_json_is_refused(tmp_path):
         (tmp_path / "run_params.json").write_text(content)
         with pytest.raises(ValueError, match=r"damaged: run_params.json"):
             read_run(tmp_path)
-    for levels, deep in ((20, False), (21, True)):
+    for levels, deep in ((19, False), (20, True)):
         (tmp_path / "x.json").write_text('{"a": ' * levels + "1" + "}" * levels)
         with pytest.raises(ValueError, match="damaged") if deep else nullcontext():
             load_json(tmp_path / "x.json")
