@@ -5,6 +5,7 @@ It imports no large package, so that `-h` and errors appear at once.
 
 import argparse
 import difflib
+import io
 import os
 import re
 import sys
@@ -18,7 +19,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from common.signals import INTERRUPTED, Interrupted, end_imports_at_once
+from common.signals import Interrupted
 
 _NEGATIVE_NUMBER = re.compile(r"^-((\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|inf|nan)$")
 _HELP_WIDTH = 110
@@ -236,10 +237,11 @@ def _drop_output() -> None:
 
 def run_script(main: Callable[[], None]) -> None:
     """Runs a script's main function. An error is reported by one line on standard error and the exit status."""
-    end_imports_at_once()
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell, as with >&-
+            setattr(sys, name, io.StringIO())
+        elif hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="replace")
     try:
         main()
         sys.stdout.flush()
@@ -249,7 +251,7 @@ def run_script(main: Callable[[], None]) -> None:
     except Interrupted as interruption:
         status, message = 128 + interruption.args[0], interruption.args[1]
     except KeyboardInterrupt:
-        status, message = 130, INTERRUPTED
+        status, message = 130, "interrupted; what was written so far is kept"
     except BrokenPipeError:
         _drop_output()
         status, message = 1, "failed: standard output was closed"

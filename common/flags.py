@@ -6,12 +6,12 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from functools import lru_cache, wraps
+from functools import cache, wraps
 from pathlib import Path
 from typing import Any
 
 from common.cli import Parameters, Parser, flag_error, flag_errors
-from common.files import folder_lock, remove_temporary_files, utc_time
+from common.files import utc_time
 
 # The seeds of torch's CPU generator have 32 bits: larger ones repeat the draws of others.
 LARGEST_SEED = 2**32 - 1
@@ -222,7 +222,7 @@ def add_generator_flags(parser: Parser, output_dir: str) -> None:
     add("-output_dir", type=writable_dir, default=output_dir, help="where the file is written; made if missing")
 
 
-@lru_cache(maxsize=128)
+@cache
 def load_samples(load: Callable[[str], Any], path: str, num_samples: int | None = None) -> Any:
     """Returns the first `num_samples` samples, or all, of a dataset file that `load` reads. Raises UserError."""
     if num_samples is None:
@@ -231,6 +231,11 @@ def load_samples(load: Callable[[str], Any], path: str, num_samples: int | None 
     dataset = load_samples(load, path)
     with flag_errors("num_samples", num_samples):
         return dataset.first(num_samples)
+
+
+def forget_samples() -> None:
+    """Forgets the files that `load_samples` has read, because they may change."""
+    load_samples.cache_clear()
 
 
 def save_dataset(content: dict[str, Any], parameters: Parameters, default_name: str) -> Path:
@@ -243,10 +248,7 @@ def save_dataset(content: dict[str, Any], parameters: Parameters, default_name: 
     directory.mkdir(parents=True, exist_ok=True)
     name = parameters["file_name"] or f"{parameters['custom_file_name'] or default_name}_{utc_time()}.pt"
     try:
-        with folder_lock(directory) as locked:
-            if locked:
-                remove_temporary_files(directory, ".pt")
-            save_tensors(content, directory / name, overwrite=False)
+        save_tensors(content, directory / name, overwrite=False)
     except FileExistsError:
         flag = next((flag for flag in ("file_name", "custom_file_name") if parameters[flag]), "output_dir")
         remedy = f"{directory / name} exists and is not overwritten; give another name"

@@ -18,10 +18,11 @@ from common import cli
 from common.cli import Parser
 from common.problems.matrix_factorization import MatrixFactorization
 from common.problems.tensor_completion import TensorFactorization
-from common.sweeps.batch import build_engine
+from common.sweeps import progress
 from common.sweeps.experiment import identify, prepare, resolve
+from common.sweeps.training import build_engine, build_trainer
+from common.training import native_engine
 from common.training.native_engine import native_kernel
-from common.training.trainer import Trainer
 from dmf_experiment_runner import add_flags as add_dmf_flags
 from tc_experiment_runner import add_flags as add_tc_flags
 
@@ -46,7 +47,7 @@ def make_experiment(kind="dmf", **given):
     parameters = parse_parameters(kind, **given)
     values = resolve(KINDS[kind][0], parameters)
     experiment = prepare(KINDS[kind][0], values, identify(parameters, values, Counter()), 1)
-    experiment.state.keeps_history = True
+    experiment.keeps_history = True
     return experiment
 
 
@@ -59,8 +60,7 @@ def make_trainer(experiments, native=False):
         optimizer = problem.optimizer, num_observed, problem.decays
         kernel = native_kernel(problem.model, shapes, factors[0].dtype, *optimizer)
     engine = build_engine(experiments, torch.device("cpu"), kernel)
-    states, every = [experiment.state for experiment in experiments], experiments[0].parameters["validate_every"]
-    return Trainer(engine, states, every, problem.max_zero_loss_validations)
+    return build_trainer(experiments, engine)
 
 
 def train(experiments, native=False):
@@ -70,12 +70,12 @@ def train(experiments, native=False):
     while trainer.running:
         for ended in trainer.advance():
             factors[ended.state] = list(ended.engine.model.experiment_state(ended.index).values())
-    return [factors[experiment.state] for experiment in experiments]
+    return [factors[experiment] for experiment in experiments]
 
 
 def recorded_metrics(experiment):
     """Returns the recorded train and validation metrics of an experiment, by name."""
-    return experiment.state.history.train | experiment.state.history.validation
+    return experiment.history.train | experiment.history.validation
 
 
 def folders_in(directory):
@@ -86,7 +86,9 @@ def folders_in(directory):
 def runs_by_number(output_dir):
     """Returns the (run parameters, folder) pairs of each experiment, by number in the sweep."""
     found = {}
-    for folder in (path for path in folders_in(output_dir) if path.name[0] != "."):
+    for folder in folders_in(output_dir):
+        if not (folder / "run_params.json").exists():
+            continue
         parameters = json.loads((folder / "run_params.json").read_text())
         found.setdefault(parameters["provenance"]["sweep"]["experiment"], []).append((parameters, folder))
     return found
@@ -103,6 +105,14 @@ def default_signal_handlers():
     """Restores the default handlers, which child processes inherit: background jobs may ignore SIGINT, nohup SIGHUP."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture
+def frequent_outputs(monkeypatch):
+    """Lets a sweep write in mid-run at every validation at which that is due."""
+    monkeypatch.setattr(progress, "PAUSE_TIMES", 0)
+    monkeypatch.setattr(progress, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(native_engine, "_MAX_MULTIPLICATIONS_PER_CHUNK", 0)
 
 
 @pytest.fixture

@@ -1,8 +1,5 @@
 import signal
-import subprocess
-import sys
 from argparse import SUPPRESS
-from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -10,8 +7,7 @@ from hypothesis import strategies as st
 
 from common.cli import Parser, UserError, flag_errors, print_line, printable
 from common.flags import integer, optional, output_file, part_of_name, real
-from common.signals import Interrupted, signals_noted, signals_raised
-from tests.conftest import ROOT
+from common.signals import signals_noted
 
 
 @pytest.fixture(scope="module")
@@ -221,11 +217,6 @@ def test_signals_are_noted(number):
         assert stop.number == number
 
 
-def test_signal_is_not_lost_in_block_that_drops_exceptions():
-    with pytest.raises(Interrupted), signals_raised(), suppress(Interrupted):
-        signal.raise_signal(signal.SIGTERM)
-
-
 def test_nohup_is_respected():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -234,14 +225,3 @@ def test_nohup_is_respected():
             assert not stop
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-def test_interrupted_import(tmp_path):
-    """The module drops the exception, as large packages may."""
-    raises = "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    pass\n"
-    (tmp_path / "large.py").write_text(raises)
-    script = "from common.cli import run_script\ndef main():\n    import large\nrun_script(main)\n"
-    (tmp_path / "script.py").write_text(f"import sys\nsys.path.append({str(ROOT)!r})\n{script}")
-    result = subprocess.run([sys.executable, tmp_path / "script.py"], capture_output=True, text=True)
-    expected = "script.py: interrupted; what was written so far is kept\n"
-    assert (result.returncode, result.stdout, result.stderr) == (130, "", expected)

@@ -1,18 +1,20 @@
-"""Plots of an experiment's metrics against the epoch. Does not import torch; imports matplotlib to draw."""
+"""Plots of an experiment's metrics against the epoch. Does not import torch; imports matplotlib to draw.
 
-import multiprocessing
-import os
+As a program, it draws what it reads from standard input; see `main`.
+"""
+
+import io
+import pickle
 import re
-import threading
-import time
+import sys
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.files import Written, write_temporary
+from common.files import write_atomically
 from common.plotting.thinning import visible_points
 
 if TYPE_CHECKING:
@@ -65,20 +67,27 @@ def _figure() -> "Figure":
     return figure
 
 
-def draw_metrics(lines: Lines, directory: Path, stalled: int | None = None) -> tuple[float, list[Written]]:
-    """Writes each figure of `lines` to a temporary file in `directory`. Returns the seconds that it took, and the files
-    with their final paths.
+def draw_metrics(lines: Lines, directory: Path, stalled: int | None = None) -> None:
+    """Writes each figure of `lines` to a file in `directory`, which is made if missing.
 
     The axis of a loss is logarithmic if all values are positive. A vertical line marks the epoch `stalled`, from which
     the steps of the run changed no parameter.
     """
-    begin = time.monotonic()
+    import matplotlib
+
+    # A style of the user's, or LaTeX that is not installed, could make drawing fail.
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        _draw(lines, directory, stalled)
+
+
+def _draw(lines: Lines, directory: Path, stalled: int | None) -> None:
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 
+    directory.mkdir(exist_ok=True)
     figure = _figure()
     (axes,) = figure.axes
-    files = []
     for name, of_figure in lines.items():
         # Clearing the axes would make all ticks again.
         for line in list(axes.lines):
@@ -106,12 +115,21 @@ def draw_metrics(lines: Lines, directory: Path, stalled: int | None = None) -> t
         if stalled is not None:
             named.append(axes.axvline(stalled, color="0.45", linestyle="--", linewidth=1, label="stalled"))
         axes.legend(named, [line.get_label() for line in named], loc="best", fontsize="small")
-        save = partial(figure.savefig, format="png", pil_kwargs={"compress_level": 1})
-        files.append(write_temporary(directory / f"{name}.png", save))
-    return time.monotonic() - begin, files
+        file = io.BytesIO()
+        figure.savefig(file, format="png", pil_kwargs={"compress_level": 1})
+        write_atomically(directory / f"{name}.png", file.getvalue())
 
 
-def end_with_parent() -> None:
-    """Ends this process when the process that started it ends, for whatever reason."""
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+def main() -> None:
+    """Draws what standard input has: pickles of the arguments of `draw_metrics`. Answers each with an empty line."""
+    while True:
+        try:
+            drawing = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        draw_metrics(*drawing)
+        print(flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """Checkpoints, which have everything that an exact continuation needs. Those of the original code are read, too."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ _ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError, Overflow
 _WITHOUT_EFFECT = {"params", "initial_lr", "adjusted_lr", "foreach", "fused", "capturable", "differentiable"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """The content of a checkpoint file."""
 
@@ -47,8 +47,8 @@ class Checkpoint:
 
 
 def checkpoint_content(state: TrainingState, engine: Engine, index: int, output: Tensor | None) -> dict[str, Any]:
-    """Returns the content of a checkpoint file, from a state that is up to date and the parameters at an index of the
-    engine's batch. `output` is the last end-to-end matrix or tensor of an experiment that ended.
+    """Returns the content of a checkpoint file, from a state and the parameters at an index of the engine's batch.
+    `output` is the last end-to-end matrix or tensor of an experiment that ended.
     """
     return {
         "model": engine.model.experiment_state(index),
@@ -77,52 +77,43 @@ def load_checkpoint(
     """
     content = load_dictionary(path)
     try:
-        checkpoint = _parse(content, model.factors_name, dtype)
-        optimizer_content = content["optimizer"]
+        parameters, optimizer_content, epoch = content["model"], content["optimizer"], int(content["epoch"])
+        factors = [parameters[f"{model.factors_name}.{index}"] for index in range(len(parameters))]
+        _require(factors and all(is_float_tensor(each) and each.dim() == 2 for each in factors), "it has no matrices")
+        dtype = dtype or str(factors[0].dtype).removeprefix("torch.")
+        _require(dtype in ("float32", "float64"), "its parameters are neither float32 nor float64")
+        factors = [factor.detach().to(getattr(torch, dtype)) for factor in factors]
+        evaluators = (content[f"{kind}_evaluator"] for kind in ("train", "val"))
+        train, validation = (metrics_of_evaluator(each, np.dtype(dtype)) for each in evaluators)
+        last_record = max([0, *(series.epochs[-1] for series in (train | validation).values())])
+        _require(last_record <= epoch < 2**62, f"its epoch, {epoch}, is out of range or before its last record")
+        trainer = content.get("trainer", {})
+        output, stop_reason = trainer.get("output"), trainer.get("stop_reason")
+        _require(stop_reason in (None, INTERRUPTED, *FINAL_REASONS), "the reason why it ended is unknown")
+        _require(is_float_tensor(output) or stop_reason not in FINAL_REASONS, "its last matrix or tensor is missing")
+        counts = int(trainer.get("zero_loss_validations", 0)), bool(trainer.get("moved_since_validation", True))
     except _ERRORS as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"is not a checkpoint of such a model ({reason}); give one written by this runner") from None
-    found = tuple(tuple(factor.shape) for factor in checkpoint.factors)
+    found = tuple(tuple(factor.shape) for factor in factors)
     if found != shapes:
         problem = f"has {len(found)} factors of shapes {found!s:.99}, not {len(shapes)} of {shapes!s:.99}"
         raise ValueError(f"{problem}; give the dataset, depth and width or number of components of its own run")
     try:
-        hyperparameters, state = _parse_optimizer(optimizer, optimizer_content, shapes, checkpoint.epoch + 1)
+        hyperparameters, optimizer_state = _parse_optimizer(optimizer, optimizer_content, shapes, epoch + 1)
     except _ERRORS:
         remedy = "give one that was, or the -optimizer of its own run"
         raise ValueError(f"was not written by {optimizer.__name__}; {remedy}") from None
-    return replace(checkpoint, optimizer_state=state, hyperparameters=hyperparameters)
-
-
-def _parse(content: dict, factors_name: str, dtype: str | None) -> Checkpoint:
-    model, trainer = content["model"], content.get("trainer", {})
-    factors = [model[f"{factors_name}.{index}"] for index in range(len(model))]
-    if not factors or not all(is_float_tensor(factor) and factor.dim() == 2 for factor in factors):
-        raise ValueError("its parameters are not matrices")
-    dtype = dtype or str(factors[0].dtype).removeprefix("torch.")
-    if dtype not in ("float32", "float64"):
-        raise ValueError("its parameters are neither float32 nor float64")
-    train, validation = (
-        metrics_of_evaluator(content[f"{kind}_evaluator"], np.dtype(dtype)) for kind in ("train", "val")
-    )
-    stop_reason, output = trainer.get("stop_reason"), trainer.get("output")
-    if stop_reason not in (None, INTERRUPTED, *FINAL_REASONS):
-        raise ValueError("the reason why it ended is unknown")
-    if not (is_float_tensor(output) or (output is None and stop_reason not in FINAL_REASONS)):
-        raise ValueError("its last matrix or tensor is missing")
-    epoch = int(content["epoch"])
-    if not max([0, *(series.epochs[-1] for series in (train | validation).values())]) <= epoch < 2**62:
-        raise ValueError(f"its epoch, {epoch}, is out of range or before its last record")
     return Checkpoint(
-        [factor.detach().to(getattr(torch, dtype)) for factor in factors],
-        {},
-        {},
-        History(train, validation),
-        epoch,
-        int(trainer.get("zero_loss_validations", 0)),
-        bool(trainer.get("moved_since_validation", True)),
-        stop_reason,
-        output,
+        factors=factors,
+        optimizer_state=optimizer_state,
+        hyperparameters=hyperparameters,
+        history=History(train, validation),
+        epoch=epoch,
+        zero_loss_validations=counts[0],
+        moved_since_validation=counts[1],
+        stop_reason=stop_reason,
+        output=output if stop_reason in FINAL_REASONS else None,
     )
 
 
@@ -152,6 +143,6 @@ def _parse_optimizer(
     return hyperparameters, known
 
 
-def _require(holds: bool) -> None:
+def _require(holds: Any, problem: str = "") -> None:
     if not holds:
-        raise ValueError
+        raise ValueError(problem)

@@ -19,6 +19,13 @@ from common.sweeps.folder import ExperimentFolder
 from common.training.history import History, TrainingState
 
 _load_checkpoint = lru_cache(maxsize=4)(load_checkpoint)
+_digest = lru_cache(maxsize=None)(sha256_of_file)
+
+
+def forget_files() -> None:
+    """Forgets the files that were read: a sweep reads each of them once, and the next sweep reads them again."""
+    _load_checkpoint.cache_clear()
+    _digest.cache_clear()
 
 
 class Identity(NamedTuple):
@@ -28,42 +35,40 @@ class Identity(NamedTuple):
     record: dict[str, Any]  # what its folder records; see `RecordedRun.identity`
 
 
-@dataclass(eq=False)
-class Experiment:
-    """One experiment of a sweep."""
+@dataclass(eq=False, kw_only=True)
+class Experiment(TrainingState):
+    """One experiment of a sweep: the state of its training, and where it is recorded."""
 
     number: int  # its place in the list, from 1
     parameters: dict[str, Any]  # as recorded in run_params.json
     problem: Problem
     identity: Identity
-    state: TrainingState
     factors: list[Tensor] = field(default_factory=list)  # where it starts, on the CPU
     optimizer_state: dict[str, Any] | None = None
     previous: RecordedRun | None = None  # the earlier run that it continues
     final_output: Tensor | None = None  # the last end-to-end matrix or tensor, if it ended in that run
     folder: ExperimentFolder | None = None  # from when it begins
-    saved_at: dict[str, int] = field(default_factory=dict)  # number of validations at the last output, by its flag
-    failed: bool = False  # whether an output could not be written
-    released: bool = False  # whether nothing is left to be trained or written, but for plots
+    saved_at: int = 0  # the number of validations at the last checkpoint
+    plotted_at: int = 0  # and at the last plots
+    has_results: bool = False  # whether nothing is left to be trained or written, but for plots and the finished mark
+
+    @property
+    def output_dir(self) -> Path:
+        """The absolute path of the output folder."""
+        return Path(self.parameters["output_dir"]).resolve()
 
     def start_from(self, checkpoint: Checkpoint) -> None:
         """Sets the starting point to that of a checkpoint."""
-        state, at_validation = self.state, (checkpoint.epoch + 1) % self.parameters["validate_every"] == 0
+        at_validation = (checkpoint.epoch + 1) % self.parameters["validate_every"] == 0
         # Several experiments may continue from it.
-        state.history = History(checkpoint.history.train, checkpoint.history.validation)
-        state.epoch, state.zero_loss_validations = checkpoint.epoch, checkpoint.zero_loss_validations
-        state.moved_since_validation = checkpoint.moved_since_validation and not at_validation
+        self.history = History(checkpoint.history.train, checkpoint.history.validation)
+        self.epoch, self.zero_loss_validations = checkpoint.epoch, checkpoint.zero_loss_validations
+        self.moved_since_validation = checkpoint.moved_since_validation and not at_validation
         self.factors, self.optimizer_state = checkpoint.factors, checkpoint.optimizer_state or None
 
     def release(self) -> None:
         """Frees the memory of an experiment whose results are written."""
-        self.state.history, self.factors, self.final_output, self.released = History(), [], None, True
-
-
-def _trainer_checkpoint(problem: Problem, dtype: str | None) -> Checkpoint:
-    path = problem.parameters["trainer_checkpoint"]
-    with flag_errors("trainer_checkpoint", path):
-        return _load_checkpoint(path, problem.model, tuple(problem.factor_shapes), problem.optimizer, dtype)
+        self.history, self.factors, self.final_output, self.has_results = History(), [], None, True
 
 
 def resolve(kind: type[Problem], parameters: Parameters) -> dict[str, Any]:
@@ -90,7 +95,7 @@ def identify(parameters: Parameters, values: Mapping[str, Any], equal: Counter) 
     for name in parameters.names("inputs"):
         if values[name]:
             with flag_errors(name, values[name]):
-                inputs[name] = sha256_of_file(values[name])
+                inputs[name] = _digest(values[name])
     defaults = {name: parameters.parser.get_default(name) for name in parameters.names("run", "start")}
     record = {"run": defaults, "outputs": parameters.names("outputs"), "inputs": inputs}
     if values["trainer_checkpoint"]:
@@ -116,17 +121,24 @@ def prepare(kind: type[Problem], values: Mapping[str, Any], identity: Identity, 
     Raises UserError. Writes nothing.
     """
     problem = kind({**values, "random_seed": drawn_seed(values["random_seed"])})
-    state = TrainingState(
+    experiment = Experiment(
+        number=number,
+        parameters=problem.parameters | problem.recorded,
+        problem=problem,
+        identity=identity,
         last_epoch=values["epochs"] - 1,
         zero_loss_tol=values["stop_on_zero_loss_tol"],
-        measure=problem.measure,
         keeps_history=values["store_checkpoints"] or values["plot_metrics"],
-        measures_at_once=problem.measures_at_once,
     )
-    experiment = Experiment(number, problem.parameters | problem.recorded, problem, identity, state)
     if values["trainer_checkpoint"]:
         experiment.start_from(_trainer_checkpoint(problem, values["dtype"]))
-        state.last_epoch += state.epoch + 1
+        experiment.last_epoch += experiment.epoch + 1
     else:
         experiment.factors = problem.initial_factors()
     return experiment
+
+
+def _trainer_checkpoint(problem: Problem, dtype: str | None) -> Checkpoint:
+    path = problem.parameters["trainer_checkpoint"]
+    with flag_errors("trainer_checkpoint", path):
+        return _load_checkpoint(path, problem.model, tuple(problem.factor_shapes), problem.optimizer, dtype)

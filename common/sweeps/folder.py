@@ -1,14 +1,13 @@
 """The folder of an experiment in training."""
 
-import os
 import platform
 import re
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +15,31 @@ import numpy
 import torch
 
 import common
-from common.files import Written, json_bytes, remove_temporary_files, utc_time, write_temporary
+from common.files import json_bytes, remove_temporary_files, utc_time, write_atomically
 from common.recorded_runs import newest_checkpoint
-from common.sweeps.processes import discard
 from common.tensor_files import tensor_bytes
 
 # The names of checkpoints. Files with other names are the user's.
 _CHECKPOINT = re.compile(r"\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d_epoch_\d+\.pt")
-# The number of the last folder that this process made with a name.
-_last_numbers: dict[Path, int] = defaultdict(int)
+# The number of the last folder that this process made with a name: to search it for thousands would take long.
+_last_numbers: dict[Path, int] = {}
 
 
 @dataclass
 class ExperimentFolder:
-    """A folder to which nothing else writes. It records `parameters` and `provenance`, to repeat the run.
-
-    Files are written under temporary names; see `DiskQueue.after_syncs`.
-    """
+    """A folder to which nothing else writes. It records `parameters` and `provenance`, to repeat the run."""
 
     path: Path
     parameters: dict[str, Any]
     provenance: dict[str, Any]
 
-    def write(self, name: str, content: bytes) -> Written:
-        """Writes a temporary file. Returns its path, and the path of the file `name`."""
-        return write_temporary(self.path / name, lambda temporary: temporary.write_bytes(content))
+    def write(self, name: str, content: bytes) -> None:
+        """Writes a file."""
+        write_atomically(self.path / name, content)
 
     def write_parameters(
         self, finished: bool, stop_reason: str | None, last_epoch: int, metrics: Mapping[str, float] | None = None
-    ) -> Written:
+    ) -> None:
         """Writes run_params.json: the flags, the provenance, the progress (`last_epoch` -1: not begun), and at the end
         the last value of each metric.
         """
@@ -53,7 +48,7 @@ class ExperimentFolder:
         if metrics is not None:
             status["metrics"] = metrics
         content = {**self.parameters, "provenance": self.provenance, "status": status}
-        return self.write("run_params.json", json_bytes(content))
+        self.write("run_params.json", json_bytes(content))
 
     def log(self, *lines: str) -> None:
         """Appends lines, with the time, to the log file, if there is one."""
@@ -63,53 +58,33 @@ class ExperimentFolder:
             with open(self.path / f"{name}.log", "a", encoding="utf-8") as file:
                 file.writelines(f"{utc_time()} {line}\n" for line in lines)
 
-    def write_checkpoint(self, content: dict[str, Any]) -> Written:
-        """Writes a checkpoint."""
-        (self.path / "checkpoints").mkdir(exist_ok=True)
-        return self.write(f"checkpoints/{utc_time()}_epoch_{content['epoch']}.pt", tensor_bytes(content))
+    def write_checkpoint(self, content: dict[str, Any]) -> None:
+        """Writes a checkpoint, and removes the others."""
+        directory, name = self.path / "checkpoints", f"{utc_time()}_epoch_{content['epoch']}.pt"
+        directory.mkdir(exist_ok=True)
+        self.write(f"checkpoints/{name}", tensor_bytes(content))
+        self.remove_checkpoints_but(directory / name)
 
-    def remove_old_checkpoints(self) -> None:
-        """Removes all checkpoints but the newest, which must be on the disk."""
-        newest = newest_checkpoint(self.path)
+    def remove_checkpoints_but(self, kept: Path | None) -> None:
+        """Removes the checkpoints but one."""
         for path in self.path.glob("checkpoints/*_epoch_*.pt"):
-            if path != newest and _CHECKPOINT.fullmatch(path.name):
+            if path != kept and _CHECKPOINT.fullmatch(path.name):
                 path.unlink(missing_ok=True)
 
-    def publish(self) -> None:
-        """Renames a new folder to `{output_dir}/{experiment_name}_{time}`, with `_2`, … appended if that exists."""
-        name = Path(self.parameters["output_dir"]) / f"{self.parameters['experiment_name']}_{utc_time()}"
-        while True:
-            _last_numbers[name] += 1
-            path = name if _last_numbers[name] == 1 else name.with_name(f"{name.name}_{_last_numbers[name]}")
-            try:
-                # Succeeds unless something else than an empty folder has this name.
-                os.replace(self.path, path)
-                self.path = path
-                return
-            except OSError:
-                if not os.path.lexists(path):
-                    raise
 
-    def plots(self) -> Path:
-        """The folder of the plots of the metrics, made if missing."""
-        directory = self.path / "plots"
-        directory.mkdir(exist_ok=True)
-        return directory
-
-
-def new_folder(
-    parameters: dict[str, Any], provenance: dict[str, Any], making: str, name: str, last_epoch: int = -1
-) -> ExperimentFolder:
-    """Makes a folder with its run_params.json in the hidden folder `making`, which no other process uses. It is
-    published when it is on the disk, so that no folder is without a run_params.json.
-    """
-    directory = Path(parameters["output_dir"]) / making
-    if directory.is_symlink() or not directory.is_dir():
-        discard(directory)
-    folder = ExperimentFolder(directory / name, parameters, provenance)
-    discard(folder.path)  # of a process of the same launch that died
-    folder.path.mkdir(parents=True)
-    os.replace(*folder.write_parameters(False, None, last_epoch))
+def new_folder(parameters: dict[str, Any], provenance: dict[str, Any], last_epoch: int = -1) -> ExperimentFolder:
+    """Makes the folder `{output_dir}/{experiment_name}_{time}`, with `_2`, … appended if that exists."""
+    name = Path(parameters["output_dir"]) / f"{parameters['experiment_name']}_{utc_time()}"
+    for number in count(_last_numbers.get(name, 0) + 1):
+        path = name if number == 1 else name.with_name(f"{name.name}_{number}")
+        try:
+            path.mkdir()
+            break
+        except FileExistsError:
+            pass
+    _last_numbers[name] = number
+    folder = ExperimentFolder(path, parameters, provenance)
+    folder.write_parameters(False, None, last_epoch)
     return folder
 
 
@@ -118,6 +93,7 @@ def reopen_folder(path: Path, parameters: dict[str, Any], provenance: dict[str, 
     folder = ExperimentFolder(path, parameters, provenance)
     for directory in (path, path / "checkpoints", path / "plots"):
         remove_temporary_files(directory)
+    folder.remove_checkpoints_but(newest_checkpoint(path))
     return folder
 
 

@@ -1,13 +1,45 @@
 """The runs of earlier sweeps that -resume continues."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
-from common.cli import Parameters, flag_errors
-from common.recorded_runs import RecordedRun, canonical, is_number, newest_checkpoint
+from common.cli import Parameters
+from common.recorded_runs import RecordedRun, canonical, is_number, newest_checkpoint, read_runs
 from common.sweeps.checkpoint import load_checkpoint
 from common.sweeps.experiment import Experiment, Identity, prepare
+from common.sweeps.progress import say
 from common.training.history import FINAL_REASONS, INTERRUPTED
+
+
+def resume_experiments(
+    experiments: Mapping[int, Experiment],
+    identities: Sequence[Identity],
+    parameters: Sequence[Parameters],
+    records: dict[Path, dict[str, Any]],
+) -> list[Experiment]:
+    """Returns the unfinished ones of this process's `experiments`; those with an earlier run continue it. `identities`
+    and `parameters` are those of all experiments of the sweep. Experiments that begin now belong to the earlier sweep
+    of their folder: its id and time are set in `records`.
+    """
+    folders = [Path(each["output_dir"]).resolve() for each in parameters]
+    matches: dict[int, RecordedRun] = {}
+    for directory in records:
+        runs, damaged = read_runs(directory)
+        for line in damaged:
+            say(f"skipped {directory}/{line}")
+        wanted = {index: identity for index, identity in enumerate(identities) if folders[index] == directory}
+        here = match_previous_runs(wanted, runs, parameters[0])
+        if newest := max(here.values(), key=lambda run: run.order, default=None):
+            known = {"id": newest.sweep.get("id"), "start_time": newest.order[0]}
+            records[directory] = {**records[directory], **known}
+        matches |= here
+    unfinished = []
+    for index, experiment in experiments.items():
+        run = matches.get(index)
+        if not (run and run.status.get("finished")):
+            unfinished.append(_continued(experiment, run) if run else experiment)
+    return unfinished
 
 
 def match_previous_runs(
@@ -21,7 +53,6 @@ def match_previous_runs(
     explicit = {(group, record["seed"]) for group, record in wanted.values()}
     asked = {name for identity in wanted.values() for name in (*identity.record["run"], *identity.record["outputs"])}
     table: dict[tuple, RecordedRun] = {}
-    equal: Counter = Counter()
     newest = None
     for run in runs:
         seed = run.parameters.get("random_seed")
@@ -29,13 +60,9 @@ def match_previous_runs(
             continue  # of other code
         names = asked.union(run.identity.get("run", ()), run.identity.get("outputs", ()))
         compared = {name: run.parameters.get(name, parameters.parser.get_default(name)) for name in names}
-        group = canonical([compared, run.inputs])
-        # The seed of a folder without an identity may have been drawn.
-        seed = run.identity.get("seed", seed if (group, seed) in explicit else -1)
-        sweep = run.sweep.get("id")
-        equal[sweep, group, seed] += 1
-        table[group, seed, run.identity.get("occurrence", equal[sweep, group, seed])] = run
-        newest = sweep if seed == -1 and (group, seed) in explicit else newest
+        group, seed = canonical([compared, run.inputs]), run.identity.get("seed", seed)
+        table[group, seed, run.identity.get("occurrence", 1)] = run
+        newest = run.sweep.get("id") if seed == -1 and (group, seed) in explicit else newest
     found = {index: table.get((group, each["seed"], each["occurrence"])) for index, (group, each) in wanted.items()}
     return {
         index: run
@@ -44,9 +71,9 @@ def match_previous_runs(
     }
 
 
-def restore(experiment: Experiment, run: RecordedRun) -> Experiment:
-    """Returns the experiment as the continuation of an unfinished run, with its seed and from its newest checkpoint, if
-    there is one. Raises UserError if that is damaged.
+def _continued(experiment: Experiment, run: RecordedRun) -> Experiment:
+    """Returns the experiment as the continuation of an unfinished run, with its seed and from its newest checkpoint. If
+    there is none, or if it is damaged, which costs a line, the experiment begins again.
     """
     problem, seed = experiment.problem, run.parameters["random_seed"]
     if seed != experiment.parameters["random_seed"]:
@@ -56,22 +83,24 @@ def restore(experiment: Experiment, run: RecordedRun) -> Experiment:
     path = newest_checkpoint(run.path)
     if path is None:
         return experiment
-    problem, state, first_epoch = experiment.problem, experiment.state, experiment.state.epoch
-    with flag_errors("resume", path, "remove it to start again"):
+    problem, first_epoch = experiment.problem, experiment.epoch
+    try:
         shapes, dtype = tuple(problem.factor_shapes), problem.parameters["dtype"]
         checkpoint = load_checkpoint(str(path), problem.model, shapes, problem.optimizer, dtype)
         ended = checkpoint.stop_reason in FINAL_REASONS
-        if not first_epoch <= checkpoint.epoch < state.last_epoch + ended:
-            raise ValueError(
-                f"is at epoch {checkpoint.epoch}, outside the run's {first_epoch + 1} to {state.last_epoch}"
-            )
+        if not first_epoch <= checkpoint.epoch < experiment.last_epoch + ended:
+            span = f"{first_epoch + 1} to {experiment.last_epoch}"
+            raise ValueError(f"is at epoch {checkpoint.epoch}, outside the run's {span}")
         if checkpoint.output is not None and checkpoint.output.shape != problem.model.matrix_shape(shapes):
             raise ValueError(f"has a last output of shape {tuple(checkpoint.output.shape)}")
+    except (OSError, ValueError) as error:
+        say(f"{path}: {error}; this experiment begins again")
+        return experiment
     experiment.start_from(checkpoint)
-    between_validations = (checkpoint.epoch + 1) % experiment.parameters["validate_every"] and state.epoch > first_epoch
     if ended:
-        state.stop_reason, experiment.final_output = checkpoint.stop_reason, checkpoint.output
-    elif checkpoint.stop_reason == INTERRUPTED and between_validations:
-        # A run without interruption has no such record.
-        state.history.drop_last(checkpoint.epoch)
+        experiment.stop_reason, experiment.final_output = checkpoint.stop_reason, checkpoint.output
+    between_validations = (checkpoint.epoch + 1) % experiment.parameters["validate_every"] > 0
+    if checkpoint.stop_reason == INTERRUPTED and between_validations and checkpoint.epoch > first_epoch:
+        # A checkpoint of version 1.0.0, which has a record there.
+        experiment.history.drop_last(checkpoint.epoch)
     return experiment

@@ -54,7 +54,7 @@ def read_outputs(output_dir: Path) -> dict[str, object]:
     """Returns the content of all output files that kills must not change, by experiment number and file name."""
     found: dict[str, object] = {"hidden": sorted(path.name for path in output_dir.glob(".*"))}
     for folder in output_dir.iterdir():
-        if not folder.is_dir():
+        if not (folder / "run_params.json").is_file():  # made by a process that was killed
             continue
         parameters = json.loads((folder / "run_params.json").read_text())
         number = parameters.pop("provenance")["sweep"]["experiment"]

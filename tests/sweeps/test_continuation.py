@@ -170,10 +170,8 @@ def save_original_checkpoint(path: Path, epochs: int, group=PLAIN_SGD, state=Non
             "epochs_with_values": [epoch for epoch, _ in pairs],
         }
 
-    train_metrics = {n: tracker(n, s, lambda epoch: True) for n, s in experiment.state.history.train.items()}
-    validated = {
-        n: tracker(n, s, lambda epoch: epoch % 50 == 49) for n, s in experiment.state.history.validation.items()
-    }
+    train_metrics = {n: tracker(n, s, lambda epoch: True) for n, s in experiment.history.train.items()}
+    validated = {n: tracker(n, s, lambda epoch: epoch % 50 == 49) for n, s in experiment.history.validation.items()}
     content = {
         "model": {f"layers.{index}": factor for index, factor in enumerate(factors)},
         "optimizer": {"state": state or {}, "param_groups": [group]},

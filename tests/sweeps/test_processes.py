@@ -14,8 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.cli import UserError
-from common.sweeps.folder import new_folder
-from common.sweeps.processes import World, hold_run_lock, other_launch, partition, world_from_env
+from common.sweeps.processes import World, folder_lock, partition, world_from_env
 from tests.conftest import ROOT, folders_in
 from tests.stress.kills import differences, read_outputs
 
@@ -49,102 +48,29 @@ def test_world_from_env(monkeypatch):
     monkeypatch.setenv("MASTER_PORT", "1234")
     assert world() == (5, 8, 1)
     assert world_from_env().launch == world_from_env().launch
-    other_user = os.geteuid() + 1
-    before = world_from_env().launch
-    monkeypatch.setattr(os, "geteuid", lambda: other_user)
-    assert world_from_env().launch != before
     monkeypatch.setenv("WORLD_SIZE", "5")
     with pytest.raises(UserError, match="RANK=5, WORLD_SIZE=5, LOCAL_RANK=1: must be integers"):
         world_from_env()
 
 
-def test_later_lock_sees_earlier_lock(tmp_path):
-    with hold_run_lock(tmp_path, World("a")) as first:
-        assert other_launch(first) is None
-        time.sleep(0.01)
-        with hold_run_lock(tmp_path, World("b")) as second, hold_run_lock(tmp_path, World("b", 1, 2)):
-            assert other_launch(second)["pid"] == os.getpid()
-            # Locks of the same launch and later locks are ignored.
-            assert other_launch(first) is None
-    assert list(tmp_path.iterdir()) == []
+def test_lock_is_shared_by_runs_and_exclusive_for_resume(tmp_path):
+    one, two = World("a"), World("b")
+    with folder_lock(tmp_path, one, resume=False), folder_lock(tmp_path, two, resume=False):
+        pass
+    for resumes in (False, True):
+        with folder_lock(tmp_path, one, resumes):
+            with pytest.raises(UserError, match=f"-resume: another process is running experiments in {tmp_path}"):
+                folder_lock(tmp_path, two, resume=True).__enter__()
+            with folder_lock(tmp_path, two, resume=False):
+                pass
+    with folder_lock(tmp_path, two, resume=True):
+        pass
 
 
-def test_files_of_dead_processes_are_removed(tmp_path):
-    (tmp_path / ".lock-dead-0").write_text("{}")
-    (tmp_path / ".making-dead-0").mkdir()
-    (tmp_path / ".making-dead-0/run_params.json").touch()
-    with hold_run_lock(tmp_path, World("a")) as lock:
-        assert other_launch(lock) is None
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_symlinks_are_not_followed(tmp_path, capsys):
-    """Creates links, folders and pipes with the names of lock files and temporary folders."""
-    out, outside = tmp_path / "out", tmp_path / "outside"
-    for directory in (out, outside):
-        directory.mkdir()
-    (outside / "precious").write_text("content")
-    for number, name in enumerate((".lock-dead-0", ".lock-a-0", ".lock-dead-1")):
-        (out / name).symlink_to(outside / "precious" if number < 2 else outside)
-    for name in (".making-dead-0", ".making-a-0"):
-        (out / name).symlink_to(outside)
-    for name in (".lock-dead-2", ".making-a-1"):
-        os.mkfifo(out / name)
-    (out / ".lock-dead-3").mkdir()
-    with hold_run_lock(out, World("a")) as lock:
-        assert other_launch(lock) is None
-        assert json.loads(lock.read_text())["pid"] == os.getpid()
-        for rank in range(2):
-            new = new_folder({"output_dir": str(out), "experiment_name": f"x{rank}"}, {}, f".making-a-{rank}", "1")
-            new.publish()
-            assert not new.path.is_symlink()
-    assert {path.name: path.is_file() and path.read_text() for path in outside.iterdir()} == {"precious": "content"}
-    remaining = [path.name for path in out.iterdir()]
-    assert sorted(remaining)[:5] == [*(f".lock-dead-{number}" for number in (1, 2, 3)), ".making-a-0", ".making-a-1"]
-    assert len(remaining) == 7
-    assert capsys.readouterr().err.count("skipped (is not a regular file") == 3
-
-
-def test_other_lock_is_opened_read_only(tmp_path):
-    path = tmp_path / ".lock-other-0"
-    with hold_run_lock(tmp_path, World("other")), hold_run_lock(tmp_path, World("a")) as lock:
-        os.utime(path, (0, 0))
-        path.chmod(0o444)
-        opened, open_file = [], os.open
-
-        def recording(name, flags, *arguments, **kwargs):
-            opened.append((name, flags & os.O_ACCMODE))
-            return open_file(name, flags, *arguments, **kwargs)
-
-        with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(os, "open", recording)
-            assert other_launch(lock)["pid"] == os.getpid()
-    assert {flags for name, flags in opened if name == path} == {os.O_RDONLY}
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-@pytest.mark.parametrize("sticky", [False, True])
-def test_locks_of_another_user(tmp_path, sticky):
-    """Another user sees that a lock is held. What a process that died left costs a line if it cannot be removed."""
-    tmp_path.chmod(0o1777 if sticky else 0o777)
-    script = "import os\nfrom common.sweeps.processes import *\nos.setuid(12345)\n"
-    script += "with hold_run_lock(Path(), World('b')) as lock: print(other_launch(lock))"
-
-    def run_as_another_user():
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", script]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
-        assert done.returncode == 0, done.stderr
-        return done.stdout, done.stderr
-
-    with hold_run_lock(tmp_path, World("a")):
-        output, errors = run_as_another_user()
-    assert (f"'pid': {os.getpid()}," in output, errors) == (True, "")
-    (tmp_path / ".lock-dead-0").touch(mode=0o444)
-    (tmp_path / ".making-dead-0").mkdir()
-    skipped = ".lock-dead-0: skipped (Operation not permitted)\n"
-    assert run_as_another_user() == ("None\n", skipped if sticky else "")
-    assert len(list(tmp_path.iterdir())) == (2 if sticky else 0)
+def test_processes_of_one_launch_resume_together(tmp_path):
+    with folder_lock(tmp_path, World("a", 0, 2), resume=True), folder_lock(tmp_path, World("a", 1, 2), resume=True):
+        with pytest.raises(UserError, match="-resume: another process"):
+            folder_lock(tmp_path, World("b"), resume=True).__enter__()
 
 
 def launch_torchrun(number, cwd, *arguments, **kwargs):
@@ -185,8 +111,8 @@ def test_resume_after_killed_process_with_other_world_size(tmp_path, single_proc
     deadline = time.monotonic() + 120
     while not list(out.glob("[!.]*")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    (one, *_) = [json.loads(path.read_text())["pid"] for path in out.glob(".lock-*")]
-    os.kill(one, signal.SIGKILL)
+    workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    os.kill(int(workers.split()[0]), signal.SIGKILL)
     process.communicate(timeout=120)
     assert process.returncode
     process = launch_torchrun(3, tmp_path, "-output_dir", str(out), "-save_every_num_val", "5", "-resume")
@@ -221,7 +147,7 @@ def test_resume_is_refused_while_another_process_runs(tmp_path, dataset):
     (working,) = [process for process in processes if process is not refused]
     _, errors = refused.communicate()
     assert refused.returncode == 2
-    assert f"-resume: process {working.pid} on " in errors
+    assert "-resume: another process is running experiments in " in errors
     working.send_signal(signal.SIGTERM)
     _, errors = working.communicate(timeout=60)
     assert working.returncode == 143

@@ -24,19 +24,6 @@ def read_table(directory):
         return list(csv.DictReader(file))
 
 
-@pytest.fixture
-def folders_read(monkeypatch):
-    """Returns a list that collects the names of the folders that are read."""
-    names, read = [], results_table.read_run
-
-    def counting(folder):
-        names.append(folder.name)
-        return read(folder)
-
-    monkeypatch.setattr(results_table, "read_run", counting)
-    return names
-
-
 def test_row_for_each_run_of_all_sweeps(tmp_path):
     run(tmp_path, {"depth": 2, "random_seed": 7}, {"depth": 3, "lr": 1e-2, "save_results": True})
     run(tmp_path, {"random_seed": 5, "tracked_e2e_value_of": [[0, 1]]})
@@ -70,23 +57,13 @@ def test_numbers_of_tensor_completion(tmp_path):
     assert "mse_loss" in row
 
 
-def test_finished_runs_are_not_read_again(tmp_path, folders_read):
+def test_table_follows_the_folders(tmp_path):
     run(tmp_path, {"random_seed": 1}, {"random_seed": 2})
-    first = read_table(tmp_path)
-    assert len(folders_read) == 2
-    folders_read.clear()
-    run(tmp_path, {"random_seed": 3})
-    rows = read_table(tmp_path)
-    assert [row for row in rows if row["random_seed"] != "3"] == first
-    assert folders_read == [row["folder"] for row in rows if row["random_seed"] == "3"]
-    # A folder that was removed has no row; one that was changed is read again.
-    folders_read.clear()
-    changed, removed = [tmp_path / row["folder"] for row in first]
+    changed, removed = [tmp_path / row["folder"] for row in read_table(tmp_path)]
     removed.rename(tmp_path.parent / "elsewhere")
     content = json.loads((changed / "run_params.json").read_text())
     (changed / "run_params.json").write_text(json.dumps({**content, "lr": 0.5}))
-    write_results_table(tmp_path)
-    assert folders_read == [changed.name]
+    run(tmp_path, {"random_seed": 3})
     assert {row["random_seed"]: float(row["lr"]) for row in read_table(tmp_path)} == {"1": 0.5, "3": 3e-3}
 
 
@@ -115,18 +92,12 @@ def test_diverged_run_has_empty_cells(tmp_path):
     assert (row["finished"], row["stop_reason"], row["fro_e2e_norm"]) == ("True", "diverged", "")
 
 
-@pytest.mark.parametrize(
-    "content", [b"folder,sweep", b"folder,sweep,experiment,finished,stop_reason,last_epoch\n\0,\n"]
-)
-def test_other_file_is_kept_and_damaged_table_is_written_anew(content, tmp_path, capsys):
-    (tmp_path / "results.csv").write_bytes(content)
+def test_other_file_of_this_name_is_kept(tmp_path, capsys):
+    (tmp_path / "results.csv").write_bytes(b"folder,sweep")
     run(tmp_path, {})
-    if content == b"folder,sweep":
-        problem = "there is another file of this name; move it away"
-        assert f"{tmp_path / 'results.csv'} was not written: {problem}\n" in capsys.readouterr().out
-        assert (tmp_path / "results.csv").read_bytes() == content
-    else:
-        assert len(read_table(tmp_path)) == 1
+    problem = "there is another file of this name; move it away"
+    assert f"{tmp_path / 'results.csv'} was not written: {problem}\n" in capsys.readouterr().out
+    assert (tmp_path / "results.csv").read_bytes() == b"folder,sweep"
 
 
 def test_failure_does_not_end_the_sweep(tmp_path, monkeypatch, capsys):

@@ -1,18 +1,17 @@
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from common.cli import RunFailed, UserError
+from common.cli import UserError
 from common.problems.matrix_factorization import MatrixFactorization
+from common.sweeps import progress
 from common.sweeps import sweep as sweep_module
 from common.sweeps.experiment import prepare
 from common.sweeps.folder import ExperimentFolder, new_folder
-from common.sweeps.outputs import MetricPlots, Throttle
 from common.sweeps.plans import Job
+from common.sweeps.plots import MetricPlots
 from common.sweeps.sweep import run_jobs, run_sweep
 from tests.conftest import KINDS, MATRIX, ROOT, folders_in, parse_parameters, runs_by_number
 
@@ -48,7 +47,7 @@ def planned_batches(monkeypatch):
     """Replaces training; returns a list that collects (number of experiments, device) of each batch."""
     batches = []
     monkeypatch.setattr(
-        sweep_module, "train_batch", lambda batch, device, kernel, context: batches.append((len(batch), str(device)))
+        sweep_module, "train_batch", lambda batch, device, *_: batches.append((len(batch), str(device)))
     )
     return batches
 
@@ -136,13 +135,9 @@ def test_number_of_diverged_experiments_is_shown(tmp_path, capsys):
 
 def test_folder_names_are_unique(tmp_path):
     parameters = {"output_dir": str(tmp_path), "experiment_name": "same"}
-    folders = [new_folder(parameters, {}, ".making", str(number)) for number in range(5)]
-    assert [path.name for path in tmp_path.iterdir()] == [".making"]
-    for folder in folders:
-        folder.publish()
-    paths = [folder.path for folder in folders]
+    paths = [new_folder(parameters, {}).path for _ in range(5)]
     assert len(set(paths)) == 5
-    assert sorted(tmp_path.glob("[!.]*")) == sorted(paths)
+    assert sorted(tmp_path.iterdir()) == sorted(paths)
     assert all((path / "run_params.json").exists() for path in paths)
 
 
@@ -165,76 +160,38 @@ def test_non_finite_metrics_are_null_in_json(tmp_path):
     assert json.loads(text)["mse_loss"] is None
 
 
-def test_failure_is_recorded_and_outputs_are_kept(tmp_path, monkeypatch):
-    results = MatrixFactorization.results
-
-    def failing(self, state, output):
-        if self.parameters["file_log"]:
-            raise OSError("no space left on device")
-        return results(self, state, output)
-
-    monkeypatch.setattr(MatrixFactorization, "results", failing)
-    with pytest.raises(RunFailed, match=r"1 of 3 failed: .*no space left"):
-        run_experiments(tmp_path, {}, {"file_log": True}, {"lr": 1e-3})
-    found = {number: runs[0][0]["status"]["stop_reason"] for number, runs in runs_by_number(tmp_path).items()}
-    assert found == {1: "epochs", 2: "failed", 3: "epochs"}
-
-
-def test_throttle_limits_share_of_time():
-    """Simulates one second of training before each possible output of 3 seconds."""
-    clock = [0.0]
-    throttle, written = Throttle(0.05, lambda: clock[0]), 0
-    for _ in range(10_000):
-        clock[0] += 1
-        if throttle.allows(0.5):
-            with throttle.spending():
-                clock[0] += 3
-            written += 1
-    assert 0.03 * clock[0] < 3 * written <= 0.05 * clock[0]
-
-
-def test_checkpoints_and_plots_during_training(tmp_path, monkeypatch):
+def test_checkpoints_and_plots_during_training(tmp_path, monkeypatch, frequent_outputs):
     saved, drawn, write_checkpoint = [], [], ExperimentFolder.write_checkpoint
 
     def write(self, content):
         saved.append(content["epoch"])
         return write_checkpoint(self, content)
 
+    def draw(self, experiment, then):
+        drawn.append(len(experiment.history.train["mse_loss"].epochs))
+        then(0.0)
+
     monkeypatch.setattr(ExperimentFolder, "write_checkpoint", write)
-
-    def draw(self, experiment, then=lambda: None):
-        drawn.append(len(experiment.state.history.train["mse_loss"].epochs))
-        then()
-
     monkeypatch.setattr(MetricPlots, "draw", draw)
     outputs = {"epochs": 460, "store_checkpoints": True, "plot_metrics": True, "save_every_num_val": 2}
-    # The native engine would run all of these validations in one call.
-    run_experiments(tmp_path, {**outputs, "engine": "torch"}, output_share=np.inf)
+    run_experiments(tmp_path, {**outputs, "engine": "torch"})
     assert saved == [99, 199, 299, 399, 459]
     assert drawn == [2, 4, 6, 8, 10]
 
 
-def test_old_checkpoint_is_kept_until_new_one_has_its_name(tmp_path, monkeypatch):
-    folder = new_folder({"output_dir": str(tmp_path), "experiment_name": "x"}, {}, ".making", "1")
-    os.replace(*folder.write_checkpoint({"epoch": 1}))
-    (first,) = (folder.path / "checkpoints").iterdir()
-    content = first.read_bytes()
-
-    def breaking(path, content):
-        path.write_text("half of it")
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="no space left"):
-        patched.setattr(Path, "write_bytes", breaking)
-        folder.write_checkpoint({"epoch": 2})
-    assert [path.read_bytes() for path in (folder.path / "checkpoints").iterdir()] == [content]
-    file = folder.write_checkpoint({"epoch": 3})
-    folder.remove_old_checkpoints()
-    assert first.read_bytes() == content
-    os.replace(*file)
-    folder.remove_old_checkpoints()
-    (only,) = (folder.path / "checkpoints").iterdir()
-    assert only.name.endswith("_epoch_3.pt")
+def test_outputs_in_mid_run_are_paced(monkeypatch):
+    """Simulates a second of training before each possible output of 3 seconds."""
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    pace, written = progress.Pace(), 0
+    assert not pace.is_due()
+    for _ in range(10_000):
+        clock[0] += 1
+        if pace.is_due():
+            clock[0] += 3
+            pace.took(3)
+            written += 1
+    assert 0.04 * clock[0] < 3 * written <= 0.05 * clock[0]
 
 
 def test_matrix_sensing_recovers_low_rank_target(tmp_path):

@@ -1,0 +1,229 @@
+"""Trains a batch of experiments, and writes the folder of each."""
+
+import os
+import time
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.files import json_bytes, utc_time
+from common.signals import Stop
+from common.sweeps.checkpoint import checkpoint_content
+from common.sweeps.experiment import Experiment
+from common.sweeps.folder import host_facts, new_folder, reopen_folder
+from common.sweeps.plots import MetricPlots
+from common.sweeps.progress import Pace, Progress, numbers, say
+from common.tensor_files import tensor_bytes
+from common.training.history import EPOCHS, INTERRUPTED, STALLED, Metrics
+from common.training.native_engine import Engine, Kernel, NativeEngine
+from common.training.torch_engine import TorchEngine
+from common.training.trainer import Trainer
+
+_REASONS = {STALLED: "stalled: steps no longer change any parameter", EPOCHS: "all epochs done"}
+
+
+@dataclass
+class SweepContext:
+    """What the batches of a sweep have in common."""
+
+    num_experiments: int  # in the list, those of other processes included
+    records: dict[Path, dict[str, Any]]  # what folders record of the sweep, by output folder
+    rank: int  # of this process
+    stop: Stop
+    plots: MetricPlots
+    num_failed: int = 0
+    first_failure: str = ""
+    # Experiments that are to be marked as finished, and their last metrics
+    ended: list[tuple[Experiment, dict[str, float]]] = field(default_factory=list)
+    pace: Pace = field(default_factory=Pace)  # of marking them
+
+    def fail(self, experiments: Sequence[Experiment], error: Exception) -> None:
+        """Records the failure of those experiments of a batch whose results are not written."""
+        failed = [experiment for experiment in experiments if not experiment.has_results]
+        which, place = f"{len(failed)} of {self.num_experiments} experiments", failed[0].parameters["output_dir"]
+        if len(failed) == 1:
+            which = f"{failed[0].number}/{self.num_experiments}"
+            place = failed[0].folder.path if failed[0].folder else place
+        line = f"{place}: {type(error).__name__}: {error}"
+        say(f"{which} failed: {line}")
+        self.num_failed, self.first_failure = self.num_failed + len(failed), self.first_failure or line
+        for experiment in failed:
+            with suppress(Exception):
+                experiment.folder.write_parameters(False, "failed", experiment.epoch)
+                experiment.folder.log("failed: " + "".join(traceback.format_exception(error)))
+            experiment.release()
+
+    def mark_finished(self) -> None:
+        """Marks the experiments that ended as finished, once everything else of them is on the disk."""
+        begin, ended = time.monotonic(), self.ended
+        if ended:
+            self.ended = []
+            os.sync()
+            for experiment, metrics in ended:
+                try:
+                    experiment.folder.write_parameters(True, experiment.stop_reason, experiment.epoch, metrics)
+                except OSError as error:
+                    experiment.has_results = False
+                    self.fail([experiment], error)
+        self.pace.took(time.monotonic() - begin)
+
+    def log(self, experiment: Experiment, *lines: str) -> None:
+        """Logs lines to the experiment's file, or to the console if there is only one experiment."""
+        experiment.folder.log(*lines)
+        if self.num_experiments == 1 and not experiment.parameters["file_log"]:
+            say("\n".join(lines))
+
+
+def build_engine(experiments: Sequence[Experiment], device: torch.device, kernel: Kernel | None) -> Engine:
+    """Returns the engine of a batch: the native one if there is a kernel, else torch's."""
+    problems = [experiment.problem for experiment in experiments]
+    factors = zip(*(experiment.factors for experiment in experiments), strict=True)
+    model = problems[0].model([torch.stack(each).to(device) for each in factors])
+    objective = problems[0].objective(problems, model.values)
+    states, num_steps = [experiment.optimizer_state for experiment in experiments], experiments[0].epoch + 1
+    hyperparameters = problems[0].optimizer.hyperparameters
+    settings = {name: [each.parameters[name] for each in experiments] for name in hyperparameters}
+    optimizer = problems[0].optimizer(settings, model, num_steps, states if all(states) else None)
+    parts = model, objective, optimizer
+    return NativeEngine(*parts, kernel) if kernel else TorchEngine(*parts)
+
+
+def build_trainer(experiments: Sequence[Experiment], engine: Engine) -> Trainer:
+    """Returns the trainer of a batch."""
+    problem = experiments[0].problem
+
+    def measure(states: Sequence[Experiment], *observed: Any) -> tuple[Metrics, Metrics]:
+        return problem.measure([state.problem for state in states], *observed)
+
+    every, most_zero_losses = experiments[0].parameters["validate_every"], problem.max_zero_loss_validations
+    return Trainer(engine, experiments, every, most_zero_losses, measure, problem.measures_at_once)
+
+
+def train_batch(
+    experiments: Sequence[Experiment], device: torch.device, kernel: Kernel | None, context: SweepContext
+) -> None:
+    """Trains experiments of equal shape that are at the same epoch until all have ended, or a signal comes. If they
+    ended in an earlier run, writes their results. An error ends the batch: `context` records which experiments failed.
+    """
+    try:
+        engine = build_engine(experiments, device, kernel)
+        for experiment in experiments:
+            if context.stop:
+                return
+            _begin(experiment, context, device, engine.name)
+        if experiments[0].stop_reason is None:
+            _train(build_trainer(experiments, engine), context)
+        for experiment in experiments:
+            if experiment.final_output is not None and not context.stop:
+                _finish(experiment, experiment.final_output, context)
+    except Exception as error:
+        context.fail(experiments, error)
+
+
+def _begin(experiment: Experiment, context: SweepContext, device: torch.device, engine_name: str) -> None:
+    """Makes or reopens the experiment's folder."""
+    parameters, previous, epoch = experiment.parameters, experiment.previous, experiment.epoch
+    facts = host_facts(device, engine_name)
+    sweep = {**context.records[experiment.output_dir], "experiment": experiment.number}
+    provenance = {**facts, "start_time": utc_time(), "sweep": sweep, "identity": experiment.identity.record}
+    if previous is None:
+        experiment.folder = new_folder(parameters, provenance, epoch)
+        num_parameters = sum(factor.numel() for factor in experiment.factors)
+        last = f"model parameters: {num_parameters}, device: {device}"
+        context.log(experiment, *(f"{name}: {value}" for name, value in parameters.items()), last)
+        return
+    before = previous.provenance
+    resumed = before.get("resumed") if isinstance(before.get("resumed"), int) else 0
+    provenance |= {"start_time": before.get("start_time"), "sweep": before["sweep"], "resumed": resumed + 1}
+    # The host that computed the part before.
+    provenance["before"] = {name: before.get(name) for name in facts if name != "command"}
+    path = Path(parameters["output_dir"]) / previous.path.name  # as given, not resolved
+    experiment.folder = reopen_folder(path, parameters, provenance)
+    experiment.folder.write_parameters(False, None, epoch)
+    where = f"after epoch {epoch:,}" if epoch >= 0 else "from the beginning"
+    context.log(experiment, f"resumed {where}, device: {device}")
+
+
+def _train(trainer: Trainer, context: SweepContext) -> None:
+    progress, pace = Progress(trainer, context.rank > 0), Pace()
+    try:
+        while trainer.running and not context.stop:
+            ended = trainer.advance()
+            for experiment, engine, index, output in ended:
+                experiment.final_output = torch.from_numpy(output)
+                if experiment.parameters["store_checkpoints"]:
+                    _save_checkpoint(experiment, engine, index)
+            for experiment, *_ in ended:
+                if not context.stop:
+                    _finish(experiment, experiment.final_output, context)
+            progress.show(trainer)
+            if pace.is_due() and not context.stop:
+                begin = time.monotonic()
+                _write_in_mid_run(trainer, context, progress, pace)
+                pace.took(time.monotonic() - begin)
+            context.plots.collect()
+            if context.pace.is_due():
+                context.mark_finished()
+    finally:
+        progress.close()
+    for index, experiment in enumerate(trainer.running):
+        metrics = numbers(experiment.history.last_values())
+        context.log(experiment, f"interrupted, epoch {experiment.epoch:,}: {metrics}")
+        experiment.folder.write_parameters(False, INTERRUPTED, experiment.epoch)
+        if experiment.parameters["store_checkpoints"] and experiment.epoch >= 0:
+            _save_checkpoint(experiment, trainer.engine, index)
+
+
+def _write_in_mid_run(trainer: Trainer, context: SweepContext, progress: Progress, pace: Pace) -> None:
+    """Writes the checkpoints and plots that are due by -save_every_num_val, and logs."""
+    if (trainer.epoch + 1) % trainer.validate_every:
+        return
+    validations = (trainer.epoch + 1) // trainer.validate_every
+    should_log = progress.should_log()
+    for index, experiment in enumerate(trainer.running):
+        parameters = experiment.parameters
+        due = validations - parameters["save_every_num_val"]
+        # All at once, so that they can be continued in one batch.
+        if parameters["store_checkpoints"] and experiment.saved_at <= due:
+            _save_checkpoint(experiment, trainer.engine, index)
+            experiment.saved_at = validations
+        if should_log and (parameters["file_log"] or context.num_experiments == 1):
+            context.log(experiment, f"epoch {trainer.epoch:,}: {numbers(experiment.history.last_values())}")
+    due = [each for each in trainer.running if each.parameters["plot_metrics"]]
+    due = [each for each in due if each.plotted_at <= validations - each.parameters["save_every_num_val"]]
+    # One experiment's plots after the other's.
+    if due and not context.plots.waiting:
+        oldest = min(due, key=lambda experiment: experiment.plotted_at)
+        oldest.plotted_at = validations
+        context.plots.draw(oldest, pace.took)
+
+
+def _save_checkpoint(experiment: Experiment, engine: Engine, index: int) -> None:
+    """Writes the checkpoint of an experiment whose parameters are at an index of the engine's batch."""
+    experiment.folder.write_checkpoint(checkpoint_content(experiment, engine, index, experiment.final_output))
+
+
+def _finish(experiment: Experiment, output: torch.Tensor, context: SweepContext) -> None:
+    """Writes the results of an experiment that ended, all but its last checkpoint."""
+    folder, metrics = experiment.folder, experiment.history.last_values()
+    results = experiment.problem.results(experiment, output)
+    for name, tensor in results.tensors.items():
+        folder.write(name, tensor_bytes(tensor))
+    if results.numbers:
+        folder.write(results.name, json_bytes(results.numbers))
+    values = metrics | results.extra_metrics
+    headline = {name: value for name, value in values.items() if experiment.problem.headline.fullmatch(name)}
+    reason = _REASONS.get(experiment.stop_reason, experiment.stop_reason.replace("_", " "))
+    end = f"{reason}, epoch {experiment.epoch:,}: "
+    folder.log(end + numbers(values))
+    say(f"{experiment.number}/{context.num_experiments} {folder.path}: {end}{numbers(headline)}")
+    if experiment.parameters["plot_metrics"]:
+        context.plots.draw(experiment, lambda _: context.ended.append((experiment, metrics)))
+    else:
+        context.ended.append((experiment, metrics))
+    experiment.release()
