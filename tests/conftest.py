@@ -59,8 +59,13 @@ def make_trainer(experiments, native=False):
         optimizer = problem.optimizer, num_observed, problem.decays
         kernel = native_kernel(problem.model, shapes, factors[0].dtype, *optimizer)
     engine = build_engine(experiments, torch.device("cpu"), kernel)
-    states, every = [experiment.state for experiment in experiments], experiments[0].parameters["validate_every"]
-    return Trainer(engine, states, every, problem.max_zero_loss_validations)
+    problems = {experiment.state: experiment.problem for experiment in experiments}
+
+    def measure(states, *observed):
+        return problem.measure([problems[state] for state in states], *observed)
+
+    every, most = experiments[0].parameters["validate_every"], problem.max_zero_loss_validations
+    return Trainer(engine, list(problems), every, most, measure, problem.measures_at_once)
 
 
 def train(experiments, native=False):

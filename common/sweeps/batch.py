@@ -22,8 +22,6 @@ from common.training.trainer import Trainer
 _REASONS = {STALLED: "stalled: steps no longer change any parameter", EPOCHS: "all epochs done"}
 # After a signal, running experiments are saved for this long: a launcher kills processes that take longer.
 _SAVING_SECONDS = 1.2
-# This long after a signal, slow metrics, such as the CP rank of a large tensor, are abandoned.
-_MEASURING_SECONDS = 0.8
 # Approximate time to compute and save the metrics of one validation.
 _SECONDS_PER_VALIDATION = 2e-6
 
@@ -76,19 +74,15 @@ def train_batch(
 def _train(experiments: Sequence[Experiment], engine: Engine, context: SweepContext) -> None:
     experiment_of = {experiment.state: experiment for experiment in experiments}
     every, problem = experiments[0].parameters["validate_every"], experiments[0].problem
-    trainer = Trainer(engine, list(experiment_of), every, problem.max_zero_loss_validations, lambda: bool(context.stop))
-    for state in experiment_of:
-        if state.measures_at_once:  # which may take long; other metrics are computed in several threads
-            state.measure = context.stop.raising(_MEASURING_SECONDS)(state.measure)
+
+    def measure(states, *observed):
+        return problem.measure([experiment_of[state].problem for state in states], *observed)
+
+    most = problem.max_zero_loss_validations
+    trainer = Trainer(engine, list(experiment_of), every, most, measure, problem.measures_at_once)
     outputs = [Checkpoints(context), *([context.plots] if context.plots else []), Progress(context, trainer)]
-    complete = True  # whether the last advance ended
     while trainer.running and not context.stop:
-        try:
-            ended = trainer.advance()
-        except Interrupted:
-            complete = False
-            break
-        for state, last_engine, index, output in ended:
+        for state, last_engine, index, output in trainer.advance():
             if context.disk.seconds_after_signal() > _SAVING_SECONDS:
                 break  # these continue from older checkpoints
             experiment, output = experiment_of[state], torch.from_numpy(output)
@@ -103,10 +97,11 @@ def _train(experiments: Sequence[Experiment], engine: Engine, context: SweepCont
             if not context.stop:
                 each.on_validation(trainer, running)
         context.disk.sync_if_due()
-        trainer.discard(experiment.state for experiment in running if experiment.failed)
+        if all(experiment.failed for experiment in running):
+            break
     outputs[-1].close()
     if trainer.running:
-        _interrupt(trainer, [experiment_of[state] for state in trainer.running], context, complete)
+        _interrupt(trainer, [experiment_of[state] for state in trainer.running], context)
 
 
 def _begin(experiment: Experiment, context: SweepContext, device: torch.device, engine_name: str) -> None:
@@ -181,10 +176,8 @@ def _write_end(experiment: Experiment, results: Results, context: SweepContext) 
     say(f"{experiment.number}/{context.num_experiments} {folder.path}: {end}{numbers(headline)}")
 
 
-def _interrupt(trainer: Trainer, experiments: Sequence[Experiment], context: SweepContext, complete: bool) -> None:
-    """Saves running experiments while there is time, those with the oldest checkpoints first. Unless the last
-    advance is `complete`, writes no checkpoints, because some experiments may have ended.
-    """
+def _interrupt(trainer: Trainer, experiments: Sequence[Experiment], context: SweepContext) -> None:
+    """Saves running experiments while there is time, those with the oldest checkpoints first."""
     ended = list(zip(experiments, trainer.interrupt(), strict=True))
     ended.sort(key=lambda pair: pair[0].saved_at.get("store_checkpoints", 0))
     most_seconds = _SAVING_SECONDS - _SECONDS_PER_VALIDATION * (trainer.epoch // trainer.validate_every)
@@ -198,17 +191,15 @@ def _interrupt(trainer: Trainer, experiments: Sequence[Experiment], context: Swe
                 context.disk.rename_after_sync(experiment, file)
             if experiment.parameters["store_checkpoints"] and trainer.epoch >= 0:
                 saved = False
-                if complete and context.disk.seconds_after_signal() <= most_seconds:
+                if context.disk.seconds_after_signal() <= most_seconds:
                     with suppress(Interrupted):  # by a metric that takes long
-                        trainer.sync(index)
                         save_checkpoint(context, experiment, engine, index)
                         saved = True
                 num_unsaved += not saved
         context.disk.sync_if_due()
     if num_unsaved:
         say(f"no time for {num_unsaved} of {len(ended)} checkpoints: -resume continues from older ones, if any")
-    for experiment, (state, _, index, output) in ended:
-        if complete and not experiment.failed and context.disk.seconds_after_signal() <= most_seconds:
+    for experiment, (state, _, _, output) in ended:
+        if not experiment.failed and context.disk.seconds_after_signal() <= most_seconds:
             with context.guard(experiment), suppress(Interrupted):
-                trainer.sync(index)
                 _write_end(experiment, experiment.problem.results(state, torch.from_numpy(output)), context)

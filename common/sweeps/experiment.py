@@ -119,9 +119,7 @@ def prepare(kind: type[Problem], values: Mapping[str, Any], identity: Identity, 
     state = TrainingState(
         last_epoch=values["epochs"] - 1,
         zero_loss_tol=values["stop_on_zero_loss_tol"],
-        measure=problem.measure,
         keeps_history=values["store_checkpoints"] or values["plot_metrics"],
-        measures_at_once=problem.measures_at_once,
     )
     experiment = Experiment(number, problem.parameters | problem.recorded, problem, identity, state)
     if values["trainer_checkpoint"]:

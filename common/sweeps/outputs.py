@@ -157,7 +157,6 @@ class Checkpoints:
                 for index in due:
                     if not self._context.stop:
                         with self._context.guard(running[index]):
-                            trainer.sync(index)
                             save_checkpoint(self._context, running[index], trainer.engine, index)
                             running[index].saved_at["store_checkpoints"] = (trainer.epoch + 1) // trainer.validate_every
                 self._context.disk.sync()
@@ -184,7 +183,6 @@ class MetricPlots:
         if due and not self._waiting and self._throttle.allows(0.5):
             index = due[0]
             with self._context.guard(running[index]):
-                trainer.sync(index)
                 self.draw(running[index])
                 running[index].saved_at["plot_metrics"] = (trainer.epoch + 1) // trainer.validate_every
 
@@ -259,9 +257,10 @@ class Progress:
             return
         self._next_log = elapsed + max(1.0, elapsed / 10)
         with self._throttle.spending():
-            for index, experiment in enumerate(running):
+            for experiment in running:
                 with self._context.guard(experiment):
-                    if (experiment.parameters["file_log"] or self._total == 1) and (metrics := trainer.latest(index)):
+                    metrics = experiment.state.history.last_values()
+                    if (experiment.parameters["file_log"] or self._total == 1) and metrics:
                         self._context.log(experiment, f"epoch {trainer.epoch:,}: {numbers(metrics)}")
 
     def close(self) -> None:
