@@ -92,14 +92,14 @@ def rank(singular_values: Tensor, shape: tuple[int, int], dtype: torch.dtype) ->
     return (singular_values > threshold).sum(-1) + singular_values[..., 0] * 0
 
 
-def reconstruction_error(tensors: Tensor, target: Tensor) -> Tensor:
-    """Returns ‖T − target‖_F / ‖target‖_F (n,) of `tensors` (n, ...) and `target` (...), which is not zero; NaN for a
-    tensor with an entry that is not finite.
+def reconstruction_error(tensors: Tensor, targets: Tensor) -> Tensor:
+    """Returns ‖T − target‖_F / ‖target‖_F (n,) of `tensors` (n, ...) and `targets`, one (...) or a target for each
+    (n, ...), which are not zero; NaN for a tensor with an entry that is not finite.
     """
-    differences = (tensors - target).flatten(1)
+    differences = (tensors - targets).flatten(1)
     scale = _power_of_two(differences.abs().amax(1))
     norms = torch.linalg.vector_norm(differences / scale[:, None], dim=1) * scale
-    return norms / torch.linalg.vector_norm(target)
+    return norms / torch.linalg.vector_norm(targets, dim=tuple(range(1 - tensors.dim(), 0)))
 
 
 def balancedness(factors: Sequence[Tensor]) -> Tensor:

@@ -1,7 +1,7 @@
 """Deep matrix factorization, fitted to linear observations of a matrix."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -43,7 +43,7 @@ class MatrixFactorization:
         self.optimizer, self.decays = optimizer_of(parameters), parameters["weight_decay"] > 0
         exclusive(parameters, "enforce_pos_det", "enforce_neg_det")
         self.dataset = load_samples(load_matrix_sensing, parameters["dataset_path"], parameters["num_samples"])
-        self._target = self.dataset.target_matrix.double()
+        self._target = self.dataset.target_matrix.double().numpy()
         available = load_samples(load_matrix_sensing, parameters["dataset_path"])
         self.num_observations = parameters["num_samples"], len(available.observations)
         self.output_shape = rows, cols = self.dataset.shape
@@ -59,18 +59,25 @@ class MatrixFactorization:
             (entry,) = set(range(rows * cols)) - set(self.dataset.observed_entries.tolist())
             self.recorded["unobserved_entry"] = list(divmod(entry, cols))
             self._tracked = list(dict.fromkeys([*self._tracked, divmod(entry, cols)]))
-        # Compiled before training, because signals would wait for it there.
-        self._metrics_2x2 = self._compile_metrics_2x2() if self.output_shape == (2, 2) else None
+        # What is measured besides norms and ranks, as metrics_2x2 expects it.
+        self._others = [f"e2e_{row}_{col}_value" for row, col in self._tracked]
+        self._others += ["singular_value_0"] * parameters["track_singular_values"]
+        self._others += ["reconstruction_error"] * bool(self._target.any())
+        self._others += ["schatten_half_quasi_norm"] * parameters["track_schatten_norm"]
+        is_2x2 = self.output_shape == (2, 2)
+        self._metrics_2x2 = metrics_2x2(np.dtype(parameters["dtype"]), tuple(self._others)) if is_2x2 else None
         # With other sensing matrices than single entries, a batch shares them.
-        sensing = () if self.observes_entries else (parameters["dataset_path"], parameters["num_samples"])
+        sensing = () if self.observes_entries else (parameters["dataset_path"],)
         depth, width = parameters["depth"], parameters["hidden_dim"]
         if width and depth == 1:
             raise flag_error("hidden_dim", width, "there are no inner factors at -depth 1; give a depth of at least 2")
         self.factor_shapes = factor_shapes(rows, cols, depth, width)
-        self.batch_key = (tuple(self.factor_shapes), self.optimizer, self.decays, *sensing)
+        of_factors = parameters["track_balancedness"], parameters["track_sharpness"]
+        metrics = parameters["num_samples"], *self._others, *of_factors
+        self.batch_key = (tuple(self.factor_shapes), self.optimizer, self.decays, *sensing, *metrics)
         self.multiplications = step_multiplications(self.factor_shapes)
         self.multiplications += 0 if self.observes_entries else 2 * rows * cols * parameters["num_samples"]
-        self.measures_at_once = parameters["track_balancedness"] or parameters["track_sharpness"]
+        self.measures_at_once = any(of_factors)
         self.num_metrics = 8 + len(self._tracked) + parameters["track_singular_values"] * min(rows, cols)
         more = "track_schatten_norm", "track_balancedness", "track_sharpness"
         self.num_metrics += sum(parameters[name] for name in more)
@@ -114,22 +121,61 @@ class MatrixFactorization:
             target[observed] = dataset.observations.to(like.dtype)
         return entry_objective(entries, targets.to(like), [1.0] * len(entries))
 
+    @staticmethod
     def measure(
-        self, losses: np.ndarray, outputs: np.ndarray, factors: Sequence[Tensor] = ()
+        problems: Sequence["MatrixFactorization"],
+        losses: np.ndarray,
+        outputs: np.ndarray,
+        factors: Sequence[Sequence[Tensor]] = (),
     ) -> tuple[Metrics, Metrics]:
-        train, validation = self._measure_outputs(losses, outputs)
-        if self.measures_at_once:
-            validation = {**validation, **self._measure_factors(factors)}
+        first, values = problems[0], problems[0].parameters
+        targets = np.concatenate([problem._target for problem in problems]).reshape(-1, *first.output_shape)
+        if first._metrics_2x2:
+            mse, loss, *others = first._metrics_2x2(losses, outputs, values["num_samples"], targets)
+            train = {"mse_loss": mse, "sse_loss_div_2": loss}
+            validation = dict(zip((*_NORMS_AND_RANKS, *first._others), others, strict=True))
+            if values["track_singular_values"]:
+                validation["singular_value_1"] = validation["distance_from_rank_1"]
+        else:
+            train, validation = first._measure_with_torch(losses, outputs, targets)
+        if first.measures_at_once:
+            of_factors = {}
+            with one_thread():
+                if values["track_balancedness"]:
+                    doubles = [[factor.double() for factor in own] for own in factors]
+                    of_factors["balancedness"] = torch.stack([matrix_metrics.balancedness(own) for own in doubles])
+                if values["track_sharpness"]:
+                    each = [sharpness(problem._loss, own) for problem, own in zip(problems, factors, strict=True)]
+                    of_factors["sharpness"] = torch.stack(each)
+            validation |= _as_arrays(of_factors, losses)
         return train, validation
 
-    def _measure_factors(self, factors: Sequence[Tensor]) -> Metrics:
-        metrics = {}
-        with one_thread():
-            if self.parameters["track_balancedness"]:
-                metrics["balancedness"] = matrix_metrics.balancedness([factor.double() for factor in factors])[None]
-            if self.parameters["track_sharpness"]:
-                metrics["sharpness"] = sharpness(self._loss, factors)[None]
-        return _as_arrays(metrics, getattr(torch, self.parameters["dtype"]))
+    def _measure_with_torch(
+        self, losses: np.ndarray, outputs: np.ndarray, targets: np.ndarray
+    ) -> tuple[Metrics, Metrics]:
+        """Returns the metrics of losses (B, K), products (B, K, rows, cols) and targets (B, rows, cols)."""
+        loss, products = torch.from_numpy(losses).flatten(), torch.from_numpy(outputs).flatten(0, 1)
+        # Each entry is contiguous in memory, so that operations on entries use long vectors.
+        entries = products.movedim(0, -1).contiguous()
+        singular_values = matrix_metrics.singular_values(entries.double().movedim(-1, 0))
+        train = {"mse_loss": 2 * loss.double() / self.parameters["num_samples"], "sse_loss_div_2": loss}
+        measured = (
+            matrix_metrics.frobenius_norm(singular_values),
+            matrix_metrics.nuclear_norm(singular_values),
+            matrix_metrics.effective_rank(singular_values),
+            matrix_metrics.distance_from_rank_1(singular_values),
+            matrix_metrics.rank(singular_values, self.output_shape, products.dtype),
+        )
+        validation = dict(zip(_NORMS_AND_RANKS, measured, strict=True))
+        validation |= {f"e2e_{row}_{col}_value": entries[row, col] for row, col in self._tracked}
+        if "singular_value_0" in self._others:
+            validation |= {f"singular_value_{k}": values for k, values in enumerate(singular_values.unbind(1))}
+        if "reconstruction_error" in self._others:
+            each_target = torch.from_numpy(targets).repeat_interleave(losses.shape[1], 0)
+            validation["reconstruction_error"] = matrix_metrics.reconstruction_error(products.double(), each_target)
+        if "schatten_half_quasi_norm" in self._others:
+            validation["schatten_half_quasi_norm"] = matrix_metrics.schatten_quasi_norm(singular_values, 0.5)
+        return _as_arrays(train, losses), _as_arrays(validation, losses)
 
     def _loss(self, factors: Sequence[Tensor]) -> Tensor:
         """Returns the loss of float64 factors, for automatic differentiation."""
@@ -140,58 +186,6 @@ class MatrixFactorization:
             observed = self.dataset.sensing_matrices.double().flatten(1) @ output
         return (observed - observations).square().sum() / 2
 
-    def _compile_metrics_2x2(self) -> Callable[[np.ndarray, np.ndarray], tuple[Metrics, Metrics]] | None:
-        """Returns `_measure_outputs` in C for 2×2 matrices, or None if there is no C compiler."""
-        parameters = self.parameters
-        others = [f"e2e_{row}_{col}_value" for row, col in self._tracked]
-        others += ["singular_value_0"] * parameters["track_singular_values"]
-        others += ["reconstruction_error"] * bool(self._target.any())
-        others += ["schatten_half_quasi_norm"] * parameters["track_schatten_norm"]
-        dtype, target = np.dtype(parameters["dtype"]), self._target.numpy()
-        metrics = metrics_2x2(dtype, parameters["num_samples"], target, others)
-        if metrics is None:
-            return None
-        names = *_NORMS_AND_RANKS, *others
-
-        def measure(losses: np.ndarray, outputs: np.ndarray) -> tuple[Metrics, Metrics]:
-            mse, loss, *values = metrics(losses, outputs)
-            validation = dict(zip(names, values, strict=True))
-            if parameters["track_singular_values"]:
-                validation["singular_value_1"] = validation["distance_from_rank_1"]
-            return {"mse_loss": mse, "sse_loss_div_2": loss}, validation
-
-        return measure
-
-    def _measure_outputs(self, losses: np.ndarray, outputs: np.ndarray) -> tuple[Metrics, Metrics]:
-        if self._metrics_2x2:
-            return self._metrics_2x2(losses, outputs)
-        dtype, num_samples = getattr(torch, self.parameters["dtype"]), self.parameters["num_samples"]
-        track_singular_values = self.parameters["track_singular_values"]
-        loss = torch.from_numpy(losses)
-        # Each entry is contiguous in memory, so that operations on entries use long vectors.
-        entries = torch.from_numpy(np.ascontiguousarray(np.moveaxis(outputs, 0, -1)))
-        singular_values = matrix_metrics.singular_values(entries.double().movedim(-1, 0))
-        train = {"mse_loss": 2 * loss.double() / num_samples, "sse_loss_div_2": loss}
-        measured = (
-            matrix_metrics.frobenius_norm(singular_values),
-            matrix_metrics.nuclear_norm(singular_values),
-            matrix_metrics.effective_rank(singular_values),
-            matrix_metrics.distance_from_rank_1(singular_values),
-            matrix_metrics.rank(singular_values, self.output_shape, dtype),
-        )
-        validation = dict(zip(_NORMS_AND_RANKS, measured, strict=True))
-        for row, col in self._tracked:
-            validation[f"e2e_{row}_{col}_value"] = entries[row, col]
-        if track_singular_values:
-            for index in range(singular_values.shape[1]):
-                validation[f"singular_value_{index}"] = singular_values[:, index]
-        if self._target.any():
-            products = torch.from_numpy(outputs).double()
-            validation["reconstruction_error"] = matrix_metrics.reconstruction_error(products, self._target)
-        if self.parameters["track_schatten_norm"]:
-            validation["schatten_half_quasi_norm"] = matrix_metrics.schatten_quasi_norm(singular_values, 0.5)
-        return _as_arrays(train, dtype), _as_arrays(validation, dtype)
-
     def results(self, state: TrainingState, output: Tensor) -> Results:
         """What -save_results asks for: the product matrix (rows, cols), and the last value of every metric."""
         if not self.parameters["save_results"]:
@@ -200,5 +194,7 @@ class MatrixFactorization:
         return Results({"final_e2e_matrix.pt": output}, MATRIX_METRICS, numbers)
 
 
-def _as_arrays(metrics: Mapping[str, Tensor], dtype: torch.dtype) -> Metrics:
-    return {name: values.to(dtype, copy=True).numpy() for name, values in metrics.items()}
+def _as_arrays(metrics: Mapping[str, Tensor], losses: np.ndarray) -> Metrics:
+    """Returns metrics as arrays with the dtype and shape of `losses`."""
+    dtype = torch.from_numpy(losses).dtype
+    return {name: values.to(dtype, copy=True).numpy().reshape(losses.shape) for name, values in metrics.items()}

@@ -43,11 +43,11 @@ class Problem(Protocol):
     recorded: dict[str, Any]  # what run_params.json records besides
     optimizer: type[Optimizer]
     decays: bool  # whether there is weight decay
-    batch_key: tuple  # experiments with equal keys can be trained in one batch
+    batch_key: tuple  # experiments with equal keys can be trained in one batch, and have the same metrics
     output_shape: tuple[int, ...]  # of the end-to-end matrix or tensor
     factor_shapes: list[tuple[int, int]]  # of the factors
     observes_entries: bool  # whether every observation is one entry
-    measures_at_once: bool  # see TrainingState
+    measures_at_once: bool  # see Trainer
     multiplications: int  # per step, approximately
     num_observations: tuple[int, int]  # that are used, and that the dataset has
     num_metrics: int  # per validation, approximately
@@ -62,11 +62,16 @@ class Problem(Protocol):
     def objective(problems: Sequence["Problem"], like: Tensor) -> Objective:
         """Returns the objective of a batch of problems with equal keys, with the dtype and device of `like`."""
 
+    @staticmethod
     def measure(
-        self, losses: np.ndarray, outputs: np.ndarray, factors: Sequence[Tensor] = ()
+        problems: Sequence["Problem"],
+        losses: np.ndarray,
+        outputs: np.ndarray,
+        factors: Sequence[Sequence[Tensor]] = (),
     ) -> tuple[Metrics, Metrics]:
-        """Train and validation metrics (n,) from losses (n,) and end-to-end matrices or tensors (n, rows, cols). If the
-        problem measures at once, then n = 1, and `factors` are those of that moment, on the CPU.
+        """Returns train and validation metrics (B, K) of B problems with equal keys, from losses (B, K) and end-to-end
+        matrices or tensors (B, K, rows, cols). If they measure at once, then K = 1, and `factors` are those of each
+        experiment, on the CPU.
         """
 
     def results(self, state: TrainingState, output: Tensor) -> Results:

@@ -64,7 +64,8 @@ class TensorFactorization:
         self.num_metrics = 2 + parameters["track_tensor_rank"] + parameters["track_sharpness"] + num_norms
         self.factor_shapes = [(dim, rank) for dim in dims]
         on_observed_entries = steps_on_observed_entries(dims, parameters["num_samples"])
-        self.batch_key = (dims, rank, self.optimizer, self.decays, on_observed_entries)
+        metrics = parameters["track_tensor_rank"], parameters["track_sharpness"], num_norms
+        self.batch_key = (dims, rank, self.optimizer, self.decays, on_observed_entries, *metrics)
         self.multiplications = 3 * prod(dims) * rank
         # Factors and Khatri–Rao products with their gradients and copies; outputs and observations.
         self.working_size = 6 * (2 * sum(dims) + prod(dims[:split]) + prod(dims[split:])) * rank + 8 * prod(dims)
@@ -83,23 +84,32 @@ class TensorFactorization:
         # Weight 2 / n makes the objective, half the weighted sum of squares, their mean.
         return entry_objective(entries, targets.to(like), [2 / len(observed) for observed in entries])
 
+    @staticmethod
     def measure(
-        self, losses: np.ndarray, outputs: np.ndarray, factors: Sequence[Tensor] = ()
+        problems: Sequence["TensorFactorization"],
+        losses: np.ndarray,
+        outputs: np.ndarray,
+        factors: Sequence[Sequence[Tensor]] = (),
     ) -> tuple[Metrics, Metrics]:
-        target, dtype = self.dataset.target_tensor, getattr(torch, self.parameters["dtype"])
-        tensors = torch.from_numpy(outputs).double().flatten(1)
-        validation = {"reconstruction_error": reconstruction_error(tensors, target.double().flatten())}
-        if self.parameters["track_tensor_rank"]:
-            tol = self.parameters["tensor_rank_tol"]
-            ranks = [_rank_and_bound(tensor.view(target.shape), tol)[0] for tensor in tensors]
+        values, (size, count) = problems[0].parameters, losses.shape
+        targets = [problem.dataset.target_tensor.double() for problem in problems]
+        flat_targets = torch.stack(targets).view(size, 1, -1).expand(-1, count, -1).flatten(0, 1)
+        tensors = torch.from_numpy(outputs).double().view(size * count, -1)
+        validation = {"reconstruction_error": reconstruction_error(tensors, flat_targets)}
+        if values["track_tensor_rank"]:
+            tols = [problem.parameters["tensor_rank_tol"] for problem in problems]
+            cubes = zip(tensors.view(size, -1), targets, tols, strict=True)
+            ranks = [_rank_and_bound(tensor.view(target.shape), tol)[0] for tensor, target, tol in cubes]
             validation["model_tensor_rank"] = torch.tensor([math.nan if rank is None else rank for rank in ranks])
-        if self.parameters["track_sharpness"]:
+        if values["track_sharpness"]:
             with one_thread():
-                validation["sharpness"] = sharpness(self._loss, factors)[None]
-        if num_norms := self.parameters["track_component_norms"]:
-            norms = component_norms([factor.double() for factor in factors])
-            validation |= {f"component_norm_{index}": norms[index : index + 1] for index in range(num_norms)}
-        metrics = {name: values.to(dtype).numpy() for name, values in validation.items()}
+                each = [sharpness(problem._loss, own) for problem, own in zip(problems, factors, strict=True)]
+            validation["sharpness"] = torch.stack(each)
+        if num_norms := values["track_component_norms"]:
+            norms = torch.stack([component_norms([factor.double() for factor in own]) for own in factors])
+            validation |= {f"component_norm_{index}": norms[:, index] for index in range(num_norms)}
+        dtype = getattr(torch, values["dtype"])
+        metrics = {name: each.to(dtype).view(size, count).numpy() for name, each in validation.items()}
         return {"mse_loss": losses.copy()}, metrics
 
     def _loss(self, factors: Sequence[Tensor]) -> Tensor:

@@ -1,6 +1,6 @@
 """The state of one experiment in training, and its recorded metrics."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -13,6 +13,8 @@ Metrics = Mapping[str, np.ndarray]
 # Why an experiment ended, as in the `status` of run_params.json.
 FINAL_REASONS = DIVERGED, ZERO_LOSS, STALLED, EPOCHS = "diverged", "zero_loss", "stalled", "epochs"
 INTERRUPTED = "interrupted"
+# As many parts of a history wait to be joined: each of a few records has more overhead than content.
+_MOST_PARTS = 500
 
 
 class Series(NamedTuple):
@@ -27,70 +29,58 @@ class History:
 
     def __init__(self, train: Mapping[str, Series] | None = None, validation: Mapping[str, Series] | None = None):
         self._train, self._validation = dict(train or {}), dict(validation or {})
-        # Epochs, train and validation metrics that were appended since a metric was read. They are joined when one is.
-        self._new: list[tuple[np.ndarray, Metrics, Metrics]] = []
+        self._new: list[tuple[np.ndarray, Metrics, Metrics, tuple]] = []  # arguments of `extend`, not joined yet
 
     @property
     def train(self) -> dict[str, Series]:
-        self._join()
-        return dict(self._train)
+        return dict(self._join()[0])
 
     @property
     def validation(self) -> dict[str, Series]:
-        self._join()
-        return dict(self._validation)
+        return dict(self._join()[1])
 
-    def extend(self, epochs: np.ndarray, train: Metrics, validation: Metrics) -> None:
-        """Appends values (n,) of every metric at `epochs` (n,)."""
-        self._new.append((epochs, train, validation))
+    def extend(self, epochs: np.ndarray, train: Metrics, validation: Metrics, where: tuple = ()) -> None:
+        """Appends `values[where]` (n,) of every metric at `epochs` (n,). Experiments of a batch share `values`; all
+        calls have the same metrics.
+        """
+        self._new.append((epochs, train, validation, where))
+        if len(self._new) == _MOST_PARTS:
+            self._join()
 
-    def _join(self) -> None:
-        if not self._new:
-            return
-        (all_epochs, *new), self._new = zip(*self._new, strict=True), []
-        joined: dict[tuple[int, ...], np.ndarray] = {}
-        for metrics, new_metrics in zip((self._train, self._validation), new, strict=True):
-            parts = {name: [series] for name, series in metrics.items()}
-            for epochs, values_by_name in zip(all_epochs, new_metrics, strict=True):
-                for name, values in values_by_name.items():
-                    parts.setdefault(name, []).append(Series(epochs, values))
-            for name, series in parts.items():
-                epochs, values = zip(*series, strict=True)
+    def _join(self) -> tuple[dict[str, Series], dict[str, Series]]:
+        new, self._new, joined = self._new, [], {}
+        for metrics, kind in ((self._train, 1), (self._validation, 2)):
+            for name in new[0][kind] if new else ():
+                parts = [metrics[name]] if name in metrics else []
+                parts += [Series(part[0], part[kind][name][part[3]]) for part in new]
+                epochs, values = zip(*parts, strict=True)
                 if (key := tuple(map(id, epochs))) not in joined:
                     joined[key] = np.concatenate(epochs)
                 metrics[name] = Series(joined[key], np.concatenate(values))
+        return self._train, self._validation
 
     def drop_last(self, epoch: int) -> None:
         """Removes the records of `epoch`, which no records follow."""
-        self._join()
         for metrics in (self._train, self._validation):
             for name, (epochs, values) in list(metrics.items()):
-                kept = len(epochs) - (epochs[-1] == epoch)
-                metrics[name] = Series(epochs[:kept], values[:kept])
-                if not kept:
+                metrics[name] = Series(epochs[epochs < epoch], values[epochs < epoch])
+                if epochs[0] == epoch:
                     del metrics[name]
 
     def last_values(self) -> dict[str, float]:
         """Returns the last value of every metric that was recorded at the last epoch."""
-        if self._new:
-            _, train, validation = self._new[-1]
-            return {name: float(values[-1]) for name, values in {**train, **validation}.items()}
-        metrics = self._train | self._validation
+        metrics = self.train | self.validation
         newest = max((series.epochs[-1] for series in metrics.values()), default=-1)
         return {name: float(values[-1]) for name, (epochs, values) in metrics.items() if epochs[-1] == newest}
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, kw_only=True)
 class TrainingState:
-    """When an experiment ends, how it is measured, and its progress."""
+    """When an experiment ends, and its progress."""
 
     last_epoch: int  # the last epoch to run
     zero_loss_tol: float  # losses below this count as zero
-    # Train and validation metrics (n,) by name; see Problem.measure.
-    measure: Callable[[np.ndarray, np.ndarray, Sequence[Tensor]], tuple[Metrics, Metrics]]
     keeps_history: bool = True  # False: only the last record is kept
-    # True: metrics are not postponed, because they need the factors, or because a signal would have to wait for them.
-    measures_at_once: bool = False
     history: History = field(default_factory=History)
     epoch: int = -1  # the last finished epoch
     zero_loss_validations: int = 0  # in a row, up to the last validation

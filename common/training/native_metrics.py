@@ -1,10 +1,11 @@
 """Metrics of 2×2 matrices in C (kernels/matrix_metrics_2x2.c), ten times faster than with PyTorch."""
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
+import torch
 
 from common.training.compilation import NativeUnavailable, compiled_kernel
 
@@ -13,47 +14,34 @@ _NUMBERS = {f"e2e_{row}_{col}_value": 2 * row + col for row in (0, 1) for col in
 _NUMBERS |= {"singular_value_0": 4, "reconstruction_error": 5, "schatten_half_quasi_norm": 6}
 
 
-def metrics_2x2(
-    dtype: np.dtype, num_samples: int, target: np.ndarray, others: Sequence[str]
-) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
-    """Returns a function of losses (n,) and matrices (n, 2, 2) of this `dtype`, or None if there is no C compiler. The
-    function returns metrics (7 + len(others), n): the mean squared error of `num_samples` observations, the loss,
-    Frobenius norm, nuclear norm, effective rank, distance from rank 1, and rank; then those named in `others`: entries
-    (e2e_0_0_value, …), singular_value_0, schatten_half_quasi_norm, or reconstruction_error, which is relative to the
-    norm of `target` (2, 2).
+@cache
+def metrics_2x2(dtype: np.dtype, others: tuple[str, ...]) -> Callable[..., np.ndarray] | None:
+    """Returns a function of losses (B, K), matrices (B, K, 2, 2), the number of observations, and targets (B, 2, 2); or
+    None if there is no C compiler. Losses and matrices have this `dtype`, targets float64. The function returns metrics
+    (7 + len(others), B, K): the mean squared error of the observations, the loss, Frobenius norm, nuclear norm,
+    effective rank, distance from rank 1, and rank; then those named in `others`: entries (e2e_0_0_value, …),
+    singular_value_0, schatten_half_quasi_norm, or reconstruction_error, which is relative to the norm of the target.
 
     They are computed in float64 and rounded. In float32 they are equal to those of common/metrics/matrix.py or differ
     by one unit in the last place; in float64 they differ by at most 5, unless they are denormal or the nuclear norm
-    overflows. The bits of a result depend on its loss and matrix alone.
+    overflows. The bits of a result depend on its loss, matrix and target alone.
     """
-    library = _library(dtype.name)
-    if library is None:
+    real, integer = {"float32": ("float", "int32_t"), "float64": ("double", "int64_t")}[dtype.name]
+    try:
+        kernel = compiled_kernel("matrix_metrics_2x2.c", REAL=real, INTEGER=integer).metrics
+    except NativeUnavailable:
         return None
-    # These pointers hold references to their arrays.
-    selection = np.array([_NUMBERS[name] for name in others], np.int64).ctypes.data_as(ctypes.c_void_p)
-    target_entries = np.array(target, np.float64).ctypes.data_as(ctypes.c_void_p)
-    constants = num_samples, np.finfo(dtype).eps, len(others), selection, target_entries, np.linalg.norm(target)
+    size, number, address = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
+    kernel.argtypes, kernel.restype = [size, size, *[address] * 4, number, number, size, address, address], None
+    selection, eps = np.array([_NUMBERS[name] for name in others], np.int64), np.finfo(dtype).eps
 
-    def measure(losses: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+    def measure(losses: np.ndarray, matrices: np.ndarray, num_samples: int, targets: np.ndarray) -> np.ndarray:
+        norms = torch.linalg.vector_norm(torch.from_numpy(targets), dim=(1, 2)).numpy()
         # Every array whose address is passed has a name here, so that it lives until the kernel has returned.
-        losses, matrices = np.ascontiguousarray(losses, dtype), np.ascontiguousarray(matrices, dtype)
-        results = np.empty((7 + len(others), len(losses)), dtype)
-        inputs = losses.ctypes.data, matrices.ctypes.data
-        library.metrics(len(losses), *inputs, *constants, results.ctypes.data)
+        arrays = [np.ascontiguousarray(each) for each in (losses, matrices, targets, norms)]
+        results = np.empty((7 + len(others), *losses.shape), dtype)
+        addresses = [each.ctypes.data for each in arrays]
+        kernel(*losses.shape, *addresses, num_samples, eps, len(others), selection.ctypes.data, results.ctypes.data)
         return results
 
     return measure
-
-
-@cache
-def _library(dtype: str) -> ctypes.CDLL | None:
-    real, integer = {"float32": ("float", "int32_t"), "float64": ("double", "int64_t")}[dtype]
-    try:
-        library = compiled_kernel("matrix_metrics_2x2.c", REAL=real, INTEGER=integer)
-    except NativeUnavailable:
-        return None
-    integer, number, address = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
-    matrices, others, target = [address, address, number, number], [integer, address], [address, number]
-    library.metrics.argtypes = [integer, *matrices, *others, *target, address]
-    library.metrics.restype = None
-    return library

@@ -90,8 +90,9 @@ INLINE void store(doubles values, int64_t number, real *target) {
     memcpy(target, &rounded, number * sizeof(real));
 }
 
-INLINE void measure(int64_t number, int64_t count, const real *losses, const real *matrices, double num_samples,
-                    double eps, int64_t num_others, const int64_t *others, const double *target, double target_norm,
+/* Computes metrics of `number` matrices of one experiment; those of one metric are `stride` apart from the next. */
+INLINE void measure(int64_t number, int64_t stride, const real *losses, const real *matrices, const double *target,
+                    double target_norm, double num_samples, double eps, int64_t num_others, const int64_t *others,
                     real *results) {
     doubles loss = {0}, entries[4] = {{0}};
     for (int64_t l = 0; l < number; l++) {
@@ -108,12 +109,12 @@ INLINE void measure(int64_t number, int64_t count, const real *losses, const rea
     const doubles threshold = first * (2 * eps);
     const integers rank = -(first > threshold) - (second > threshold);
     store(loss * (2 / num_samples), number, results);
-    store(loss, number, results + count);
-    store(norm(first, second) * scale, number, results + 2 * count);
-    store(sum * scale, number, results + 3 * count);
-    store(exponential(entropy), number, results + 4 * count);
-    store(second * scale, number, results + 5 * count);
-    store(__builtin_convertvector(rank, doubles) + first * 0, number, results + 6 * count);
+    store(loss, number, results + stride);
+    store(norm(first, second) * scale, number, results + 2 * stride);
+    store(sum * scale, number, results + 3 * stride);
+    store(exponential(entropy), number, results + 4 * stride);
+    store(second * scale, number, results + 5 * stride);
+    store(__builtin_convertvector(rank, doubles) + first * 0, number, results + 6 * stride);
     for (int64_t k = 0; k < num_others; k++) {
         doubles values;
         if (others[k] < 4) {
@@ -133,23 +134,27 @@ INLINE void measure(int64_t number, int64_t count, const real *losses, const rea
         } else {
             values = (sum + 2 * square_root(first * second)) * scale;
         }
-        store(values, number, results + (7 + k) * count);
+        store(values, number, results + (7 + k) * stride);
     }
 }
 
-/* Computes metrics (7 + num_others, count) from losses (count,) and matrices (count, 2, 2): the mean squared error, the
-   loss, Frobenius norm, nuclear norm, effective rank, second singular value and rank. `others` selects what follows: an
-   entry of the matrix (0 to 3), the first singular value (4), the distance from `target` (4,) in units of its norm (5),
-   or the Schatten-1/2 quasi-norm (6). `eps` is that of REAL. */
-void metrics(int64_t count, const real *losses, const real *matrices, double num_samples, double eps,
-             int64_t num_others, const int64_t *others, const double *target, double target_norm, real *results) {
-    for (int64_t i = 0; i < count; i += WIDTH) {
-        const real *matrix = matrices + 4 * i;
-        if (count - i >= WIDTH) /* The compiler knows the number. */
-            measure(WIDTH, count, losses + i, matrix, num_samples, eps, num_others, others, target, target_norm,
-                    results + i);
-        else
-            measure(count - i, count, losses + i, matrix, num_samples, eps, num_others, others, target, target_norm,
-                    results + i);
-    }
+/* Computes metrics (7 + num_others, batch_size, count) from losses (batch_size, count) and matrices (batch_size, count,
+   2, 2): the mean squared error, the loss, Frobenius norm, nuclear norm, effective rank, second singular value and rank.
+   `others` selects what follows: an entry of the matrix (0 to 3), the first singular value (4), the distance from the
+   experiment's target in `targets` (batch_size, 2, 2) in units of its norm (5), or the Schatten-1/2 quasi-norm (6). `eps`
+   is that of REAL. */
+void metrics(int64_t batch_size, int64_t count, const real *losses, const real *matrices, const double *targets,
+             const double *target_norms, double num_samples, double eps, int64_t num_others, const int64_t *others,
+             real *results) {
+    const int64_t stride = batch_size * count;
+    for (int64_t b = 0; b < batch_size; b++)
+        for (int64_t begin = b * count, i = begin; i < begin + count; i += WIDTH) {
+            const int64_t rest = begin + count - i;
+            if (rest >= WIDTH) /* The compiler knows the number. */
+                measure(WIDTH, stride, losses + i, matrices + 4 * i, targets + 4 * b, target_norms[b], num_samples, eps,
+                        num_others, others, results + i);
+            else
+                measure(rest, stride, losses + i, matrices + 4 * i, targets + 4 * b, target_norms[b], num_samples, eps,
+                        num_others, others, results + i);
+        }
 }
