@@ -161,7 +161,7 @@ def test_balancedness_is_constant_under_gradient_flow(depth):
         experiment = make_experiment(depth=depth, lr=lr, epochs=round(10 / lr), stop_on_zero_loss_tol=0, **given)
         start = balancedness(experiment.factors).item()
         train([experiment])
-        values = experiment.state.history.validation["balancedness"].values
+        values = experiment.history.validation["balancedness"].values
         return start, values[-1] - start, abs(values - start).max()
 
     start, change, largest = recorded(2e-3)
@@ -175,7 +175,7 @@ def test_balanced_initialization_stays_balanced(depth):
     given = {"dtype": "float64", "init_alpha": 0.1, "lr": 1e-3, "use_balanced_init": True, "track_balancedness": True}
     experiment = make_experiment(depth=depth, epochs=10_000, **given)
     train([experiment])
-    recorded = experiment.state.history.validation
+    recorded = experiment.history.validation
     assert (recorded["balancedness"].values < 1e-3).all()
     assert recorded["fro_e2e_norm"].values[-1] > 1
 

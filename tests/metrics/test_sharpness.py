@@ -50,7 +50,7 @@ def assert_sharpness_is_recorded(experiment, loss):
     """Checks the sharpness of the last validation against the whole Hessian at the last factors."""
     (factors,) = train([experiment])
     values = reference(loss, factors)
-    recorded = experiment.state.history.validation["sharpness"].values[-1]
+    recorded = experiment.history.validation["sharpness"].values[-1]
     assert abs(recorded - values[-1].item()) <= TOLERANCE * values.abs().max().item()
 
 
@@ -92,7 +92,7 @@ def test_minimum_of_scalar_factorization(tmp_path, depth, dtype, accuracy):
     init = {"weight_init_type": "identity", "init_alpha": 1.0, "stop_on_zero_loss_tol": 0.0}
     experiment = make_experiment(depth=depth, **given, **init, dtype=dtype, track_sharpness=True)
     train([experiment])
-    recorded = experiment.state.history.validation["sharpness"].values
+    recorded = experiment.history.validation["sharpness"].values
     assert recorded[-1] == pytest.approx(depth * s ** (2 - 2 / depth), rel=accuracy)
 
 

@@ -42,7 +42,7 @@ def test_bounds_hold_during_training(name, depth):
     train(experiments, native=True)
     checked = left = 0
     for experiment in experiments:
-        recorded = {name: series.values for name, series in experiment.state.history.validation.items()}
+        recorded = {name: series.values for name, series in experiment.history.validation.items()}
         entries = np.array([[recorded[f"e2e_{i}_{j}_value"] for j in (0, 1)] for i in (0, 1)])
         determinant = entries[0, 0] * entries[1, 1] - entries[0, 1] * entries[1, 0]
         # Validation metrics are computed after the step, so the loss is recomputed from the recorded entries.

@@ -58,7 +58,7 @@ def test_training_matches_reference_loop(adaptive, lr, num_components):
     for experiment, factors in zip(experiments, train(experiments), strict=True):
         assert {len(factor[0]) for factor in factors} == {num_components or 64}
         expected, loss = reference_run(experiment, 100)
-        assert experiment.state.history.train["mse_loss"].values[-1] == pytest.approx(loss, rel=1e-9)
+        assert experiment.history.train["mse_loss"].values[-1] == pytest.approx(loss, rel=1e-9)
         for factor, wanted in zip(factors, expected, strict=True):
             torch.testing.assert_close(factor, wanted, rtol=1e-8, atol=1e-10)
 
@@ -222,8 +222,8 @@ def test_smaller_init_gives_smaller_error():
             make_experiment("tc", random_seed=s, num_samples=350, init_std=std, use_adaptive_lr=True) for s in range(5)
         ]
         train(experiments)
-        assert all(experiment.state.stop_reason == "zero_loss" for experiment in experiments)
-        return [experiment.state.history.validation["reconstruction_error"].values[-1] for experiment in experiments]
+        assert all(experiment.stop_reason == "zero_loss" for experiment in experiments)
+        return [experiment.history.validation["reconstruction_error"].values[-1] for experiment in experiments]
 
     assert 10 * np.median(errors(1e-3)) < np.median(errors(1e-2)) < 1e-2
 

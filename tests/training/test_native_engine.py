@@ -204,14 +204,11 @@ def test_matrix_factorization_stops_at_same_epoch_as_torch_engine(dtype):
     on_torch, on_native = experiments(), experiments()
     train(on_torch)
     train(on_native, native=True)
-    assert [each.state.stop_reason for each in on_native] == [each.state.stop_reason for each in on_torch]
-    assert [each.state.epoch for each in on_native] == [each.state.epoch for each in on_torch]
-    assert "zero_loss" in {each.state.stop_reason for each in on_native}
+    assert [each.stop_reason for each in on_native] == [each.stop_reason for each in on_torch]
+    assert [each.epoch for each in on_native] == [each.epoch for each in on_torch]
+    assert "zero_loss" in {each.stop_reason for each in on_native}
     for left, right in zip(on_native, on_torch, strict=True):
-        assert (
-            left.state.history.train["mse_loss"].epochs.tolist()
-            == right.state.history.train["mse_loss"].epochs.tolist()
-        )
+        assert left.history.train["mse_loss"].epochs.tolist() == right.history.train["mse_loss"].epochs.tolist()
 
 
 def test_tensor_completion_stops_at_same_epoch_as_torch_engine():
@@ -226,9 +223,7 @@ def test_tensor_completion_stops_at_same_epoch_as_torch_engine():
     on_torch, on_native = experiments(), experiments()
     train(on_torch)
     train(on_native, native=True)
-    assert [(each.state.stop_reason, each.state.epoch) for each in on_native] == [
-        (e.state.stop_reason, e.state.epoch) for e in on_torch
-    ]
+    assert [(each.stop_reason, each.epoch) for each in on_native] == [(e.stop_reason, e.epoch) for e in on_torch]
 
 
 def test_results_do_not_depend_on_steps_per_call(monkeypatch):
@@ -244,10 +239,10 @@ def test_results_do_not_depend_on_steps_per_call(monkeypatch):
     assert make_trainer([make_experiment()], native=True).engine.max_steps_per_chunk > 1000
     monkeypatch.setattr(native_engine, "_MAX_MULTIPLICATIONS_PER_CHUNK", 0)
     stepwise, stepwise_factors = train_all()
-    assert len({run.state.epoch for run in runs}) > 10
+    assert len({run.epoch for run in runs}) > 10
     for run, other in zip(runs, stepwise, strict=True):
-        assert (run.state.stop_reason, run.state.epoch) == (other.state.stop_reason, other.state.epoch)
-        assert run.state.zero_loss_validations == other.state.zero_loss_validations
+        assert (run.stop_reason, run.epoch) == (other.stop_reason, other.epoch)
+        assert run.zero_loss_validations == other.zero_loss_validations
         metrics = recorded_metrics(run)
         for name, series in recorded_metrics(other).items():
             assert series.epochs.tolist() == metrics[name].epochs.tolist()

@@ -165,8 +165,8 @@ def test_recorded_metrics_match_reference(native, dtype, ulps, monkeypatch):
     seen = run()
     monkeypatch.setattr("common.problems.matrix_factorization.metrics_2x2", lambda *arguments: None)
     for experiment, expected in zip(seen, run(), strict=True):
-        assert experiment.state.epoch == expected.state.epoch
-        assert experiment.state.stop_reason == expected.state.stop_reason
+        assert experiment.epoch == expected.epoch
+        assert experiment.stop_reason == expected.stop_reason
         metrics, reference = recorded_metrics(experiment), recorded_metrics(expected)
         assert metrics.keys() == reference.keys()
         for name, series in reference.items():

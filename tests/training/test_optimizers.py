@@ -118,7 +118,7 @@ def test_steps_are_those_of_torch_optim(kind, optimizer, native):
     ):
         for factor, wanted in zip(factors, expected, strict=True):
             torch.testing.assert_close(factor, wanted, rtol=1e-8, atol=1e-10)
-    assert [each.state.epoch + 1 for each in experiments] == [each.parameters["epochs"] for each in experiments]
+    assert [each.epoch + 1 for each in experiments] == [each.parameters["epochs"] for each in experiments]
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
@@ -145,7 +145,7 @@ def test_optimizers_with_state_never_stall(optimizer, native):
     experiments = [make_experiment(lr=1e-12, init_alpha=0.5, epochs=300, optimizer=each) for each in (optimizer, "gd")]
     for experiment in experiments:
         train([experiment], native=native)
-    assert [each.state.stop_reason for each in experiments] == ["epochs", "stalled"]
+    assert [each.stop_reason for each in experiments] == ["epochs", "stalled"]
 
 
 def test_group_rmsprop_adapts_to_the_scale_of_gradients():

@@ -17,10 +17,10 @@ FAST = {"init_alpha": 0.3, "lr": 1e-2, "enforce_pos_det": True}
 def test_validation_epochs(native):
     experiment = make_experiment(epochs=130, validate_every=50)
     train([experiment], native=native)
-    for series in (*experiment.state.history.train.values(), *experiment.state.history.validation.values()):
+    for series in (*experiment.history.train.values(), *experiment.history.validation.values()):
         assert series.epochs.tolist() == [49, 99, 129]
-    assert experiment.state.stop_reason == "epochs"
-    assert experiment.state.epoch == 129
+    assert experiment.stop_reason == "epochs"
+    assert experiment.epoch == 129
 
 
 def test_train_metrics_before_step_and_validation_metrics_after(native):
@@ -35,7 +35,7 @@ def test_train_metrics_before_step_and_validation_metrics_after(native):
     target, mask = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [1.0, 1.0]])
     losses = [0.5 * (mask * (product - target).square()).sum().item() for product in products]
     train([experiment], native=native)
-    history = experiment.state.history
+    history = experiment.history
     np.testing.assert_allclose(history.train["sse_loss_div_2"].values, losses[:3])
     np.testing.assert_allclose(history.train["mse_loss"].values, np.array(losses[:3]) * 2 / 3)
     np.testing.assert_allclose(history.validation["e2e_0_1_value"].values, [p[0, 1].item() for p in products[1:]])
@@ -45,8 +45,8 @@ def test_train_metrics_before_step_and_validation_metrics_after(native):
 def test_zero_loss_stops_after_11_consecutive_validations(native):
     experiment = make_experiment(epochs=10**6, stop_on_zero_loss_tol=1e-2, **FAST)
     train([experiment], native=native)
-    losses = experiment.state.history.train["sse_loss_div_2"].values
-    assert experiment.state.stop_reason == "zero_loss"
+    losses = experiment.history.train["sse_loss_div_2"].values
+    assert experiment.stop_reason == "zero_loss"
     assert (losses[-11:] < 1e-2).all()
     assert losses[-12] >= 1e-2
 
@@ -68,16 +68,16 @@ def test_zero_losses_are_counted_in_a_row(monkeypatch, steps_per_chunk):
     trainer = make_trainer([short, long])
     while trainer.running:
         trainer.advance()
-    assert (short.state.stop_reason, short.state.epoch, short.state.zero_loss_validations) == ("epochs", 104, 4)
-    assert (long.state.stop_reason, long.state.epoch, long.state.zero_loss_validations) == ("zero_loss", 169, 11)
+    assert (short.stop_reason, short.epoch, short.zero_loss_validations) == ("epochs", 104, 4)
+    assert (long.stop_reason, long.epoch, long.zero_loss_validations) == ("zero_loss", 169, 11)
 
 
 def test_run_with_unchanged_parameters_is_stalled(native):
     # lr · gradient is far below half a unit in the last place, so float32 parameters do not change.
     experiment = make_experiment(epochs=10**6, lr=1e-12, init_alpha=0.5, stop_on_zero_loss_tol=0)
     (factors,) = train([experiment], native=native)
-    assert experiment.state.stop_reason == "stalled"
-    assert experiment.state.epoch == 49
+    assert experiment.stop_reason == "stalled"
+    assert experiment.epoch == 49
     for before, after in zip(experiment.factors, factors, strict=True):
         assert torch.equal(before, after)
 
@@ -85,9 +85,9 @@ def test_run_with_unchanged_parameters_is_stalled(native):
 def test_stall_requires_full_validation_interval(native):
     """Changes before an interruption count towards the current validation interval."""
     experiment = make_experiment(epochs=10**6, lr=1e-12, init_alpha=0.5, stop_on_zero_loss_tol=0)
-    experiment.state.epoch, experiment.state.moved_since_validation = 24, True
+    experiment.epoch, experiment.moved_since_validation = 24, True
     train([experiment], native=native)
-    assert (experiment.state.stop_reason, experiment.state.epoch) == ("stalled", 99)
+    assert (experiment.stop_reason, experiment.epoch) == ("stalled", 99)
 
 
 def test_no_stall_if_only_product_is_unchanged():
@@ -97,7 +97,7 @@ def test_no_stall_if_only_product_is_unchanged():
     trainer.engine.optimizer.step = lambda model: model.views[0].add_(1.0)
     while trainer.running:
         trainer.advance()
-    assert (experiment.state.stop_reason, experiment.state.epoch) == ("epochs", 199)
+    assert (experiment.stop_reason, experiment.epoch) == ("epochs", 199)
 
 
 @pytest.mark.parametrize("width", [1, 5])
@@ -110,7 +110,7 @@ def test_width_of_the_inner_factors(width, native):
     product = first @ inner @ last
     largest, smallest = torch.linalg.svdvals(product)
     assert (smallest < 1e-12 * largest) == (width == 1)
-    assert experiment.state.history.train["sse_loss_div_2"].values[-1] < (0.1 if width == 1 else 1e-4)
+    assert experiment.history.train["sse_loss_div_2"].values[-1] < (0.1 if width == 1 else 1e-4)
 
 
 def test_oscillating_run_is_not_stalled(tmp_path, native):
@@ -120,8 +120,8 @@ def test_oscillating_run_is_not_stalled(tmp_path, native):
     cycling = {"dataset_path": str(tmp_path / "one.pt"), "num_samples": 1, "depth": 1, "lr": 2.0, "init_alpha": 0.5}
     experiment = make_experiment(epochs=1000, weight_init_type="identity", **cycling)
     train([experiment], native=native)
-    assert experiment.state.stop_reason == "epochs"
-    assert set(experiment.state.history.train["sse_loss_div_2"].values.tolist()) == {0.125}
+    assert experiment.stop_reason == "epochs"
+    assert set(experiment.history.train["sse_loss_div_2"].values.tolist()) == {0.125}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -130,8 +130,8 @@ def test_diverged_run_stops_and_keeps_history(dtype, native):
         make_experiment(epochs=500, lr=lr, init_alpha=1.0, validate_every=1, dtype=dtype) for lr in (1e-3, 10.0)
     )
     train([converging, diverging], native=native)
-    assert (converging.state.stop_reason, diverging.state.stop_reason) == ("epochs", "diverged")
-    assert diverging.state.epoch < 100
+    assert (converging.stop_reason, diverging.stop_reason) == ("epochs", "diverged")
+    assert diverging.epoch < 100
     metrics = recorded_metrics(diverging)
     values = np.array([series.values for series in metrics.values()])
     assert np.isfinite(values[:, :-1]).all()
@@ -158,9 +158,9 @@ def test_history_longer_than_buffer(monkeypatch):
     monkeypatch.undo()
     large = make_experiment(epochs=1000, validate_every=10, lr=1e-3, init_alpha=0.3)
     train([large])
-    assert small.state.history.train["mse_loss"].epochs.tolist() == list(range(9, 1000, 10))
-    for name, series in large.state.history.validation.items():
-        assert series.values.tobytes() == small.state.history.validation[name].values.tobytes()
+    assert small.history.train["mse_loss"].epochs.tolist() == list(range(9, 1000, 10))
+    for name, series in large.history.validation.items():
+        assert series.values.tobytes() == small.history.validation[name].values.tobytes()
 
 
 @pytest.mark.parametrize("num_rows", [1, 7, 64])
@@ -186,11 +186,11 @@ def test_last_values_without_history(monkeypatch, native):
     train(experiments, native=native)
     short = [make_experiment(epochs=1000 + 20 * s, validate_every=10, lr=1e-3, init_alpha=0.3) for s in range(3)]
     for experiment in short:
-        experiment.state.keeps_history = False
+        experiment.keeps_history = False
     train(short, native=native)
     for experiment, full in zip(short, experiments, strict=True):
-        assert experiment.state.history.train["mse_loss"].epochs.tolist() == [experiment.state.epoch]
-        assert experiment.state.history.last_values() == full.state.history.last_values()
+        assert experiment.history.train["mse_loss"].epochs.tolist() == [experiment.epoch]
+        assert experiment.history.last_values() == full.history.last_values()
 
 
 def test_latest_metrics(native):
@@ -199,7 +199,7 @@ def test_latest_metrics(native):
     assert trainer.latest(0) == {}
     trainer.advance()
     latest = trainer.latest(0)
-    assert not experiment.state.history.train
+    assert not experiment.history.train
     assert trainer.sync(0).history.last_values() == latest
 
 
@@ -210,9 +210,9 @@ def test_interrupt_records_progress(native):
         trainer.advance()
     assert [ended.state for ended in trainer.interrupt()] == [experiment.state]
     trainer.sync(0)
-    assert experiment.state.stop_reason == "interrupted"
-    assert experiment.state.epoch < 10**7
-    assert experiment.state.history.train["mse_loss"].epochs.tolist() == list(range(49, experiment.state.epoch + 1, 50))
+    assert experiment.stop_reason == "interrupted"
+    assert experiment.epoch < 10**7
+    assert experiment.history.train["mse_loss"].epochs.tolist() == list(range(49, experiment.epoch + 1, 50))
 
 
 def test_interrupt_within_validation_interval(native):
@@ -221,9 +221,9 @@ def test_interrupt_within_validation_interval(native):
     assert trainer.advance() == []
     trainer.interrupt()
     trainer.sync(0)
-    assert experiment.state.epoch == trainer.epoch < 10**10
-    assert experiment.state.history.train["mse_loss"].epochs.tolist() == [trainer.epoch]
-    assert experiment.state.moved_since_validation
+    assert experiment.epoch == trainer.epoch < 10**10
+    assert experiment.history.train["mse_loss"].epochs.tolist() == [trainer.epoch]
+    assert experiment.moved_since_validation
 
 
 OF_FACTORS = {"dmf": {"track_balancedness": True, "track_sharpness": True}, "tc": {"track_sharpness": True}}
@@ -256,15 +256,15 @@ def test_metrics_of_factors_at_validations(kind, native):
     ]
     experiment = make_experiment(kind, **common, **OF_FACTORS[kind], epochs=75, random_seed=1)
     train([*others, experiment], native=native)
-    recorded = experiment.state.history.validation
+    recorded = experiment.history.validation
     for index, epoch in enumerate([19, 39, 59, 74]):
         (factors,) = train([make_experiment(kind, **common, epochs=epoch + 1, random_seed=1)], native=native)
         for name, value in expected_metrics(experiment, factors).items():
             assert recorded[name].epochs[index] == epoch
             assert recorded[name].values[index] == value, name
     assert {len(series.epochs) for series in recorded.values()} == {4}
-    assert others[1].state.history.validation["sharpness"].epochs.tolist() == [19, 39, 49]
-    assert not {"sharpness", "balancedness", "component_norm_0"} & others[2].state.history.validation.keys()
+    assert others[1].history.validation["sharpness"].epochs.tolist() == [19, 39, 49]
+    assert not {"sharpness", "balancedness", "component_norm_0"} & others[2].history.validation.keys()
 
 
 @pytest.mark.parametrize(
@@ -277,8 +277,8 @@ def test_metrics_of_factors_do_not_change_other_metrics(given, native):
     (factors,) = train([without], native=native)
     tracked = make_experiment(**given, **OF_FACTORS["dmf"])
     (tracked_factors,) = train([tracked], native=native)
-    assert without.state.stop_reason == tracked.state.stop_reason != "epochs"
-    assert without.state.epoch == tracked.state.epoch
+    assert without.stop_reason == tracked.stop_reason != "epochs"
+    assert without.epoch == tracked.epoch
     for left, right in zip(factors, tracked_factors, strict=True):
         assert torch.equal(left, right) or not left.isfinite().all()
     metrics = recorded_metrics(tracked)
@@ -308,11 +308,11 @@ def test_metrics_of_factors_of_interrupted_run(validate_every, native):
 def test_metrics_of_factors_without_history(native):
     given = {**SHORT["dmf"], "epochs": 1000, **OF_FACTORS["dmf"]}
     full, last = make_experiment(**given), make_experiment(**given)
-    last.state.keeps_history = False
+    last.keeps_history = False
     train([full], native=native)
     train([last], native=native)
-    assert last.state.history.last_values() == full.state.history.last_values()
-    assert len(last.state.history.validation["sharpness"].values) == 1
+    assert last.history.last_values() == full.history.last_values()
+    assert len(last.history.validation["sharpness"].values) == 1
 
 
 def determinant_sign(factors):
@@ -357,8 +357,8 @@ def test_bound_for_positive_determinant():
     ]
     assert count_bound_checks(experiments, bound) > 1000
     for experiment in experiments:
-        assert experiment.state.stop_reason == "zero_loss"
-        assert abs(experiment.state.history.validation["fro_e2e_norm"].values[-1]) > 20
+        assert experiment.stop_reason == "zero_loss"
+        assert abs(experiment.history.validation["fro_e2e_norm"].values[-1]) > 20
 
 
 def test_bound_for_perturbed_observations():
