@@ -210,7 +210,7 @@ INVALID_FILES_AND_COMBINATIONS = [
     (
         RUNNER,
         "-dataset_path bad/sparse.pt",
-        "bad/sparse.pt: is not a torch.save file, is damaged, or holds more than plain data",
+        "bad/sparse.pt: holds no tensor of floating-point numbers 'A'",
     ),
     (RUNNER, "-dataset_path bad/empty.pt", "-dataset_path bad/empty.pt: is not a torch.save file"),
     (GENERATOR, "-num_rows 2 -num_cols 2 -rank 1 -sensing_std 1e39", "-sensing_std 1e+39: makes numbers that float32"),

@@ -3,7 +3,7 @@
 import os
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,11 +172,10 @@ def _train(trainer: Trainer, context: SweepContext) -> None:
     finally:
         progress.close()
     for index, experiment in enumerate(trainer.running):
-        metrics = numbers(experiment.history.last_values())
-        context.log(experiment, f"interrupted, epoch {experiment.epoch:,}: {metrics}")
-        experiment.folder.write_parameters(False, INTERRUPTED, experiment.epoch)
         if experiment.parameters["store_checkpoints"] and experiment.epoch >= 0:
             _save_checkpoint(experiment, trainer.engine, index)
+        experiment.folder.write_parameters(False, INTERRUPTED, experiment.epoch)
+        _report_end(experiment, INTERRUPTED, experiment.history.last_values(), context)
 
 
 def _write_in_mid_run(trainer: Trainer, context: SweepContext, progress: Progress, pace: Pace) -> None:
@@ -216,14 +215,18 @@ def _finish(experiment: Experiment, output: torch.Tensor, context: SweepContext)
         folder.write(name, tensor_bytes(tensor))
     if results.numbers:
         folder.write(results.name, json_bytes(results.numbers))
-    values = metrics | results.extra_metrics
-    headline = {name: value for name, value in values.items() if experiment.problem.headline.fullmatch(name)}
     reason = _REASONS.get(experiment.stop_reason, experiment.stop_reason.replace("_", " "))
-    end = f"{reason}, epoch {experiment.epoch:,}: "
-    folder.log(end + numbers(values))
-    say(f"{experiment.number}/{context.num_experiments} {folder.path}: {end}{numbers(headline)}")
+    _report_end(experiment, reason, metrics | results.extra_metrics, context)
     if experiment.parameters["plot_metrics"]:
         context.plots.draw(experiment, lambda _: context.ended.append((experiment, metrics)))
     else:
         context.ended.append((experiment, metrics))
     experiment.release()
+
+
+def _report_end(experiment: Experiment, reason: str, metrics: Mapping[str, float], context: SweepContext) -> None:
+    """Logs all metrics at the end of a run, and prints the most important ones."""
+    headline = {name: value for name, value in metrics.items() if experiment.problem.headline.fullmatch(name)}
+    end = f"{reason}, epoch {experiment.epoch:,}: "
+    experiment.folder.log(end + numbers(metrics))
+    say(f"{experiment.number}/{context.num_experiments} {experiment.folder.path}: {end}{numbers(headline)}")

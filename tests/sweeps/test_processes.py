@@ -68,9 +68,10 @@ def test_lock_is_shared_by_runs_and_exclusive_for_resume(tmp_path):
 
 
 def test_processes_of_one_launch_resume_together(tmp_path):
+    zero, one = World("a", 0, 2), World("a", 1, 2)
     other = folder_lock(tmp_path, World("b"), resume=True)
-    with folder_lock(tmp_path, World("a", 0, 2), resume=True), folder_lock(tmp_path, World("a", 1, 2), resume=True):
-        pytest.raises(UserError, other.__enter__)
+    with folder_lock(tmp_path, zero, True), folder_lock(tmp_path, one, True), pytest.raises(UserError):
+        other.__enter__()
 
 
 def launch_torchrun(number, cwd, *arguments, **kwargs):
