@@ -131,9 +131,9 @@ def _run(sweep: Sweep, world: World, resume: bool) -> None:
                 say(f"{directory / RESULTS_TABLE} was not written: {error}")
     if stop:
         raise Interrupted(stop.number, f"interrupted; {_how_to_resume(sweep)}")
-    if context.num_failed:
-        others = " (and others)" if context.num_failed > 1 else ""
-        failed = f"{context.num_failed} of {own} failed: {context.first_failure}{others}"
+    if context.failures:
+        num_failed, others = sum(number for number, _ in context.failures), " (and others)"
+        failed = f"{num_failed} of {own} failed: {context.failures[0][1]}{others if num_failed > 1 else ''}"
         raise RunFailed(f"{failed}; {_how_to_resume(sweep)}")
 
 

@@ -36,11 +36,10 @@ class SweepContext:
     rank: int  # of this process
     stop: Stop
     plots: MetricPlots
-    num_failed: int = 0
-    first_failure: str = ""
-    # Experiments that are to be marked as finished, and their last metrics
+    failures: list[tuple[int, str]] = field(default_factory=list)  # numbers of experiments that failed, and why
+    # Experiments that are to be marked as finished with their last metrics, and when that is done again.
     ended: list[tuple[Experiment, dict[str, float]]] = field(default_factory=list)
-    pace: Pace = field(default_factory=Pace)  # of marking them
+    pace: Pace = field(default_factory=Pace)
 
     def fail(self, experiments: Sequence[Experiment], error: Exception) -> None:
         """Records the failure of those experiments of a batch whose results are not written."""
@@ -49,9 +48,8 @@ class SweepContext:
         if len(failed) == 1:
             which = f"{failed[0].number}/{self.num_experiments}"
             place = failed[0].folder.path if failed[0].folder else place
-        line = f"{place}: {type(error).__name__}: {error}"
-        say(f"{which} failed: {line}")
-        self.num_failed, self.first_failure = self.num_failed + len(failed), self.first_failure or line
+        self.failures.append((len(failed), f"{place}: {type(error).__name__}: {error}"))
+        say(f"{which} failed: {self.failures[-1][1]}")
         for experiment in failed:
             with suppress(Exception):
                 experiment.folder.write_parameters(False, "failed", experiment.epoch)
@@ -60,16 +58,15 @@ class SweepContext:
 
     def mark_finished(self) -> None:
         """Marks the experiments that ended as finished, once everything else of them is on the disk."""
-        begin, ended = time.monotonic(), self.ended
+        begin, ended, self.ended = time.monotonic(), self.ended, []
         if ended:
-            self.ended = []
             os.sync()
-            for experiment, metrics in ended:
-                try:
-                    experiment.folder.write_parameters(True, experiment.stop_reason, experiment.epoch, metrics)
-                except OSError as error:
-                    experiment.has_results = False
-                    self.fail([experiment], error)
+        for experiment, metrics in ended:
+            try:
+                experiment.folder.write_parameters(True, experiment.stop_reason, experiment.epoch, metrics)
+            except OSError as error:
+                experiment.has_results = False
+                self.fail([experiment], error)
         self.pace.took(time.monotonic() - begin)
 
     def log(self, experiment: Experiment, *lines: str) -> None:
@@ -77,6 +74,13 @@ class SweepContext:
         experiment.folder.log(*lines)
         if self.num_experiments == 1 and not experiment.parameters["file_log"]:
             say("\n".join(lines))
+
+    def report_end(self, experiment: Experiment, reason: str, metrics: Mapping[str, float]) -> None:
+        """Logs all metrics at the end of a run, and prints the most important ones."""
+        headline = {name: value for name, value in metrics.items() if experiment.problem.headline.fullmatch(name)}
+        end = f"{reason}, epoch {experiment.epoch:,}: "
+        experiment.folder.log(end + numbers(metrics))
+        say(f"{experiment.number}/{self.num_experiments} {experiment.folder.path}: {end}{numbers(headline)}")
 
 
 def build_engine(experiments: Sequence[Experiment], device: torch.device, kernel: Kernel | None) -> Engine:
@@ -95,13 +99,12 @@ def build_engine(experiments: Sequence[Experiment], device: torch.device, kernel
 
 def build_trainer(experiments: Sequence[Experiment], engine: Engine) -> Trainer:
     """Returns the trainer of a batch."""
-    problem = experiments[0].problem
+    problem, every = experiments[0].problem, experiments[0].parameters["validate_every"]
 
     def measure(states: Sequence[Experiment], *observed: Any) -> tuple[Metrics, Metrics]:
         return problem.measure([state.problem for state in states], *observed)
 
-    every, most_zero_losses = experiments[0].parameters["validate_every"], problem.max_zero_loss_validations
-    return Trainer(engine, experiments, every, most_zero_losses, measure, problem.measures_at_once)
+    return Trainer(engine, experiments, every, problem.max_zero_loss_validations, measure, problem.measures_at_once)
 
 
 def train_batch(
@@ -118,9 +121,8 @@ def train_batch(
             _begin(experiment, context, device, engine.name)
         if experiments[0].stop_reason is None:
             _train(build_trainer(experiments, engine), context)
-        for experiment in experiments:
-            if experiment.final_output is not None and not context.stop:
-                _finish(experiment, experiment.final_output, context)
+        else:
+            _finish(experiments, context)
     except Exception as error:
         context.fail(experiments, error)
 
@@ -156,13 +158,10 @@ def _train(trainer: Trainer, context: SweepContext) -> None:
             ended = trainer.advance()
             for experiment, engine, index, output in ended:
                 experiment.final_output = torch.from_numpy(output)
-                if experiment.parameters["store_checkpoints"]:
-                    _save_checkpoint(experiment, engine, index)
-            for experiment, *_ in ended:
-                if not context.stop:
-                    _finish(experiment, experiment.final_output, context)
+                _save_checkpoint(experiment, engine, index)
+            _finish([each.state for each in ended], context)
             progress.show(trainer)
-            if pace.is_due() and not context.stop:
+            if pace.is_due() and (trainer.epoch + 1) % trainer.validate_every == 0:
                 begin = time.monotonic()
                 _write_in_mid_run(trainer, context, progress, pace)
                 pace.took(time.monotonic() - begin)
@@ -172,61 +171,54 @@ def _train(trainer: Trainer, context: SweepContext) -> None:
     finally:
         progress.close()
     for index, experiment in enumerate(trainer.running):
-        if experiment.parameters["store_checkpoints"] and experiment.epoch >= 0:
-            _save_checkpoint(experiment, trainer.engine, index)
+        _save_checkpoint(experiment, trainer.engine, index)
         experiment.folder.write_parameters(False, INTERRUPTED, experiment.epoch)
-        _report_end(experiment, INTERRUPTED, experiment.history.last_values(), context)
+        context.report_end(experiment, INTERRUPTED, experiment.history.last_values())
 
 
 def _write_in_mid_run(trainer: Trainer, context: SweepContext, progress: Progress, pace: Pace) -> None:
     """Writes the checkpoints and plots that are due by -save_every_num_val, and logs."""
-    if (trainer.epoch + 1) % trainer.validate_every:
-        return
     validations = (trainer.epoch + 1) // trainer.validate_every
-    should_log = progress.should_log()
+    should_log, plotted = progress.should_log(), []
     for index, experiment in enumerate(trainer.running):
         parameters = experiment.parameters
         due = validations - parameters["save_every_num_val"]
         # All at once, so that they can be continued in one batch.
-        if parameters["store_checkpoints"] and experiment.saved_at <= due:
+        if experiment.saved_at <= due:
             _save_checkpoint(experiment, trainer.engine, index)
             experiment.saved_at = validations
         if should_log and (parameters["file_log"] or context.num_experiments == 1):
             context.log(experiment, f"epoch {trainer.epoch:,}: {numbers(experiment.history.last_values())}")
-    due = [each for each in trainer.running if each.parameters["plot_metrics"]]
-    due = [each for each in due if each.plotted_at <= validations - each.parameters["save_every_num_val"]]
+        plotted += [experiment] * (parameters["plot_metrics"] and experiment.plotted_at <= due)
     # One experiment's plots after the other's.
-    if due and not context.plots.waiting:
-        oldest = min(due, key=lambda experiment: experiment.plotted_at)
+    if plotted and not context.plots.waiting:
+        oldest = min(plotted, key=lambda experiment: experiment.plotted_at)
         oldest.plotted_at = validations
         context.plots.draw(oldest, pace.took)
 
 
 def _save_checkpoint(experiment: Experiment, engine: Engine, index: int) -> None:
-    """Writes the checkpoint of an experiment whose parameters are at an index of the engine's batch."""
-    experiment.folder.write_checkpoint(checkpoint_content(experiment, engine, index, experiment.final_output))
+    """Writes the checkpoint of an experiment whose parameters are at an index of the engine's batch, if asked to."""
+    if experiment.parameters["store_checkpoints"] and experiment.epoch >= 0:
+        experiment.folder.write_checkpoint(checkpoint_content(experiment, engine, index, experiment.final_output))
 
 
-def _finish(experiment: Experiment, output: torch.Tensor, context: SweepContext) -> None:
-    """Writes the results of an experiment that ended, all but its last checkpoint."""
-    folder, metrics = experiment.folder, experiment.history.last_values()
-    results = experiment.problem.results(experiment, output)
-    for name, tensor in results.tensors.items():
-        folder.write(name, tensor_bytes(tensor))
-    if results.numbers:
-        folder.write(results.name, json_bytes(results.numbers))
-    reason = _REASONS.get(experiment.stop_reason, experiment.stop_reason.replace("_", " "))
-    _report_end(experiment, reason, metrics | results.extra_metrics, context)
-    if experiment.parameters["plot_metrics"]:
-        context.plots.draw(experiment, lambda _: context.ended.append((experiment, metrics)))
-    else:
-        context.ended.append((experiment, metrics))
-    experiment.release()
-
-
-def _report_end(experiment: Experiment, reason: str, metrics: Mapping[str, float], context: SweepContext) -> None:
-    """Logs all metrics at the end of a run, and prints the most important ones."""
-    headline = {name: value for name, value in metrics.items() if experiment.problem.headline.fullmatch(name)}
-    end = f"{reason}, epoch {experiment.epoch:,}: "
-    experiment.folder.log(end + numbers(metrics))
-    say(f"{experiment.number}/{context.num_experiments} {experiment.folder.path}: {end}{numbers(headline)}")
+def _finish(ended: Sequence[Experiment], context: SweepContext) -> None:
+    """Writes the results of experiments that ended. After a signal, they are left to a resumed run."""
+    for experiment in ended:
+        if context.stop:
+            return
+        folder, metrics = experiment.folder, experiment.history.last_values()
+        results = experiment.problem.results(experiment, experiment.final_output)
+        for name, tensor in results.tensors.items():
+            folder.write(name, tensor_bytes(tensor))
+        if results.numbers:
+            folder.write(results.name, json_bytes(results.numbers))
+        reason = _REASONS.get(experiment.stop_reason, experiment.stop_reason.replace("_", " "))
+        context.report_end(experiment, reason, metrics | results.extra_metrics)
+        finished = experiment, metrics
+        if experiment.parameters["plot_metrics"]:
+            context.plots.draw(experiment, lambda _, finished=finished: context.ended.append(finished))
+        else:
+            context.ended.append(finished)
+        experiment.release()
