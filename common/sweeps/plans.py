@@ -87,7 +87,9 @@ def planned_jobs(
         of_plan = f" of plan {plan_name}" if plan_name else ""
         if all_plans or (plan_name and "output_dir" not in overriding):
             here["output_dir"] = f"{overriding.get('output_dir', directory)}/{plan_name}"
-        _check(plan, of_plan)
+        listed = getattr(plan, "experiments", None)
+        if not (isinstance(listed, (list, tuple)) and listed and all(isinstance(each, Mapping) for each in listed)):
+            raise UserError(f"the list{of_plan} is {plan!r:.100}: must be a Plan of a list of dictionaries of flags")
         run = {flag: overriding[flag] for flag in command.names("run", "start", "inputs") if flag in overriding}
         changed = any(each.get(flag, value) != value for each in plan.experiments for flag, value in run.items())
         plot = shlex.split(plan.plot) + ([] if changed else shlex.split(plan.labels))
@@ -102,23 +104,6 @@ def planned_jobs(
         plot_command = shlex.join(["python", os.path.relpath(_PROJECT / plotter), *arguments])
         jobs.append(Job(f"plan {plan_name}: {plan.about}" if plan_name else "", experiments, plot_command))
     return jobs
-
-
-def _check(plan: Plan, of_plan: str) -> None:
-    """Raises UserError if an attribute of a plan is of a wrong type."""
-    experiments = getattr(plan, "experiments", None)
-    if not isinstance(experiments, (list, tuple)) or not all(isinstance(each, Mapping) for each in experiments):
-        raise UserError(f"the list{of_plan} is {plan!r:.100}: must be a Plan of a list of dictionaries of flags")
-    if not experiments:
-        raise UserError(f"the list{of_plan} is empty: must have at least one experiment")
-    if not isinstance(plan.repetitions, int) or plan.repetitions < 1:
-        raise UserError(f"repetitions{of_plan}: {plan.repetitions!r} must be an integer of at least 1")
-    for name in ("plot", "labels"):
-        try:
-            shlex.split(getattr(plan, name) + "")
-        except (TypeError, ValueError) as error:
-            value = getattr(plan, name)
-            raise UserError(f"{name}{of_plan}: {value!r} must be the arguments of a command ({error})") from None
 
 
 def _repeated(
