@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 Metrics = Mapping[str, np.ndarray]
+Names = tuple[tuple[str, ...], tuple[str, ...]]  # of train and validation metrics
 
 # Why an experiment ended, as in the `status` of run_params.json.
 FINAL_REASONS = DIVERGED, ZERO_LOSS, STALLED, EPOCHS = "diverged", "zero_loss", "stalled", "epochs"
@@ -29,35 +30,41 @@ class History:
 
     def __init__(self, train: Mapping[str, Series] | None = None, validation: Mapping[str, Series] | None = None):
         self._train, self._validation = dict(train or {}), dict(validation or {})
-        self._new: list[tuple[np.ndarray, Metrics, Metrics, tuple]] = []  # arguments of `extend`, not joined yet
+        # Arguments of `extend` since a metric was read, and the names.
+        self._new: list[tuple[np.ndarray, np.ndarray]] = []
+        self._names: Names = ((), ())
 
     @property
     def train(self) -> dict[str, Series]:
-        return dict(self._join()[0])
+        self._join()
+        return dict(self._train)
 
     @property
     def validation(self) -> dict[str, Series]:
-        return dict(self._join()[1])
+        self._join()
+        return dict(self._validation)
 
-    def extend(self, epochs: np.ndarray, train: Metrics, validation: Metrics, where: tuple = ()) -> None:
-        """Appends `values[where]` (n,) of every metric at `epochs` (n,). Experiments of a batch share `values`; all
-        calls have the same metrics.
-        """
-        self._new.append((epochs, train, validation, where))
-        if len(self._new) == _MOST_PARTS:
+    def extend(self, epochs: np.ndarray, names: Names, values: np.ndarray) -> None:
+        """Appends values (M, n) at `epochs` (n,) of M metrics, whose `names` are in this order."""
+        if names != self._names or len(self._new) == _MOST_PARTS:
             self._join()
+        self._names = names
+        self._new.append((epochs, values))
 
-    def _join(self) -> tuple[dict[str, Series], dict[str, Series]]:
-        new, self._new, joined = self._new, [], {}
-        for metrics, kind in ((self._train, 1), (self._validation, 2)):
-            for name in new[0][kind] if new else ():
-                parts = [metrics[name]] if name in metrics else []
-                parts += [Series(part[0], part[kind][name][part[3]]) for part in new]
-                epochs, values = zip(*parts, strict=True)
-                if (key := tuple(map(id, epochs))) not in joined:
-                    joined[key] = np.concatenate(epochs)
-                metrics[name] = Series(joined[key], np.concatenate(values))
-        return self._train, self._validation
+    def _join(self) -> None:
+        if not self._new:
+            return
+        epochs, values = (np.concatenate(parts, axis=-1) for parts in zip(*self._new, strict=True))
+        self._new, joined, rows = [], {}, iter(values)
+        for metrics, names in zip((self._train, self._validation), self._names, strict=True):
+            for name, new in zip(names, rows, strict=False):
+                if name not in metrics:
+                    metrics[name] = Series(epochs, new)
+                    continue
+                old = metrics[name]
+                if id(old.epochs) not in joined:
+                    joined[id(old.epochs)] = np.concatenate([old.epochs, epochs])
+                metrics[name] = Series(joined[id(old.epochs)], np.concatenate([old.values, new]))
 
     def drop_last(self, epoch: int) -> None:
         """Removes the records of `epoch`, which no records follow."""

@@ -14,7 +14,7 @@ from common.training.torch_engine import Observations, on_host
 # The most validations in a call of the engine, and entries of their matrices or tensors.
 _MOST_VALIDATIONS, _MOST_NUMBERS = 8192, 2**24
 # Metrics are computed from this many numbers at a time, so that intermediate results stay in the cache.
-_NUMBERS_AT_ONCE = 32768
+_NUMBERS_AT_ONCE = 65536
 
 
 class Ended(NamedTuple):
@@ -57,6 +57,8 @@ class Trainer:
         self.engine, self.running, self.epoch = engine, list(states), states[0].epoch
         self.validate_every, self._max_zero_losses = validate_every, max_zero_loss_validations
         self._measure, self._measures_at_once = measure, measures_at_once
+        self._last_epochs = np.array([state.last_epoch for state in states])
+        self._tolerances = np.array([state.zero_loss_tol for state in states])
         self._last: tuple[np.ndarray, np.ndarray] | None = None  # losses (B, 1) and outputs of the last finished epoch
 
     def advance(self) -> list[Ended]:
@@ -88,13 +90,14 @@ class Trainer:
         self._last = observed.losses[kept, -1:], observed.outputs[kept, -1:]
         if ended:
             self.running = [self.running[index] for index in kept]
+            self._last_epochs, self._tolerances = self._last_epochs[kept], self._tolerances[kept]
             self.engine = self.engine.select(torch.tensor(kept)) if kept else self.engine
         return ended
 
     def _interval_ends(self) -> np.ndarray:
         """Returns the numbers of finished epochs (K,) at which to observe: validations, and an experiment's end."""
         done, every = self.epoch + 1, self.validate_every
-        last = min(state.last_epoch for state in self.running) + 1
+        last = int(self._last_epochs.min()) + 1
         next_validation = (done // every + 1) * every
         longest = done + self.engine.max_steps_per_call
         if min(next_validation, last) > longest:
@@ -111,45 +114,45 @@ class Trainer:
         ends does so, by index.
         """
         losses, outputs, moved = observed
-        stateless = self.engine.optimizer.is_stateless
-        last_epochs = np.array([state.last_epoch for state in self.running])
-        tolerances = np.array([state.zero_loss_tol for state in self.running])
-        # The columns at which something may happen besides a validation. Extreme values show that most experiments do
-        # not diverge; see _all_finite.
+        is_validation = ends % self.validate_every == 0  # (K,): all but the last are
+        at_last_epoch, stateless = ends[-1] == self._last_epochs + 1, self.engine.optimizer.is_stateless
+        # Extreme values show that most experiments do not end, and have no zero loss.
+        entries = outputs.reshape(len(outputs), -1)
         with np.errstate(over="ignore", invalid="ignore"):
-            bounds = 2 * losses.max(axis=1) + outputs[0, 0].size * np.abs(outputs).max(axis=(1, 2, 3))
-        is_special = (losses < tolerances[:, None]) | ~np.isfinite(bounds)[:, None]
+            largest = np.maximum(entries.max(axis=1), -entries.min(axis=1))
+            finite = np.isfinite(2 * losses.max(axis=1) + outputs[0, 0].size * largest)  # see _all_finite
+        may_end = at_last_epoch | ~finite | (losses.min(axis=1) < self._tolerances)
         if stateless:
-            is_special |= ~moved
-        is_special[:, -1] |= (ends[-1] == last_epochs + 1) | (ends[-1] % self.validate_every != 0)
-        first_columns = np.where(is_special.any(axis=1), is_special.argmax(axis=1), len(ends)).tolist()
+            may_end |= ~moved.all(axis=1)
 
         end_columns = {}
-        for index, (state, first) in enumerate(zip(self.running, first_columns, strict=True)):
+        for index, state in enumerate(self.running):
             state.epoch = self.epoch
+            if not may_end[index] and is_validation[-1]:
+                state.zero_loss_validations, state.moved_since_validation = 0, False
+                continue
+            is_zero, is_finite = losses[index] < self._tolerances[index], _all_finite(losses[index], outputs[index])
+            is_special = is_zero | ~is_finite | (~moved[index] & stateless)
+            is_special[-1] = True
+            first = int(is_special.argmax())
             if first > 0:
                 state.zero_loss_validations, state.moved_since_validation = 0, False
-            if first == len(ends):
-                continue
-            finite = _all_finite(losses[index], outputs[index])
             for column in range(first, len(ends)):
-                end = int(ends[column])
-                is_validation, is_last = end % self.validate_every == 0, end == state.last_epoch + 1
-                has_moved = state.moved_since_validation or bool(moved[index, column])
-                state.moved_since_validation = has_moved and not is_validation
-                if is_validation:
-                    is_zero = losses[index, column] < tolerances[index]
-                    state.zero_loss_validations = state.zero_loss_validations + 1 if is_zero else 0
-                if (is_validation or is_last) and not finite[column]:
-                    state.stop_reason = DIVERGED
-                elif is_validation and state.zero_loss_validations > self._max_zero_losses:
-                    state.stop_reason = ZERO_LOSS
-                elif is_validation and stateless and not has_moved:
-                    state.stop_reason = STALLED
+                reason, has_moved = None, state.moved_since_validation or bool(moved[index, column])
+                if is_validation[column]:
+                    state.zero_loss_validations = state.zero_loss_validations + 1 if is_zero[column] else 0
+                state.moved_since_validation = has_moved and not is_validation[column]
+                is_last = at_last_epoch[index] and column == len(ends) - 1
+                if not is_finite[column] and (is_validation[column] or is_last):
+                    reason = DIVERGED
+                elif is_validation[column] and state.zero_loss_validations > self._max_zero_losses:
+                    reason = ZERO_LOSS
+                elif is_validation[column] and stateless and not has_moved:
+                    reason = STALLED
                 elif is_last:
-                    state.stop_reason = EPOCHS
-                if state.stop_reason:
-                    end_columns[index], state.epoch = column, end - 1
+                    reason = EPOCHS
+                if reason:
+                    end_columns[index], state.epoch, state.stop_reason = column, int(ends[column]) - 1, reason
                     break
         return end_columns
 
@@ -157,35 +160,33 @@ class Trainer:
         """Appends the metrics of the first `counts[b]` observations of each experiment b to its history, from `epochs`
         (K,), losses (B, K) and outputs (B, K, rows, cols). If a count is 0, then K = 1.
         """
-        indices, states = np.flatnonzero(counts), self.running
+        states, indices, epochs = self.running, np.flatnonzero(counts), np.broadcast_to(epochs, losses.shape)
         if not len(indices):
             return
-        epochs = np.broadcast_to(epochs, losses.shape)
         if len(indices) < len(counts) or not any(state.keeps_history for state in states):
             # Only the last record of each is needed.
             last = indices, counts[indices] - 1
             epochs, losses, outputs = epochs[last][:, None], losses[last][:, None], outputs[last][:, None]
             states, counts = [states[index] for index in indices], np.ones_like(indices)
-        numbers = losses[:1].size * prod(outputs.shape[2:])  # of an experiment
-        size = max(1, _NUMBERS_AT_ONCE // numbers)
+        size = max(1, _NUMBERS_AT_ONCE // outputs[0].size)
 
         def measure(part: tuple[int, int]) -> None:
             for begin in range(*part, size):
-                block = slice(begin, min(begin + size, part[1]))
-                factors = []
+                block, factors = slice(begin, min(begin + size, part[1])), []
                 if self._measures_at_once:
-                    models = [self.engine.model.experiment_state(index) for index in indices[block].tolist()]
-                    factors = [list(factors.values()) for factors in models]
+                    models = map(self.engine.model.experiment_state, indices[block])
+                    factors = [list(model.values()) for model in models]
                 train, validation = self._measure(states[block], losses[block], outputs[block], factors)
-                for row, state in enumerate(states[block]):
-                    count, first = counts[begin + row], 0
+                names = tuple(train), tuple(validation)
+                values = np.stack([*train.values(), *validation.values()])  # (metrics, experiments, K)
+                for row, (state, count) in enumerate(zip(states[block], counts[block].tolist(), strict=True)):
+                    first = 0
                     if not state.keeps_history:
                         state.history, first = History(), count - 1
-                    where = row, slice(first, count)
-                    state.history.extend(epochs[begin + row, first:count], train, validation, where)
+                    state.history.extend(epochs[begin + row, first:count], names, values[:, row, first:count])
 
         # PyTorch starts threads of its own for larger matrices or tensors.
-        if prod(outputs.shape[2:]) <= 4 and not self._measures_at_once:
+        if outputs[0, 0].size <= 4 and not self._measures_at_once:
             in_parallel(measure, len(states), size)
         else:
             measure((0, len(states)))
