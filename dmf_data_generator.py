@@ -1,15 +1,14 @@
 """Generates a dataset for deep matrix factorization: linear observations of a target matrix."""
 
 from common.cli import Parameters, Parser, exclusive, flag_error, print_line, run_script
-from common.flags import add_generator_flags, drawn_seed, integer, real, save_dataset
+from common.datasets.flags import add_generator_flags, add_random_matrix_flags, check_random_matrix, save_dataset
+from common.flags import drawn_seed, integer, real
 
 parser = Parser(__doc__)
 add_generator_flags(parser, "data/dmf")
 add = parser.add_argument
 add("-num_samples", type=integer(1), default=2500, help="number of observations")
-add("-num_rows", type=integer(1), default=50, help="rows of the target matrix")
-add("-num_cols", type=integer(1), default=50, help="columns of the target matrix")
-add("-rank", type=integer(1), default=5, help="rank of the random target, which has Frobenius norm num_rows")
+add_random_matrix_flags(add)
 add("-use_symmetric_target", action="store_true", help="a symmetric random target U Uᵀ; square targets only")
 text = "the paper's target: (0,1), (1,0) and (i,i) for i ≥ 2 are 1, else 0; overrides -rank"
 add("-use_custom_target", action="store_true", help=text)
@@ -30,7 +29,7 @@ add("-sensing_std", type=real(0, above=True), default=1.0, help=text)
 
 def check(parameters: Parameters) -> None:
     """Raises UserError if flags contradict each other."""
-    rows, cols, rank = (parameters[name] for name in ("num_rows", "num_cols", "rank"))
+    rows, cols = parameters["num_rows"], parameters["num_cols"]
     entries, unobserved = parameters["target_entries"], parameters["unobserved_entry"]
     size = f"{rows}x{cols}"
     exclusive(parameters, "custom_file_name", "file_name")
@@ -44,8 +43,8 @@ def check(parameters: Parameters) -> None:
         raise flag_error("target_entries", entries, remedy)
     if parameters["use_symmetric_target"] and rows != cols:
         raise flag_error("use_symmetric_target", True, f"the target is {size}; only square ones are symmetric")
-    if not (parameters["use_custom_target"] or entries) and rank > min(rows, cols):
-        raise flag_error("rank", rank, f"a {size} target has rank {min(rows, cols)} at most")
+    if not (parameters["use_custom_target"] or entries):
+        check_random_matrix(parameters)
     if parameters["use_custom_sensing_matrices"]:
         for row, col in unobserved:
             if row >= rows or col >= cols:

@@ -1,6 +1,7 @@
 """Runs one deep matrix factorization experiment: gradient descent on W = W_1 W_2 ⋯ W_L from small initialization."""
 
 from common.cli import Parser, run_script
+from common.datasets.flags import add_random_matrix_flags
 from common.flags import add_resume_flag, add_runner_flags, integer, real
 
 
@@ -18,6 +19,7 @@ def add_flags(parser: Parser) -> None:
         validate_every=50,
         lr=3e-3,
     )
+    add_random_matrix_flags(parser.target.add_argument)
     add = parser.add_argument
     add("-depth", type=integer(1, 10000), default=3, help="number of factors")
     text = "width of the inner factors, that is their rows and columns; 0: the smaller dimension of the matrix"

@@ -253,7 +253,10 @@ def name(parameters: Parameters) -> str:
     """Returns the default name of an experiment."""
     balanced = "_b" if parameters["use_balanced_init"] else ""
     lr, alpha = scientific(parameters["lr"]), scientific(parameters["init_alpha"])
-    return f"{Path(parameters['dataset_path']).stem}_depth_{parameters['depth']}_lr_{lr}_init_{alpha}{balanced}"
+    dataset = Path(parameters["dataset_path"]).stem
+    if parameters["random_target"]:
+        dataset = f"random_{parameters['num_rows']}x{parameters['num_cols']}_rank_{parameters['rank']}"
+    return f"{dataset}_depth_{parameters['depth']}_lr_{lr}_init_{alpha}{balanced}"
 
 
 def main() -> None:

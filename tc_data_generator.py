@@ -1,27 +1,19 @@
 """Generates a dataset for tensor completion: a target tensor, and the order in which its entries are observed."""
 
 from common.cli import Parser, exclusive, flag_error, print_line, run_script
-from common.flags import add_generator_flags, drawn_seed, integer, real, save_dataset
+from common.datasets.flags import add_generator_flags, add_random_tensor_flags, check_random_tensor, save_dataset
+from common.flags import drawn_seed
 
 parser = Parser(__doc__)
 add_generator_flags(parser, "data/tc")
-add = parser.add_argument
-text = "CP rank of the random target; -1: no constraint, Gaussian entries"
-add("-target_tensor_cp_rank", type=integer(-1, 10**6), default=1, help=text)
-add("-target_fro_norm", type=real(0, above=True), default=1.0, help="Frobenius norm of the target")
-add("-mode_dim_size", type=integer(1), default=10, help="dimension of each mode")
-add("-order", type=integer(2, 25), default=3, help="number of modes")
+add_random_tensor_flags(parser.add_argument)
 
 
 def main() -> None:
     parameters = parser.parse()
     exclusive(parameters, "custom_file_name", "file_name")
+    check_random_tensor(parameters)
     cp_rank, dim, order = (parameters[name] for name in ("target_tensor_cp_rank", "mode_dim_size", "order"))
-    if cp_rank == 0:
-        raise flag_error("target_tensor_cp_rank", 0, "must be at least 1, or -1 for no constraint")
-    if dim**order > 10**8:
-        remedy = f"of order {order} makes {dim**order:.1e} entries; at most 1e8 are possible"
-        raise flag_error("mode_dim_size", dim, remedy)
 
     # Imported after the flags are checked, because importing torch is slow.
     import torch

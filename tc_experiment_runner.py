@@ -5,6 +5,7 @@ descent from small initialization.
 from argparse import SUPPRESS
 
 from common.cli import Parser, run_script
+from common.datasets.flags import add_random_tensor_flags
 from common.flags import add_resume_flag, add_runner_flags, integer, real
 
 
@@ -21,6 +22,7 @@ def add_flags(parser: Parser) -> None:
         validate_every=100,
         lr=1e-2,
     )
+    add_random_tensor_flags(parser.target.add_argument)
     add = parser.add_argument
     short = {"action": "store_const", "dest": "optimizer", "const": "group_rmsprop", "default": SUPPRESS}
     add("-use_adaptive_lr", **short, help="short form of -optimizer group_rmsprop (Arora et al. 2019)")

@@ -134,6 +134,9 @@ add_flags(experiment_parser)
 def name(parameters: Parameters) -> str:
     """Returns the default name of an experiment."""
     dataset = Path(parameters["dataset_path"]).stem
+    if parameters["random_target"]:
+        rank, order, dim = (parameters[each] for each in ("target_tensor_cp_rank", "order", "mode_dim_size"))
+        dataset = f"random_rank_{rank}_order_{order}_dim_{dim}"
     return f"c_{dataset}_samples_{parameters['num_samples']}_init_{scientific(parameters['init_std'])}"
 
 

@@ -88,7 +88,7 @@ class Parser(argparse.ArgumentParser):
 
     The group in which a runner's flag is declared says whether runs that differ in it are different runs:
 
-    - the parser itself: yes. -resume and plotters tell them apart.
+    - the parser itself, and `target`: yes. -resume and plotters tell them apart.
     - `start`: yes, too. Runs that continue a checkpoint have the values of the run that they continue.
     - `inputs`: yes, if the content of the files differs.
     - `outputs`: only for -resume. Plotters pool them.
@@ -107,6 +107,7 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
         self.start = self.add_argument_group("initialization; without effect if -trainer_checkpoint is given")
+        self.target = self.add_argument_group("random target; only with -random_target")
         self.inputs = self.add_argument_group("input files")
         self.outputs = self.add_argument_group("outputs, which do not change the run")
         self.places = self.add_argument_group("names, places and devices")

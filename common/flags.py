@@ -6,12 +6,11 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from decimal import Decimal
-from functools import cache, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from common.cli import Parameters, Parser, flag_error, flag_errors
-from common.files import utc_time
+from common.cli import Parser
 
 # The seeds of torch's CPU generator have 32 bits: larger ones repeat the draws of others.
 LARGEST_SEED = 2**32 - 1
@@ -20,7 +19,8 @@ _PROJECT = Path(__file__).parents[1]
 OPTIMIZERS = {"gd": "GradientDescent", "momentum": "Momentum", "adam": "Adam", "group_rmsprop": "GroupRMSprop"}
 
 
-def _require(holds: Any, value: str, problem: str) -> None:
+def require(holds: Any, value: str, problem: str) -> None:
+    """Raises the error of a check unless `holds`."""
     if not holds:
         raise argparse.ArgumentTypeError(f"{value or repr(value)}: {problem}")
 
@@ -35,7 +35,7 @@ def integer(minimum: int, maximum: float = math.inf) -> Callable[[str], int]:
             number = int(number) if number.adjusted() < 100 and number == number.to_integral_value() else math.nan
         except (ArithmeticError, ValueError):
             number = math.nan
-        _require(minimum <= number <= maximum, value, wanted)
+        require(minimum <= number <= maximum, value, wanted)
         return number
 
     return integer
@@ -52,7 +52,7 @@ def real(minimum: float = -math.inf, above: bool = False, below: float = math.in
         except ValueError:
             number = math.nan
         within = number > minimum if above else number >= minimum
-        _require(math.isfinite(number) and within and number < below, value, f"must be a finite number{bound}")
+        require(math.isfinite(number) and within and number < below, value, f"must be a finite number{bound}")
         return number
 
     return real
@@ -62,33 +62,27 @@ def part_of_name(value: str) -> str:
     """Checks a string that becomes part of the name of a file or folder."""
     plain = value.isprintable() and value and not {"/", "\\"} & set(value) and not value.startswith(".")
     problem = "must be part of a file name: 1 to 150 bytes, printable, no slashes, no leading dot"
-    _require(plain and len(os.fsencode(value)) <= 150, value, problem)
-    return value
-
-
-def dataset_file_name(value: str) -> str:
-    """Checks the name of a dataset file."""
-    _require(part_of_name(value).endswith(".pt"), value, "must end in .pt")
+    require(plain and len(os.fsencode(value)) <= 150, value, problem)
     return value
 
 
 def existing_file(value: str) -> str:
     """Checks the path of a regular file."""
-    _require(os.path.exists(value), value, f"no such file; {_existing(value)}")
-    _require(os.path.isfile(value), value, "is not a regular file; give the path of one")
+    require(os.path.exists(value), value, f"no such file; {_existing(value)}")
+    require(os.path.isfile(value), value, "is not a regular file; give the path of one")
     return value
 
 
 def checkpoint_file(value: str) -> str:
     """Checks the path of a checkpoint to plot."""
-    _require(not os.path.isdir(value), value, "is a folder; give a checkpoint file, or the folder to -experiments_dir")
+    require(not os.path.isdir(value), value, "is a folder; give a checkpoint file, or the folder to -experiments_dir")
     return existing_file(value)
 
 
 def existing_dir(value: str) -> str:
     """Checks the path of a folder."""
-    _require(os.path.exists(value), value, f"no such folder; {_existing(value)}")
-    _require(os.path.isdir(value), value, "is not a folder; give the path of one")
+    require(os.path.exists(value), value, f"no such folder; {_existing(value)}")
+    require(os.path.isdir(value), value, "is not a folder; give the path of one")
     return value
 
 
@@ -102,7 +96,7 @@ def _existing(value: str) -> str:
 
 def writable_dir(value: str) -> str:
     """Checks the path of a folder that can be written to or made. Makes nothing."""
-    _require(value, value, "give the path of a folder")
+    require(value, value, "give the path of a folder")
     _require_writable(value, value)
     return value
 
@@ -110,23 +104,23 @@ def writable_dir(value: str) -> str:
 def _require_writable(directory: str, value: str) -> None:
     nearest = Path(directory).absolute()
     longest = max(len(os.fsencode(part)) for part in nearest.parts)
-    _require(longest <= 255, value, f"a part of this path has {longest} bytes; give at most 255")
+    require(longest <= 255, value, f"a part of this path has {longest} bytes; give at most 255")
     while not os.path.lexists(nearest):
         nearest = nearest.parent
     problem = f"{nearest} is not a folder; give the path of one, or of one that can be made"
-    _require(os.path.isdir(nearest), value, problem)
+    require(os.path.isdir(nearest), value, problem)
     problem = f"cannot write in {nearest}; give a folder that can be written to"
-    _require(os.access(nearest, os.W_OK | os.X_OK), value, problem)
+    require(os.access(nearest, os.W_OK | os.X_OK), value, problem)
 
 
 def output_file(*endings: str) -> Callable[[str], str]:
     """Returns a check for the path of a file to write with one of `endings`, in a folder that exists or can be made."""
 
     def output_file(value: str) -> str:
-        _require(Path(value).suffix.lower() in endings, value, f"must end in {' or '.join(endings)}")
-        _require(not os.path.isdir(value), value, "is a folder; give the path of a file")
+        require(Path(value).suffix.lower() in endings, value, f"must end in {' or '.join(endings)}")
+        require(not os.path.isdir(value), value, "is a folder; give the path of a file")
         # The name of the temporary file is longer.
-        _require(len(os.fsencode(Path(value).name)) <= 240, value, "give a name of at most 240 bytes")
+        require(len(os.fsencode(Path(value).name)) <= 240, value, "give a name of at most 240 bytes")
         _require_writable(os.path.dirname(value), value)
         return value
 
@@ -181,6 +175,8 @@ def add_runner_flags(parser: Parser, not_offered: Sequence[str] = (), **defaults
 
     add = parser.inputs.add_argument
     add("-dataset_path", type=existing_file, help="dataset file")
+    text = "instead of -dataset_path: draw the target and the order of its entries from the seed; see the flags below"
+    parser.add_argument("-random_target", action="store_true", help=text)
     text = "continue from this checkpoint for -epochs more epochs; its -lr, -momentum, -weight_decay and -dtype "
     text += "hold unless they are given"
     add("-trainer_checkpoint", type=optional(existing_file), default="", help=text)
@@ -211,46 +207,3 @@ def add_resume_flag(parser: Parser) -> None:
     """Adds -resume."""
     text = "continue an earlier run of the same command; finished experiments are not run again"
     parser.add_argument("-resume", action="store_true", help=text)
-
-
-def add_generator_flags(parser: Parser, output_dir: str) -> None:
-    """Adds the flags that both data generators share, with this default folder."""
-    add = parser.add_argument
-    add("-custom_file_name", type=optional(part_of_name), default="", help="name the file {NAME}_{time}.pt")
-    add("-file_name", type=optional(dataset_file_name), default="", help="exact name of the file; must not exist")
-    add_seed_flag(parser)
-    add("-output_dir", type=writable_dir, default=output_dir, help="where the file is written; made if missing")
-
-
-@cache
-def load_samples(load: Callable[[str], Any], path: str, num_samples: int | None = None) -> Any:
-    """Returns the first `num_samples` samples, or all, of a dataset file that `load` reads. Raises UserError."""
-    if num_samples is None:
-        with flag_errors("dataset_path", path):
-            return load(path)
-    dataset = load_samples(load, path)
-    with flag_errors("num_samples", num_samples):
-        return dataset.first(num_samples)
-
-
-def forget_samples() -> None:
-    """Forgets the files that `load_samples` has read, because they may change."""
-    load_samples.cache_clear()
-
-
-def save_dataset(content: dict[str, Any], parameters: Parameters, default_name: str) -> Path:
-    """Writes a dataset to the file that the flags of `add_generator_flags` name, and returns its path. Raises UserError
-    if that file exists.
-    """
-    from common.tensor_files import save_tensors  # imports torch
-
-    directory = Path(parameters["output_dir"])
-    directory.mkdir(parents=True, exist_ok=True)
-    name = parameters["file_name"] or f"{parameters['custom_file_name'] or default_name}_{utc_time()}.pt"
-    try:
-        save_tensors(content, directory / name, overwrite=False)
-    except FileExistsError:
-        flag = next((flag for flag in ("file_name", "custom_file_name") if parameters[flag]), "output_dir")
-        remedy = f"{directory / name} exists and is not overwritten; give another name"
-        raise flag_error(flag, parameters[flag], remedy) from None
-    return directory / name

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from common.datasets.seeds import target_generator
 from common.tensor_files import has_norm, is_float_tensor, load_dictionary
 
 
@@ -105,6 +106,14 @@ def random_target(rows: int, cols: int, rank: int, symmetric: bool, generator: t
     right = left if symmetric else torch.randn(cols, rank, generator=generator, dtype=torch.float64)
     target = left @ right.T
     return (target * (rows / torch.linalg.norm(target))).float()
+
+
+def random_completion(rows: int, cols: int, rank: int, seed: int) -> MatrixSensing:
+    """Returns the completion of a `random_target`. All entries are observed, in random order."""
+    generator = target_generator(seed)
+    target = random_target(rows, cols, rank, False, generator)
+    entries = random_entries(target.numel(), rows, cols, generator)
+    return MatrixSensing(None, target.flatten()[entries], target, entries)
 
 
 def infinite_norm_target(rows: int, cols: int) -> Tensor:

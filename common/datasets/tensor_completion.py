@@ -6,6 +6,7 @@ from functools import cached_property, reduce
 import torch
 from torch import Tensor
 
+from common.datasets.seeds import target_generator
 from common.tensor_files import has_norm, is_float_tensor, load_dictionary
 
 
@@ -57,6 +58,13 @@ def load_tensor_completion(path: str) -> TensorCompletion:
     if type(rank) is not int:
         raise invalid("'target_cp_rank' is not an integer")
     return TensorCompletion(target.detach(), torch.tensor(order), rank)
+
+
+def random_completion(dims: tuple[int, ...], cp_rank: int, norm: float, seed: int) -> TensorCompletion:
+    """Returns the completion of a `random_tensor`. All entries are observed, in random order."""
+    generator = target_generator(seed)
+    target = random_tensor(dims, cp_rank, norm, generator)
+    return TensorCompletion(target, torch.randperm(target.numel(), generator=generator), cp_rank)
 
 
 def random_tensor(dims: tuple[int, ...], cp_rank: int, norm: float, generator: torch.Generator) -> Tensor:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.cli import UserError, exclusive, flag_error
-from common.datasets.matrix_sensing import load_matrix_sensing
-from common.flags import load_samples
+from common.cli import UserError, exclusive, flag_error, flag_errors
+from common.datasets.flags import check_random_matrix, load_samples
+from common.datasets.matrix_sensing import load_matrix_sensing, random_completion
 from common.metrics import matrix as matrix_metrics
 from common.metrics.sharpness import sharpness
 from common.models.deep_matrix_factorization import (
@@ -35,6 +35,7 @@ class MatrixFactorization:
 
     model = DeepMatrixFactorization
     max_zero_loss_validations = 10
+    target_flags = "num_rows", "num_cols", "rank"
     headline = re.compile(r"sse_loss_div_2|e2e_effective_rank|fro_e2e_norm|e2e_\d+_\d+_value")
     figures = {"e2e_matrix_values": r"e2e_\d+_\d+_value", "e2e_singular_values": r"singular_value_\d+"}  # noqa: RUF012
 
@@ -42,9 +43,16 @@ class MatrixFactorization:
         self.parameters = parameters
         self.optimizer, self.decays = optimizer_of(parameters), parameters["weight_decay"] > 0
         exclusive(parameters, "enforce_pos_det", "enforce_neg_det")
-        self.dataset = load_samples(load_matrix_sensing, parameters["dataset_path"], parameters["num_samples"])
+        if parameters["random_target"]:
+            check_random_matrix(parameters)
+            rows, cols, rank = (parameters[name] for name in self.target_flags)
+            available = random_completion(rows, cols, rank, parameters["random_seed"])
+            with flag_errors("num_samples", parameters["num_samples"]):
+                self.dataset = available.first(parameters["num_samples"])
+        else:
+            self.dataset = load_samples(load_matrix_sensing, parameters["dataset_path"], parameters["num_samples"])
+            available = load_samples(load_matrix_sensing, parameters["dataset_path"])
         self._target = self.dataset.target_matrix.double().numpy()
-        available = load_samples(load_matrix_sensing, parameters["dataset_path"])
         self.num_observations = parameters["num_samples"], len(available.observations)
         self.output_shape = rows, cols = self.dataset.shape
         self.observes_entries = self.dataset.observed_entries is not None

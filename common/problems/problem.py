@@ -37,6 +37,7 @@ class Problem(Protocol):
     model: ClassVar[type[BatchedFactorization]]  # the factorization that is trained
     max_zero_loss_validations: ClassVar[int]  # training ends when more occur in a row
     headline: ClassVar[re.Pattern]  # the metrics that the console shows when an experiment ends
+    target_flags: ClassVar[Sequence[str]]  # those of -random_target
     figures: ClassVar[Mapping[str, str]]  # file name → pattern of the metrics that are plotted in it together
 
     parameters: dict[str, Any]  # value of every flag

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.cli import flag_error
-from common.datasets.tensor_completion import load_tensor_completion
-from common.flags import load_samples
+from common.cli import flag_error, flag_errors
+from common.datasets.flags import check_random_tensor, load_samples
+from common.datasets.tensor_completion import load_tensor_completion, random_completion
 from common.metrics.cp_rank import estimate_cp_rank, unfolding_rank_bound
 from common.metrics.cp_solver import khatri_rao
 from common.metrics.matrix import component_norms, reconstruction_error
@@ -42,11 +42,19 @@ class TensorFactorization:
     max_zero_loss_validations = 2
     headline = re.compile(r"mse_loss|reconstruction_error|model_tensor_rank")
     figures = {"component_norms": r"component_norm_\d+"}  # noqa: RUF012
+    target_flags = "target_tensor_cp_rank", "target_fro_norm", "mode_dim_size", "order"
     observes_entries = True
 
     def __init__(self, parameters: dict[str, Any]):
         self.parameters = parameters
-        self.dataset = load_samples(load_tensor_completion, parameters["dataset_path"], parameters["num_samples"])
+        if parameters["random_target"]:
+            check_random_tensor(parameters)
+            cp_rank, norm, dim, order = (parameters[name] for name in self.target_flags)
+            with flag_errors("num_samples", parameters["num_samples"]):
+                dataset = random_completion((dim,) * order, cp_rank, norm, parameters["random_seed"])
+                self.dataset = dataset.first(parameters["num_samples"])
+        else:
+            self.dataset = load_samples(load_tensor_completion, parameters["dataset_path"], parameters["num_samples"])
         self.optimizer, self.decays = optimizer_of(parameters), parameters["weight_decay"] > 0
         # Under the name of the original code, too.
         self.recorded: dict[str, Any] = {"use_adaptive_lr": parameters["optimizer"] == "group_rmsprop"}

@@ -79,6 +79,15 @@ def resolve(kind: type[Problem], parameters: Parameters) -> dict[str, Any]:
     all_hyperparameters = {each for name in OPTIMIZERS for each in optimizer_of({"optimizer": name}).hyperparameters}
     for name in sorted(given & all_hyperparameters - set(optimizer_of(values).hyperparameters)):
         raise flag_error(name, values[name], f"has no effect with -optimizer {values['optimizer']}; leave it out")
+    if not values["random_target"]:
+        for name in sorted(given & set(kind.target_flags)):
+            raise flag_error(name, values[name], "has no effect without -random_target; leave it out")
+    elif "dataset_path" in given:
+        raise flag_error("dataset_path", values["dataset_path"], "contradicts -random_target; give only one of the two")
+    else:
+        values |= {"dataset_path": "", "random_seed": drawn_seed(values["random_seed"])}
+        if values["trainer_checkpoint"]:
+            values |= _target_of_origin(kind, values, given)
     if values["trainer_checkpoint"]:
         checkpoint = _trainer_checkpoint(kind(values), values["dtype"] if "dtype" in given else None)
         known = {"dtype": checkpoint.dtype, **checkpoint.hyperparameters}
@@ -104,6 +113,18 @@ def identify(parameters: Parameters, values: Mapping[str, Any], equal: Counter) 
     key = group, parameters["random_seed"], Path(values["output_dir"]).resolve()
     equal[key] += 1
     return Identity(group, {**record, "seed": parameters["random_seed"], "occurrence": equal[key]})
+
+
+def _target_of_origin(kind: type[Problem], values: Mapping[str, Any], given: frozenset[str]) -> dict[str, Any]:
+    """Returns the seed and the target flags of the run that is continued. Raises UserError if others are given."""
+    names = "random_seed", *kind.target_flags
+    known = {name: value for name, value in _origin(values["trainer_checkpoint"], names).items() if value is not None}
+    for name in names:
+        if name in given and known.get(name, values[name]) != values[name]:
+            raise flag_error(name, values[name], f"the run that is continued has {known[name]}; leave it out")
+    if "random_seed" not in known and "random_seed" not in given:
+        raise flag_error("random_target", True, "the seed of the run that is continued is unknown; give -random_seed")
+    return known
 
 
 def _origin(checkpoint: str, names: Sequence[str]) -> dict[str, Any]:

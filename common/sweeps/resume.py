@@ -56,7 +56,7 @@ def match_previous_runs(
     newest = None
     for run in runs:
         seed = run.parameters.get("random_seed")
-        if not (run.sweep and run.status and run.inputs and is_number(seed, 0)):
+        if not (run.sweep and run.status and run.identity and is_number(seed, 0)):
             continue  # of other code
         names = asked.union(run.identity.get("run", ()), run.identity.get("outputs", ()))
         compared = {name: run.parameters.get(name, parameters.parser.get_default(name)) for name in names}

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from common.cli import Parameters, RunFailed, UserError
+from common.datasets.flags import forget_samples
 from common.files import utc_time
-from common.flags import forget_samples
 from common.naming import span
 from common.problems.problem import Problem
 from common.signals import Interrupted, signals_noted

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from common.cli import UserError
+from common.datasets.flags import load_samples
 from common.datasets.tensor_completion import random_tensor
-from common.flags import load_samples
 from common.problems import tensor_completion
 from common.sweeps import batch
 from common.sweeps.sweep import run_sweep

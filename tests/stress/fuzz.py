@@ -29,8 +29,9 @@ import torch
 from matplotlib import pyplot as plt
 
 from common.cli import Parser, UserError, flag_errors, run_script
+from common.datasets.flags import load_samples
 from common.files import sha256_of_file
-from common.flags import integer, load_samples
+from common.flags import integer
 from common.plotting.against_loss import draw_against_loss
 from common.plotting.curves import read_lines
 from common.plotting.tensor_completion import common_target_rank, read_results, summarize, table

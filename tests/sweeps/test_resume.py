@@ -426,10 +426,12 @@ def test_runs_recorded_before_optimizers_could_be_chosen(tmp_path, adaptive):
 @pytest.mark.parametrize("kind", KINDS)
 def test_flags_that_change_a_run(kind):
     """The flags of a run's identity, by which -resume and plotters tell runs apart."""
-    common = "dtype engine epochs lr momentum num_samples optimizer stop_on_zero_loss_tol validate_every weight_decay"
+    common = "dtype engine epochs lr momentum num_samples optimizer random_target stop_on_zero_loss_tol"
+    common += " validate_every weight_decay"
     own = {
-        "dmf": "depth enforce_neg_det enforce_pos_det hidden_dim init_alpha use_balanced_init weight_init_type",
-        "tc": "init_std num_components tensor_rank_tol",
+        "dmf": "depth enforce_neg_det enforce_pos_det hidden_dim init_alpha use_balanced_init weight_init_type "
+        "num_cols num_rows rank",
+        "tc": "init_std mode_dim_size num_components order target_fro_norm target_tensor_cp_rank tensor_rank_tol",
     }
     parameters = parse_parameters(kind)
     _, record = identify(parameters, parameters.values, Counter())
