@@ -25,7 +25,7 @@ from common.sweeps.processes import World, folder_lock, partition, world_from_en
 from common.sweeps.progress import say
 from common.sweeps.results_table import RESULTS_TABLE, write_results_table
 from common.sweeps.resume import resume_experiments
-from common.sweeps.training import SweepContext, train_batch
+from common.sweeps.training import MANY, SweepContext, train_batch
 from common.training.history import DIVERGED
 from common.training.threads import NUM_THREADS
 
@@ -121,14 +121,18 @@ def _run(sweep: Sweep, world: World, resume: bool) -> None:
             summary += f", {len(experiments) - continued} to start"
         say(summary)
         context = _train(experiments, world, stop, total, records)
-        diverged = sum(experiment.stop_reason == DIVERGED for experiment in experiments)
-        if diverged:
-            say(f"{diverged} of {own} experiment{'s' if own != 1 else ''} diverged")
+        reasons = Counter(each.stop_reason for each in experiments if each.has_results)
+        if reasons[DIVERGED] and total < MANY:
+            say(f"{reasons[DIVERGED]} of {own} experiment{'s' if own != 1 else ''} diverged")
         for directory in directories:
             try:
                 write_results_table(directory)
             except (OSError, ValueError) as error:
                 say(f"{directory / RESULTS_TABLE} was not written: {error}")
+        if total >= MANY and experiments:
+            counts = ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in sorted(reasons.items()))
+            table = Path(experiments[0].parameters["output_dir"]) / RESULTS_TABLE
+            say(f"{len(experiments)} experiments: {counts or 'none ended'}; their numbers are in {table}")
     if stop:
         raise Interrupted(stop.number, f"interrupted; {_how_to_resume(sweep)}")
     if context.failures:

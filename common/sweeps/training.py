@@ -19,11 +19,13 @@ from common.sweeps.folder import host_facts, new_folder, reopen_folder
 from common.sweeps.plots import MetricPlots
 from common.sweeps.progress import Pace, Progress, numbers, say
 from common.tensor_files import tensor_bytes
-from common.training.history import EPOCHS, INTERRUPTED, STALLED, Metrics
+from common.training.history import EPOCHS, INTERRUPTED, STALLED, ZERO_LOSS, Metrics
 from common.training.native_engine import Engine, Kernel, NativeEngine
 from common.training.torch_engine import TorchEngine
 from common.training.trainer import Trainer
 
+# From this many experiments on, those that end as expected are counted, not listed.
+MANY = 50
 _REASONS = {STALLED: "stalled: steps no longer change any parameter", EPOCHS: "all epochs done"}
 
 
@@ -55,6 +57,7 @@ class SweepContext:
                 experiment.folder.write_parameters(False, "failed", experiment.epoch)
                 experiment.folder.log("failed: " + "".join(traceback.format_exception(error)))
             experiment.release()
+            experiment.stop_reason = "failed"
 
     def mark_finished(self) -> None:
         """Marks the experiments that ended as finished, once everything else of them is on the disk."""
@@ -76,11 +79,14 @@ class SweepContext:
             say("\n".join(lines))
 
     def report_end(self, experiment: Experiment, reason: str, metrics: Mapping[str, float]) -> None:
-        """Logs all metrics at the end of a run, and prints the most important ones."""
+        """Logs all metrics at the end of a run, and prints the most important ones: of many experiments only if the run
+        needs attention.
+        """
         headline = {name: value for name, value in metrics.items() if experiment.problem.headline.fullmatch(name)}
         end = f"{reason}, epoch {experiment.epoch:,}: "
         experiment.folder.log(end + numbers(metrics))
-        say(f"{experiment.number}/{self.num_experiments} {experiment.folder.path}: {end}{numbers(headline)}")
+        if self.num_experiments < MANY or experiment.stop_reason not in (ZERO_LOSS, EPOCHS):
+            say(f"{experiment.number}/{self.num_experiments} {experiment.folder.path}: {end}{numbers(headline)}")
 
 
 def build_engine(experiments: Sequence[Experiment], device: torch.device, kernel: Kernel | None) -> Engine:

@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -131,6 +132,14 @@ def test_process_without_experiments(tmp_path, capsys, monkeypatch):
 def test_number_of_diverged_experiments_is_shown(tmp_path, capsys):
     run_experiments(tmp_path, {}, {"lr": 1e5, "init_alpha": 1}, {"lr": 1e6, "init_alpha": 1})
     assert capsys.readouterr().out.splitlines()[-1] == "2 of 3 experiments diverged"
+
+
+def test_many_experiments_are_counted(tmp_path, capsys):
+    run_experiments(tmp_path, *({"random_seed": seed} for seed in range(49)), {"lr": 1e5, "init_alpha": 1})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "50 experiments"
+    assert re.match(r"50/50 \S+: diverged, epoch", lines[1])
+    assert lines[2:] == [f"50 experiments: 1 diverged, 49 epochs; their numbers are in {tmp_path}/results.csv"]
 
 
 def test_folder_names_are_unique(tmp_path):
