@@ -37,18 +37,17 @@ def utc_time() -> str:
     return datetime.now(timezone.utc).strftime("%Y_%m_%d-%H_%M_%S")
 
 
-def write_atomically(path: Path, write: Callable[[Path], None], overwrite: bool = True) -> None:
-    """Calls `write` with a temporary path beside `path`, and moves that file to `path` once it is on the disk.
+def write_atomically(path: Path, content: bytes, overwrite: bool = True) -> None:
+    """Writes a file under a temporary name beside `path`, and moves it there.
 
-    Raises FileExistsError if `path` exists and `overwrite` is False, and what `write` raises. Then it leaves no file.
+    Raises FileExistsError if `path` exists and `overwrite` is False. If writing fails, leaves no file.
     """
-    temporary, _ = write_temporary(path, write)
+    temporary = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
-        _sync(temporary)
+        temporary.write_bytes(content)
         if not overwrite:
             path.touch(exist_ok=False)
         os.replace(temporary, path)
-        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -57,7 +57,7 @@ def tensor_bytes(content: Any) -> bytes:
 
 def save_tensors(content: Any, path: Path, overwrite: bool = True) -> None:
     """Writes the `tensor_bytes` of `content` to a file, and waits for the disk."""
-    write_atomically(path, lambda temporary: temporary.write_bytes(tensor_bytes(content)), overwrite)
+    write_atomically(path, tensor_bytes(content), overwrite)
 
 
 def load_tensors(path: str | Path) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from matplotlib import pyplot as plt
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
@@ -16,10 +16,10 @@ from matplotlib.ticker import MaxNLocator
 
 from common.metrics import theory
 from common.naming import scientific
-from common.plotting.curves import Curve, NoBound
-from common.plotting.figures import COLOURS, MARKERS, fit_legends, metric_label, require_drawable, wrapped
-from common.plotting.histories import Group
-from common.plotting.statistics import COLUMNS, draw_over_seeds, over_seeds
+from common.plotting.figures import MARKERS, add_legends, line_styles, metric_label, new_figure, wrapped
+from common.plotting.histories import Curve, NoBound
+from common.plotting.runs import Group
+from common.plotting.statistics import COLUMNS, Row, draw_line, line_rows, over_seeds
 from common.plotting.thinning import visible_points
 
 _COLOURS = LinearSegmentedColormap.from_list("iterations", ["#a9d6f5", "#2f7fc1", "#123a75", "#000000"])
@@ -34,10 +34,8 @@ _UPPER["e2e_effective_rank"] = theory.effective_rank
 _LOGARITHMIC = re.compile(r"distance_from_rank_1|singular_value_[1-9]\d*")
 # Below this, the axis of effective rank − 1 is linear: float32 does not resolve smaller differences from 1.
 _SMALLEST_EXCESS = 1e-7
-# A marker is moved to a larger loss, by at most this factor, if another is closer than this size in points.
-_LARGEST_SHIFT, _MARKER_SIZE = 5.0, 5.5
-
-Row = dict[str, str | float]
+# Markers of two lines nearer than this part of the y axis are set apart by this factor of the loss.
+_NEAR, _APART = 0.04, 1.4
 
 
 def require_bound(metric: str) -> None:
@@ -48,53 +46,50 @@ def require_bound(metric: str) -> None:
 
 
 def draw_against_loss(
-    lines: Sequence[Group],
+    groups: Sequence[Group],
     title: str,
     min_loss: float,
     metric: str = "",
     show_bound: bool = False,
     statistic: str = "median",
 ) -> tuple[Figure, list[Row]]:
-    """Draws the metric (|unobserved entry| if it is empty) down to `min_loss`. Returns the figure and its data.
+    """Draws the metric (|unobserved entry| if it is empty) down to `min_loss`: `values` of the groups are curves.
+    Returns the figure and its data.
 
     Curves are coloured by iteration on a common scale. Lines of several seeds are drawn as `statistic` with a band (see
     plotting/statistics.py), dashed and lighter where not all of their runs reach the loss. For the effective rank,
     figure and data show its excess over 1. Raises ValueError if all curves begin below `min_loss`.
     """
     if metric == "e2e_effective_rank":
-        lines = [
-            replace(line, runs=[replace(curve, values=np.maximum(curve.values - 1, 0)) for curve in line.runs])
-            for line in lines
+        groups = [
+            replace(group, values=[replace(curve, values=np.maximum(curve.values - 1, 0)) for curve in group.values])
+            for group in groups
         ]
-    curves = [curve for line in lines for curve in line.runs]
+    curves = [curve for group in groups for curve in group.values]
     largest = max(curve.losses.max() for curve in curves)
     if largest <= min_loss:
         raise ValueError(f"no loss is larger than {largest:g}; give a smaller one")
-    depths, of_seeds = list(dict.fromkeys(line.depth for line in lines)), len(curves) > len(lines)
-    size = (3.1 * len(depths), 3.1 if of_seeds else 3.4)
-    figure, grid = plt.subplots(1, len(depths), figsize=size, layout="constrained", squeeze=False, sharey=True)
-    figure.get_layout_engine().set(wspace=0.06)
-    first = grid[0, 0]
-    scale = Normalize(1, max(2, *(curve.down_to(min_loss).iterations[-1] for curve in curves)))
-    rows: list[Row] = []
-    markers: list[tuple[Axes, list[Group], list[Line2D]]] = []
-    for axes, depth in zip(grid[0], depths, strict=True):
-        panel = [line for line in lines if line.depth == depth]
-        name = f"depth {depth}" if len(depths) > 1 else ""
+    by_depth = {group.depth: [each for each in groups if each.depth == group.depth] for group in groups}
+    of_seeds = len(curves) > len(groups)
+    figure, panels = new_figure(len(by_depth), (3.1, 3.1 if of_seeds else 3.4), sharey=True)
+    scale = Normalize(1, max(2, *(curve.iterations[curve.down_to(min_loss)][-1] for curve in curves)))
+    first, rows, handles = panels[0], [], {}
+    for axes, (depth, members) in zip(panels, by_depth.items(), strict=True):
         if of_seeds:
-            handles, drawn = _draw_seeds(axes, panel, largest, min_loss, statistic)
+            handles[axes], tables = _draw_seeds(axes, members, largest, min_loss, statistic)
         else:
-            handles, drawn = _draw_curves(axes, panel, scale, min_loss)
-            markers.append((axes, panel, handles[:]))
-        rows += [{"panel": name, **row} for row in drawn]
+            handles[axes], tables = _draw_curves(axes, members, scale, min_loss)
+        name = f"depth {depth}" if len(by_depth) > 1 else ""
+        for group, table in zip(members, tables, strict=True):
+            rows += [{"panel": name, "name": group.name, **row} for row in table]
         if show_bound:
-            handles += _draw_bounds(axes, panel, largest, min_loss, metric)
+            handles[axes] += _draw_bounds(axes, members, largest, min_loss, metric)
         axes.set(xscale="log", xlim=(largest, min_loss), xlabel="loss", title=name)
-        # Matplotlib hides names that begin with an underscore unless the labels are given as well.
-        labels = [wrapped(handle.get_label(), 34 if of_seeds else 26) for handle in handles]
-        style = {"loc": "best" if metric else "upper left", "fontsize": "x-small" if of_seeds else "small"}
-        axes.legend(handles, labels, **style, handletextpad=0.4, borderpad=0.3, framealpha=0.7)
-    if _LOGARITHMIC.fullmatch(metric):
+    if not metric:
+        columns = ("value", *COLUMNS[statistic])
+        highest = max(value for row in rows for name, value in row.items() if name in columns and value is not None)
+        first.set_ylim(0, 1.05 * highest)
+    elif _LOGARITHMIC.fullmatch(metric):
         first.set_yscale("log")
     elif metric == "e2e_effective_rank":
         first.set_yscale("symlog", linthresh=_SMALLEST_EXCESS, linscale=0.5)
@@ -102,60 +97,110 @@ def draw_against_loss(
     elif metric == "e2e_rank":
         first.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     first.set_ylabel("effective rank − 1" if metric == "e2e_effective_rank" else metric_label(metric))
-    if len(depths) == 1:
-        first.set_title(title or (f"depth {depths[0]}" if depths[0] else ""))
+    if len(by_depth) == 1:
+        first.set_title(title or (f"depth {groups[0].depth}" if groups[0].depth else ""))
     else:
         figure.suptitle(title)
     if of_seeds:
-        figure.supxlabel(wrapped(_caption(lines, min_loss, statistic), 50 * len(depths)), fontsize="x-small")
+        caption = over_seeds(statistic, [len(group.values) for group in groups])
+        if any(curve.losses.min() >= min_loss for curve in curves):
+            caption += "; dashed: over those that reach the loss"
+        figure.supxlabel(wrapped(caption, 50 * len(by_depth)), fontsize="x-small")
     else:
         bar = {"orientation": "horizontal", "label": "iterations", "aspect": 30}
         # Matplotlib's choice may begin below the scale and end above it.
         round_numbers = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], integer=True).tick_values(0, scale.vmax)
         ticks = [1, *(tick for tick in round_numbers.tolist() if 1 < tick <= scale.vmax)]
         labels = [scientific(tick) for tick in ticks]
-        figure.colorbar(ScalarMappable(scale, _COLOURS), ax=grid, **bar).set_ticks(ticks, labels=labels)
-    if not metric:
-        columns = ("value", *COLUMNS[statistic])
-        highest = max(value for row in rows for name, value in row.items() if name in columns and value is not None)
-        first.set_ylim(0, 1.05 * highest)
-    if not fit_legends(figure, grid[0], avoid_lines=bool(metric)) and not metric:
-        _make_room_for_legends(figure, grid[0])
-    for panel in markers:
-        _place_markers(*panel, min_loss)
+        figure.colorbar(ScalarMappable(scale, _COLOURS), ax=panels, **bar).set_ticks(ticks, labels=labels)
+    add_legends(figure, handles, 34 if of_seeds else 26, fontsize="x-small" if of_seeds else "small")
+    if not of_seeds:
+        for axes, members in zip(panels, by_depth.values(), strict=True):
+            _place_markers(axes, members, handles[axes], min_loss)
     return figure, rows
 
 
-def _caption(lines: Sequence[Group], min_loss: float, statistic: str) -> str:
-    """Returns the caption for lines of several seeds."""
-    text = over_seeds(statistic, [len(line.runs) for line in lines])
-    if any(curve.losses.min() >= min_loss for line in lines for curve in line.runs):
-        text += "; dashed: over those that reach the loss"
-    return text
+def _draw_seeds(
+    axes: Axes, groups: Sequence[Group], largest: float, min_loss: float, statistic: str
+) -> tuple[list[Line2D], list[list[Row]]]:
+    """Draws a statistic over the curves of each group, with its band. Returns the legend's handles, and the rows of
+    each line.
+    """
+    tables = [line_rows("loss", *values_below(group.values, largest, min_loss), statistic) for group in groups]
+    handles = []
+    for group, table, style in zip(groups, tables, line_styles(len(groups)), strict=True):
+        name, num_runs = group.name, len(group.values)
+        left = sum(curve.losses.min() < min_loss for curve in group.values)
+        if left < num_runs:
+            name += f"\n({left} of {num_runs} runs reach {scientific(min_loss)})"
+        handles.append(draw_line(axes, "loss", table, statistic, label=name, **style))
+    return handles, tables
 
 
-def _make_room_for_legends(figure: Figure, panels: Sequence[Axes]) -> None:
-    """Raises the upper limit of the y axis, which the panels share, until no line is behind a legend."""
-    require_drawable(figure)
-    bottom, top = panels[0].get_ylim()
-    for axes in panels:
-        box = axes.get_legend().get_window_extent().padded(4).transformed(axes.transAxes.inverted())
-        for points in (line.get_xydata() for line in axes.lines):
-            x = axes.transAxes.inverted().transform(axes.transData.transform(points))[:, 0]
-            top = max(top, points[x < box.x1, 1].max(initial=0) / box.y0)
-    panels[0].set_ylim(bottom, top)
+def _draw_curves(
+    axes: Axes, groups: Sequence[Group], scale: Normalize, min_loss: float
+) -> tuple[list[Line2D], list[list[Row]]]:
+    """Draws the curve of each group. Returns its markers, still without points, and the rows of each curve."""
+    handles, tables = [], []
+    greys = colormaps["Greys"](np.linspace(0.4, 0.9, len(groups)))
+    for index, (group, grey, style) in enumerate(zip(groups, greys, line_styles(len(groups)), strict=True)):
+        curve = group.values[0]
+        drawn = np.arange(len(curve.losses))[curve.down_to(min_loss)]
+        drawn = drawn[visible_points(np.log10(curve.losses[drawn]), curve.values[drawn])]
+        points = np.column_stack([curve.losses, curve.values])[drawn]
+        iterations = curve.iterations[drawn]
+        collection = LineCollection(
+            np.stack([points[:-1], points[1:]], axis=1),
+            array=iterations[1:],
+            cmap=_COLOURS,
+            norm=scale,
+            linewidths=style["linewidth"],
+            capstyle="round",
+            zorder=2,
+        )
+        axes.add_collection(collection)
+        # Invisible: the legend avoids lines, but not collections.
+        axes.plot(*points.T, linestyle="none")
+        style = {"marker": MARKERS[index % len(MARKERS)], "color": grey, "markersize": 5.5, "clip_on": False}
+        # The layout takes a line without points to be in the corner of the figure.
+        handles += axes.plot([], [], label=group.name, linestyle="none", zorder=3, in_layout=False, **style)
+        columns = iterations.tolist(), *points.T.tolist()
+        tables.append(
+            [dict(zip(("iteration", "loss", "value"), row, strict=True)) for row in zip(*columns, strict=True)]
+        )
+    return handles, tables
 
 
-def _draw_bounds(axes: Axes, lines: Sequence[Group], largest: float, min_loss: float, metric: str) -> list[Line2D]:
+def _place_markers(axes: Axes, groups: Sequence[Group], markers: Sequence[Line2D], min_loss: float) -> None:
+    """Sets the markers of each curve: where its loss is first below 1.3 · 10⁻ʲ, or earlier by a part of a decade for
+    each of the curves before it that are at the same place.
+    """
+    powers = 10.0 ** -np.arange(1, 400)
+    # The tolerance is for round-off in 10⁻ʲ.
+    thresholds = 1.3 * powers[powers >= min_loss * (1 - 1e-9)]
+    to_axes = axes.transData + axes.transAxes.inverted()
+    before = np.empty((0, len(thresholds)))
+    for group, marker in zip(groups, markers, strict=False):
+        (curve,) = group.values
+        heights = to_axes.transform(np.column_stack([thresholds, curve.values_below(thresholds)]))[:, 1]
+        index = curve.first_below(thresholds * _APART ** (np.abs(before - heights) < _NEAR).sum(axis=0))
+        before = np.vstack([before, heights])
+        # Where the loss jumps, its first value below may be outside the axes.
+        index = np.unique(index[np.append(curve.losses, 0)[index] >= min_loss])
+        marker.set_data(curve.losses[index], curve.values[index])
+        marker.set_in_layout(len(index) > 0)
+
+
+def _draw_bounds(axes: Axes, groups: Sequence[Group], largest: float, min_loss: float, metric: str) -> list[Line2D]:
     """Draws the theoretical bound of each problem, and returns the handle of the legend, if there is one.
 
-    A bound holds until the determinant changes its sign. It is drawn while it holds for half of the runs of a line.
+    A bound holds until the determinant changes its sign. It is drawn while it holds for half of the runs of a group.
     """
     kind, bounds = ("lower", _LOWER) if metric in _LOWER else ("upper", _UPPER)
     problems: dict[tuple, list[Group]] = {}
-    for line in lines:
-        for problem in dict.fromkeys((curve.corner, curve.det_sign) for curve in line.runs):
-            problems.setdefault(problem, []).append(line)
+    for group in groups:
+        for problem in dict.fromkeys((curve.corner, curve.det_sign) for curve in group.values):
+            problems.setdefault(problem, []).append(group)
     signs = {sign for _, sign in problems}
     condition = "keeps its sign" if len(signs) > 1 else "> 0" if signs == {1} else "< 0"
     style = {"color": "0.45", "linestyle": (0, (4, 2)), "linewidth": 1.0, "zorder": 4}
@@ -164,8 +209,8 @@ def _draw_bounds(axes: Axes, lines: Sequence[Group], largest: float, min_loss: f
         losses = np.geomspace(largest, min_loss, _NUM_LOSSES)
         bound = bounds[metric](losses, *corner) - (metric == "e2e_effective_rank")
         holds = np.zeros(len(losses), dtype=bool)
-        for line in of_problem:
-            _, values = values_below(line.runs, largest, min_loss)
+        for group in of_problem:
+            _, values = values_below(group.values, largest, min_loss)
             kept = values >= bound if kind == "lower" else values <= bound
             holds |= 2 * kept.sum(axis=0) >= np.maximum(np.isfinite(values).sum(axis=0), 1)
         end = np.flatnonzero(holds).max(initial=-1) + 1
@@ -174,85 +219,9 @@ def _draw_bounds(axes: Axes, lines: Sequence[Group], largest: float, min_loss: f
     return handles
 
 
-def _draw_curves(
-    axes: Axes, lines: Sequence[Group], scale: Normalize, min_loss: float
-) -> tuple[list[Line2D], list[Row]]:
-    """Draws the curve of each line. Returns its markers, still without points, and the points that are drawn."""
-    handles, rows = [], []
-    greys = plt.get_cmap("Greys")(np.linspace(0.4, 0.9, len(lines)))
-    # Each curve is narrower than the one below it, so that the colours of coinciding curves are all visible.
-    widths = np.linspace(2.8, 1.2, len(lines)) if len(lines) > 1 else [1.6]
-    for index, (line, grey, width) in enumerate(zip(lines, greys, widths, strict=True)):
-        curve = line.runs[0].down_to(min_loss)
-        shown = visible_points(np.log10(curve.losses), curve.values)
-        iterations, points = curve.iterations[shown], np.column_stack([curve.losses, curve.values])[shown]
-        segments = np.stack([points[:-1], points[1:]], axis=1)
-        style = {"cmap": _COLOURS, "norm": scale, "linewidths": width, "capstyle": "round", "zorder": 2}
-        collection = LineCollection(segments, array=iterations[1:], **style)
-        # Invisible: the legend avoids lines, but not collections.
-        axes.plot(*points.T, linestyle="none")
-        axes.add_collection(collection)
-        style = {"marker": MARKERS[index % len(MARKERS)], "color": grey, "markersize": _MARKER_SIZE}
-        style |= {"label": line.name, "linestyle": "none", "zorder": 3, "clip_on": False}
-        # The layout takes a line without points to be in the corner of the figure.
-        handles += axes.plot([], [], **style, in_layout=False)
-        for iteration, (loss, value) in zip(iterations.tolist(), points.tolist(), strict=True):
-            rows.append({"name": line.name, "iteration": iteration, "loss": loss, "value": value})
-    return handles, rows
-
-
-def _place_markers(axes: Axes, lines: Sequence[Group], markers: Sequence[Line2D], min_loss: float) -> None:
-    """Sets the markers of each line: where its loss is first below 1.3 · 10⁻ʲ, or earlier if another is there."""
-    pixels = _MARKER_SIZE * axes.figure.dpi / 72
-    shifts = np.geomspace(1, _LARGEST_SHIFT, 30)
-    powers = 10.0 ** -np.arange(1, 400)
-    # The tolerance is for round-off in 10⁻ʲ.
-    thresholds = 1.3 * powers[powers >= min_loss * (1 - 1e-9), None] * shifts
-    placed = np.empty((0, 2))
-    for line, marker in zip(lines, markers, strict=True):
-        curve, own = line.runs[0], []
-        for first in curve.first_below(thresholds):
-            # Where the loss jumps, its first value below may be outside the axes.
-            if first[0] == len(curve.losses) or curve.losses[first[0]] < min_loss:
-                continue
-            places = axes.transData.transform(np.column_stack([curve.losses[first], curve.values[first]]))
-            distances = np.linalg.norm(places[:, None] - placed, axis=-1).min(axis=1, initial=np.inf)
-            # The first that is free, or else the one with most room.
-            chosen = (distances >= pixels).argmax() if distances.max() >= pixels else distances.argmax()
-            own.append(first[chosen])
-            placed = np.vstack([placed, places[chosen]])
-        own = list(dict.fromkeys(own))
-        marker.set_data(curve.losses[own], curve.values[own])
-        marker.set_in_layout(bool(own))
-
-
-def _draw_seeds(
-    axes: Axes, lines: Sequence[Group], largest: float, min_loss: float, statistic: str
-) -> tuple[list[Line2D], list[Row]]:
-    """Draws a statistic over the curves of each line, with its band. Returns the legend's handles and the points."""
-    handles, rows = [], []
-    for index, line in enumerate(lines):
-        losses, values = values_below(line.runs, largest, min_loss)
-        name, num_runs = line.name, len(line.runs)
-        left = sum(curve.losses.min() < min_loss for curve in line.runs)
-        if left < num_runs:
-            name += f"\n({left} of {num_runs} runs reach {scientific(min_loss)})"
-        # Each line is narrower than the one below it, so that coinciding lines are all visible.
-        style = {"color": COLOURS[index % len(COLOURS)], "linewidth": max(1.0, 3.4 - 0.8 * index), "zorder": 2}
-        solid, points = draw_over_seeds(axes, "loss", losses, values, statistic, label=name, **style)
-        handles += solid
-        rows += [{"name": line.name, **point} for point in points]
-    return handles, rows
-
-
 def values_below(curves: Sequence[Curve], largest: float, min_loss: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns losses (n,) log-spaced from `largest` to `min_loss`, and values (curves, n): each curve's value at its
     first validation below each loss, NaN if there is none.
     """
     losses = np.geomspace(largest, min_loss, _NUM_LOSSES)
-    values = np.full((len(curves), len(losses)), np.nan)
-    for of_curve, curve in zip(values, curves, strict=True):
-        first = curve.first_below(losses)
-        there = first < len(curve.losses)
-        of_curve[there] = curve.values[first[there]]
-    return losses, values
+    return losses, np.array([curve.values_below(losses) for curve in curves])

@@ -58,23 +58,17 @@ def refuse_with(flag: str, parameters: Parameters, names: Sequence[str]) -> None
             raise flag_error(name, parameters[name], f"has no effect with {shown}; leave it out")
 
 
-def require_screen_or_file(parameters: Parameters) -> None:
-    """Raises UserError if a figure can neither be shown nor saved."""
-    from common.plotting.figures import has_screen  # imports matplotlib
+def save_or_show(draw: Callable[[Parameters], tuple], parameters: Parameters) -> None:
+    """Saves and shows the figure that `draw` returns, and saves its data, as the flags of `add_figure_flags` say.
+    Raises UserError, also if the figure can neither be saved nor shown.
+    """
+    from common.plotting.figures import NotDrawable, has_screen, require_drawable, save_and_show
 
-    if not parameters["save_plot_to"] and not has_screen():
+    save_plot_to, title = parameters["save_plot_to"], parameters["plot_title"]
+    if not save_plot_to and not has_screen():
         remedy = "is needed, because there is no screen to show the figure on; give a .png, .pdf or .svg file"
         raise UserError(f"-save_plot_to: {remedy}")
-
-
-def save_figure(draw: Callable[[Parameters], tuple], parameters: Parameters) -> None:
-    """Saves and shows the figure that `draw` returns, and saves its data, as the flags of `add_figure_flags` say.
-    Raises UserError.
-    """
-    from common.plotting.figures import NotDrawable, require_drawable, save_and_show, save_data
-
-    with flag_errors("plot_title", parameters["plot_title"] or "", only=NotDrawable):
+    with flag_errors("plot_title", title or "", only=NotDrawable):
         figure, rows = draw(parameters)
         require_drawable(figure)
-    save_data(rows, parameters["save_data_to"])
-    save_and_show(figure, parameters["save_plot_to"])
+    save_and_show(figure, rows, save_plot_to, parameters["save_data_to"])

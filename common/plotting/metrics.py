@@ -1,18 +1,18 @@
 """Plots of an experiment's metrics against the epoch. Does not import torch; imports matplotlib to draw."""
 
+import io
 import multiprocessing
 import os
 import re
 import threading
-import time
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.files import Written, write_temporary
+from common.files import write_atomically
 from common.plotting.thinning import visible_points
 
 if TYPE_CHECKING:
@@ -65,50 +65,57 @@ def _figure() -> "Figure":
     return figure
 
 
-def draw_metrics(lines: Lines, directory: Path, stalled: int | None = None) -> tuple[float, list[Written]]:
-    """Writes each figure of `lines` to a temporary file in `directory`. Returns the seconds that it took, and the files
-    with their final paths.
+def draw_metrics(lines: Lines, directory: Path, stalled: int | None = None) -> None:
+    """Writes each figure of `lines` as a png file to `directory`, whatever backend and style the user has chosen.
 
     The axis of a loss is logarithmic if all values are positive. A vertical line marks the epoch `stalled`, from which
     the steps of the run changed no parameter.
     """
-    begin = time.monotonic()
+    # On import, matplotlib refuses a backend that it does not know.
+    os.environ["MPLBACKEND"] = "agg"
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        for name, of_figure in lines.items():
+            write_atomically(directory / f"{name}.png", _png(name, of_figure, stalled))
+
+
+def _png(name: str, lines: Mapping[str, tuple[np.ndarray, np.ndarray]], stalled: int | None) -> bytes:
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 
     figure = _figure()
     (axes,) = figure.axes
-    files = []
-    for name, of_figure in lines.items():
-        # Clearing the axes would make all ticks again.
-        for line in list(axes.lines):
-            line.remove()
-        many = len(of_figure) > _MOST_LINES
-        shades = np.linspace(0, 0.9, max(len(of_figure), _MOST_LINES))
-        axes.set_prop_cycle(color=colormaps["viridis" if many else "tab10"](shades))
-        for label, (epochs, values) in of_figure.items():
-            axes.plot(epochs, values, label=label, marker="." if len(epochs) == 1 else None)
-        values = np.concatenate([values for _, values in of_figure.values()])
-        logarithmic = bool(LOGARITHMIC.fullmatch(name) and len(values) and values.min() > 0)
-        axes.set_yscale("log" if logarithmic else "linear")
-        if not logarithmic:
-            whole = {"integer": True, "min_n_ticks": 1} if WHOLE.fullmatch(name) else {}
-            axes.yaxis.set_major_locator(MaxNLocator(5, **whole))
-        axes.relim()
-        axes.autoscale_view()
-        if not any(len(epochs) for epochs, _ in of_figure.values()):
-            # Without points, the limits of the previous figure would remain.
-            axes.set(xlim=(0, 1), ylim=(0, 1))
-            axes.autoscale()
-        axes.set_ylabel(name)
-        # Of many lines, the legend shows the first and the last.
-        named = [axes.lines[0], axes.lines[-1]] if many else list(axes.lines)
-        if stalled is not None:
-            named.append(axes.axvline(stalled, color="0.45", linestyle="--", linewidth=1, label="stalled"))
-        axes.legend(named, [line.get_label() for line in named], loc="best", fontsize="small")
-        save = partial(figure.savefig, format="png", pil_kwargs={"compress_level": 1})
-        files.append(write_temporary(directory / f"{name}.png", save))
-    return time.monotonic() - begin, files
+    # Clearing the axes would make all ticks again.
+    for line in list(axes.lines):
+        line.remove()
+    many = len(lines) > _MOST_LINES
+    shades = np.linspace(0, 0.9, max(len(lines), _MOST_LINES))
+    axes.set_prop_cycle(color=colormaps["viridis" if many else "tab10"](shades))
+    for label, (epochs, values) in lines.items():
+        axes.plot(epochs, values, label=label, marker="." if len(epochs) == 1 else None)
+    values = np.concatenate([values for _, values in lines.values()])
+    logarithmic = bool(LOGARITHMIC.fullmatch(name) and len(values) and values.min() > 0)
+    axes.set_yscale("log" if logarithmic else "linear")
+    if not logarithmic:
+        whole = {"integer": True, "min_n_ticks": 1} if WHOLE.fullmatch(name) else {}
+        axes.yaxis.set_major_locator(MaxNLocator(5, **whole))
+    axes.relim()
+    axes.autoscale_view()
+    if not len(values):
+        # Without points, the limits of the previous figure would remain.
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.autoscale()
+    axes.set_ylabel(name)
+    # Of many lines, the legend shows the first and the last.
+    named = [axes.lines[0], axes.lines[-1]] if many else list(axes.lines)
+    if stalled is not None:
+        named.append(axes.axvline(stalled, color="0.45", linestyle="--", linewidth=1, label="stalled"))
+    axes.legend(named, [line.get_label() for line in named], loc="best", fontsize="small")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", pil_kwargs={"compress_level": 1})
+    return picture.getvalue()
 
 
 def end_with_parent() -> None:

@@ -10,7 +10,9 @@ from matplotlib.lines import Line2D
 
 from common.naming import span
 
-# The columns of each statistic in data files: lower end of the band, middle, upper end of the band.
+Row = dict[str, Any]
+
+# The columns of each statistic in tables: lower end of the band, middle, upper end of the band.
 COLUMNS = {
     "median": ("lower_quartile", "median", "upper_quartile"),
     "mean": ("lower_95", "mean", "upper_95"),
@@ -24,49 +26,56 @@ def over_seeds(statistic: str, seeds: Sequence[int]) -> str:
     return f"{statistic}, {_BANDS[statistic]} over {span(seeds)} seeds"
 
 
-def draw_over_seeds(
-    axes: Axes, x_name: str, x: np.ndarray, values: np.ndarray, statistic: str, **style: Any
-) -> tuple[list[Line2D], list[dict[str, Any]]]:
-    """Draws a statistic of values (runs, n) at `x` (n,), with its band. Returns the solid line, and the points as rows
-    of a data file.
-
-    Where some runs have no value (NaN), the line is dashed: which runs are left may bend it.
+def line_rows(x_name: str, x: np.ndarray, values: np.ndarray, statistic: str) -> list[Row]:
+    """Returns the rows of a line: a statistic of values (runs, n) at each `x` (n,) where they are not all NaN, with the
+    number of runs that have a value, and of all runs.
     """
     runs = np.isfinite(values).sum(axis=0)
     x, values, runs = x[runs > 0], values[:, runs > 0], runs[runs > 0]
-    low, middle, high = summary(values, statistic)
-    complete = int(np.append(runs < len(values), True).argmax())
+    columns = (x_name, *COLUMNS[statistic], "runs", "runs_in_all")
+    points = zip(x.tolist(), summary(values, statistic), runs.tolist(), strict=True)
+    return [dict(zip(columns, (at, *numbers, left, len(values)), strict=True)) for at, numbers, left in points]
+
+
+def draw_line(axes: Axes, x_name: str, rows: Sequence[Row], statistic: str, **style: Any) -> Line2D:
+    """Draws the rows of a line, with its band. Returns the solid part.
+
+    Where some runs have no value, the line is dashed: which runs are left may bend it.
+    """
+    x, low, middle, high = (
+        np.array([row[name] for row in rows], dtype=np.float64) for name in (x_name, *COLUMNS[statistic])
+    )
+    complete = next((index for index, row in enumerate(rows) if row["runs"] < row["runs_in_all"]), len(rows))
     everyone, fewer = slice(complete), slice(max(complete - 1, 0), None)
     for part, alpha in ((everyone, 0.2), (fewer, 0.07)):
-        band = {"color": style["color"], "alpha": alpha, "linewidth": 0, "zorder": 1}
-        axes.fill_between(x[part], low[part], high[part], **band)
+        axes.fill_between(x[part], low[part], high[part], color=style["color"], alpha=alpha, linewidth=0, zorder=1)
     # The layout takes a line without points to be in the corner of the figure.
-    handles = axes.plot(x[everyone], middle[everyone], in_layout=bool(complete), **style)
+    (solid,) = axes.plot(x[everyone], middle[everyone], in_layout=bool(complete), **style)
     if complete < len(x):
-        axes.plot(x[fewer], middle[fewer], **{**style, "linestyle": "--", "label": None})
-    columns = x_name, *COLUMNS[statistic], "runs", "runs_in_all"
-    points = zip(x.tolist(), cells(low, middle, high), runs.tolist(), strict=True)
-    rows = [dict(zip(columns, (at, *numbers, left, len(values)), strict=True)) for at, numbers, left in points]
-    return handles, rows
+        axes.plot(x[fewer], middle[fewer], **{**style, "linestyle": "--"})
+    return solid
 
 
-def summary(values: np.ndarray, statistic: str) -> np.ndarray:
-    """Returns lower end, middle and upper end (3, n) of a statistic of values (runs, n), of which NaN are left out.
+def summary(values: np.ndarray, statistic: str) -> list[list[float | None]]:
+    """Returns lower end, middle and upper end of a statistic of each column of values (runs, n), of which NaN are left
+    out; None for an end that does not exist.
 
     "median": with the 25th and the 75th percentile. "mean": with the 95% confidence interval from Student's
-    distribution, mean ± t s / √k, where s is the standard deviation of k values; its ends are NaN if k is 1.
+    distribution, mean ± t s / √k, where s is the standard deviation of k values; it does not exist if k is 1.
     """
     if not values.shape[1]:
-        return np.empty((3, 0))
+        return []
     if statistic == "median":
-        return np.nanpercentile(values, (25, 50, 75), axis=0)
-    counts = np.isfinite(values).sum(axis=0)
-    mean = np.nanmean(values, axis=0)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        deviation = np.sqrt(np.nansum((values - mean) ** 2, axis=0) / (counts - 1))
-    half = np.array([student_t(count - 1) if count > 1 else np.nan for count in counts.tolist()])
-    half *= deviation / np.sqrt(counts)
-    return np.array([mean - half, mean, mean + half])
+        found = np.nanpercentile(values, (25, 50, 75), axis=0)
+    else:
+        counts = np.isfinite(values).sum(axis=0)
+        mean = np.nanmean(values, axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            deviation = np.sqrt(np.nansum((values - mean) ** 2, axis=0) / (counts - 1))
+        half = np.array([student_t(count - 1) if count > 1 else np.nan for count in counts.tolist()])
+        half *= deviation / np.sqrt(counts)
+        found = np.array([mean - half, mean, mean + half])
+    return [[None if value != value else value for value in column] for column in found.T.tolist()]
 
 
 @lru_cache(maxsize=4096)
@@ -80,8 +89,3 @@ def student_t(degrees: int) -> float:
     density = np.cos(theta) ** (degrees - 1)
     cumulative = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
     return float(np.sqrt(degrees) * np.tan(np.interp(_CONFIDENCE * cumulative[-1], cumulative, theta)))
-
-
-def cells(*columns: np.ndarray) -> list[list[float | None]]:
-    """Returns columns (n,) as n rows of a data file; NaN as None, which is an empty cell."""
-    return [[None if value != value else value for value in row] for row in np.column_stack(columns).tolist()]

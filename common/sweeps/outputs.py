@@ -169,7 +169,7 @@ class MetricPlots:
     def __init__(self, context: SweepContext, num_experiments: int):
         self._context, self._throttle = context, Throttle(context.output_share / 2)
         self._num_processes = 2 if num_experiments > _ONE_PROCESS_DRAWS else 1
-        self._waiting: dict[Future, tuple[Experiment, Callable[[], None]]] = {}
+        self._waiting: dict[Future, tuple[Experiment, float, Callable[[], None]]] = {}
         self._start()
 
     def _start(self) -> None:
@@ -197,7 +197,8 @@ class MetricPlots:
         stalled = state.epoch - experiment.parameters["validate_every"] if state.stop_reason == STALLED else None
         while len(self._waiting) >= _MOST_WAITING and not self._context.stop:
             self.collect(0.05)
-        self._waiting[self._submit(lines, experiment.folder.plots().resolve(), stalled)] = experiment, then
+        future = self._submit(lines, experiment.folder.plots().resolve(), stalled)
+        self._waiting[future] = experiment, time.monotonic(), then
 
     def _submit(self, lines: Lines, directory: Path, stalled: int | None = None) -> Future:
         # A process that is started here inherits the blocked signals: they are for the process that trains.
@@ -214,12 +215,10 @@ class MetricPlots:
         """Handles the finished plots, after waiting up to `seconds` seconds for one."""
         done, _ = wait(self._waiting, seconds, FIRST_COMPLETED)
         for future in done:
-            experiment, then = self._waiting.pop(future)
+            experiment, begin, then = self._waiting.pop(future)
             with self._context.guard(experiment):
-                seconds, files = future.result()
-                self._throttle.spend(seconds)
-                for file in files:
-                    self._context.disk.rename_after_sync(experiment, file)
+                future.result()
+                self._throttle.spend(time.monotonic() - begin)
                 then()
         self._context.disk.sync_if_due()
 

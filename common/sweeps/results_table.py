@@ -41,7 +41,7 @@ def write_results_table(directory: Path) -> None:
         columns = list(dict.fromkeys([*_FIRST, *(name for row in reversed(rows) for name in row)]))
         table = csv_bytes(rows, columns)
         if rows and table != content:
-            write_atomically(path, lambda temporary: temporary.write_bytes(table))
+            write_atomically(path, table)
 
 
 def _is_older(path: Path, time: int) -> bool:
