@@ -62,7 +62,7 @@ def groups_of(parameters: Parameters, read: Callable[..., Any], panel_for_depth:
     `read(checkpoint, run)` returns what is drawn of a run. With `panel_for_depth`, the runs of a folder are named for
     each depth.
     """
-    from common.plotting.runs import Group, number_of, read_groups, report_skipped, require_matrix_run
+    from common.plotting.runs import Group, number_of, read_groups, report, require_matrix_run
 
     directory, names = parameters["experiments_dir"], parameters["experiments_names"]
     groups = []
@@ -75,7 +75,7 @@ def groups_of(parameters: Parameters, read: Callable[..., Any], panel_for_depth:
         groups, skipped = read_groups(directory, require_matrix_run, read, panel_for_depth)
     sizes = [len(group.values) for group in groups]
     found = f"{number_of(sum(sizes), 'experiment')}, {len(skipped)} skipped"
-    report_skipped(found, skipped, parameters["list_skipped"])
+    report(found, skipped, parameters["list_skipped"])
     if not names:
         return groups
     several_depths = len({group.depth for group in groups}) > 1
@@ -119,7 +119,8 @@ def draw_epochs(parameters: Parameters) -> tuple:
 
 def draw_map_of_runs(parameters: Parameters) -> tuple:
     """Returns the figure of a map over two parameters, and its data."""
-    from common.plotting.maps import map_figure, measure_matrix
+    from common.plotting.map_runs import measure_matrix
+    from common.plotting.maps import map_figure
     from common.plotting.runs import require_matrix_run
 
     directory, metric, entry = (parameters[name] for name in ("experiments_dir", "metric", "unobserved_entry"))

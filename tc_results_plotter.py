@@ -22,13 +22,13 @@ def draw_figure(parameters: Parameters) -> tuple:
     """Returns the figure of error and rank against the number of observations, and its data, which it prints."""
     # Imported after the flags are checked, because importing matplotlib and torch is slow.
     from common.plotting import tensor_completion
-    from common.plotting.runs import number_of, report_skipped
+    from common.plotting.runs import number_of, report
 
     with flag_errors("experiments_dir", parameters["experiments_dir"]):
         results, skipped = tensor_completion.read_results(parameters["experiments_dir"])
     folders = {line.split(":")[0] for line in skipped} - {run.path.name for run, _ in results}
     found = f"{number_of(len(results), 'finished experiment')}, {number_of(len(folders), 'folder')} skipped"
-    report_skipped(found, skipped, parameters["list_skipped"])
+    report(found, skipped, parameters["list_skipped"])
     statistic = parameters["statistic"]
     rows = tensor_completion.summarize(results, statistic)
     print_line(tensor_completion.table(rows, statistic))
@@ -41,13 +41,13 @@ def draw_epochs(parameters: Parameters) -> tuple:
     """Returns the figure of metrics against the epoch, and its data."""
     from common.plotting.against_epochs import draw_against_epochs
     from common.plotting.histories import NotRecorded, read_history
-    from common.plotting.runs import number_of, read_groups, report_skipped, require_tensor_run
+    from common.plotting.runs import number_of, read_groups, report, require_tensor_run
 
     directory, metrics, title = (parameters[name] for name in ("experiments_dir", "against_epochs", "plot_title"))
     with flag_errors("experiments_dir", directory), flag_errors("against_epochs", metrics, only=NotRecorded):
         groups, skipped = read_groups(directory, require_tensor_run, partial(read_history, patterns=metrics))
     found = number_of(sum(len(group.values) for group in groups), "finished experiment")
-    report_skipped(f"{found}, {number_of(len(skipped), 'folder')} skipped", skipped, parameters["list_skipped"])
+    report(f"{found}, {number_of(len(skipped), 'folder')} skipped", skipped, parameters["list_skipped"])
     with flag_errors("against_epochs", metrics):
         return draw_against_epochs(groups, title or "", parameters["statistic"])
 
@@ -55,7 +55,8 @@ def draw_epochs(parameters: Parameters) -> tuple:
 def draw_map_of_runs(parameters: Parameters) -> tuple:
     """Returns the figure of a map over two parameters, and its data."""
     from common.plotting.histories import NotRecorded
-    from common.plotting.maps import map_figure, measure_tensor
+    from common.plotting.map_runs import measure_tensor
+    from common.plotting.maps import map_figure
     from common.plotting.runs import require_tensor_run
 
     directory, metric = parameters["experiments_dir"], parameters["metric"]

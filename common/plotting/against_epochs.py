@@ -8,19 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from common.plotting.figures import (
-    MOST_COLUMNS,
-    MOST_PANELS,
-    add_legends,
-    line_styles,
-    metric_label,
-    new_figure,
-    wrapped,
-)
-from common.plotting.metrics import LOGARITHMIC, WHOLE
+from common.plotting import figures
+from common.plotting.figures import Row, line_rows, over_seeds
+from common.plotting.metrics import LOGARITHMIC, WHOLE, visible_points
 from common.plotting.runs import Group
-from common.plotting.statistics import Row, draw_line, line_rows, over_seeds
-from common.plotting.thinning import visible_points
 from common.training.history import Series
 
 # The number of epochs at which seeds are compared.
@@ -35,56 +26,49 @@ def draw_against_epochs(groups: Sequence[Group], title: str, statistic: str = "m
     ValueError if there are too many panels, or no finite values.
     """
     metrics = list(dict.fromkeys(name for group in groups for history in group.values for name in history))
-    # Panel → name of a line → series of each run.
-    lines: dict[str, dict[str, list[Series]]] = {}
+    lines: list[tuple[str, str, list[Row]]] = []
     for group in groups:
         for metric in metrics:
-            panel, name = ("", group.name) if len(metrics) == 1 else (group.name, metric_label(metric))
-            series = [history[metric] for history in group.values if metric in history]
-            if series:
-                lines.setdefault(panel, {})[name] = series
-    if len(lines) > MOST_PANELS:
-        raise ValueError(
-            f"there are {len(lines)} kinds of runs, and a panel is drawn for each if there are several metrics; give "
-            f"one metric, or a folder of at most {MOST_PANELS} kinds of runs"
-        )
-    figure, panels = new_figure(len(lines), (3.0, 3.1), (1.2, 0), sharey=True)
-    names = list(dict.fromkeys(name for of_panel in lines.values() for name in of_panel))
-    styles = dict(zip(names, line_styles(len(names)), strict=True))
-    rows: list[Row] = []
-    for axes, (panel, of_panel) in zip(panels, lines.items(), strict=True):
-        for name, series in of_panel.items():
-            of_line = line_rows("epoch", *values_at(series), statistic)
-            draw_line(axes, "epoch", of_line, statistic, **styles[name])
-            rows += [{"panel": panel, "name": name, **row} for row in of_line]
-        axes.set_title(wrapped(panel, 34), fontsize="small")
-        axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            panel, name = ("", group.name) if len(metrics) == 1 else (group.name, figures.metric_label(metric))
+            if series := [history[metric] for history in group.values if metric in history]:
+                lines.append((panel, name, line_rows("epoch", *values_at(series), statistic)))
+    rows = [{"panel": panel, "name": name, **point} for panel, name, points in lines for point in points]
     if not rows:
         raise ValueError("no value is finite; give another metric")
-    if all(LOGARITHMIC.fullmatch(metric) for metric in metrics) and min(row[statistic] for row in rows) > 0:
-        panels[0].set_yscale("log")
-    elif all(WHOLE.fullmatch(metric) for metric in metrics):
-        panels[0].yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    # Of several metrics, what they have in common: "singular value" of singular_value_0, ….
+    panels, names = (list(dict.fromkeys(each[column] for each in lines)) for column in (0, 1))
+    if len(panels) > figures.MOST_PANELS:
+        raise ValueError(
+            f"there are {len(panels)} kinds of runs, and a panel is drawn for each if there are several metrics; give "
+            f"one metric, or a folder of at most {figures.MOST_PANELS} kinds of runs"
+        )
+    figure, grid = figures.new_figure(len(panels), (3.0, 3.1), (1.2, 0), sharey=True)
+    styles = dict(zip(names, figures.line_styles(len(names)), strict=True))
+    # Of several metrics, the label is what they have in common: "singular value" of singular_value_0, ….
     kinds = {metric if len(metrics) == 1 else re.sub(r"_\d+$", "", metric) for metric in metrics}
-    label = metric_label(*kinds) if len(kinds) == 1 else "value"
-    for axes in panels:
-        if axes.get_subplotspec().is_first_col():
-            axes.set_ylabel(label)
-    handles = [Line2D([], [], **styles[name], label=wrapped(name, 34)) for name in names]
-    if len(panels) > 1:
+    label = figures.metric_label(*kinds) if len(kinds) == 1 else "value"
+    for axes, panel in zip(grid, panels, strict=True):
+        for _, name, points in (line for line in lines if line[0] == panel):
+            figures.draw_line(axes, points, "epoch", statistic, **styles[name])
+        axes.set_title(figures.wrapped(panel, 34), fontsize="small")
+        axes.set(xlabel="epoch", ylabel=label if axes.get_subplotspec().is_first_col() else "")
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    if all(LOGARITHMIC.fullmatch(metric) for metric in metrics) and min(row[statistic] for row in rows) > 0:
+        grid[0].set_yscale("log")
+    elif all(WHOLE.fullmatch(metric) for metric in metrics):
+        grid[0].yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    handles = [Line2D([], [], **style, label=figures.wrapped(name, 34)) for name, style in styles.items()]
+    if len(grid) > 1:
         figure.legend(handles=handles, loc="outside right upper", fontsize="x-small")
     else:
-        add_legends(figure, {panels[0]: handles}, 34, fontsize="x-small")
+        figures.add_legends(figure, {grid[0]: handles}, 34, "x-small")
     figure.suptitle(title)
-    seeds = [len(series) for of_panel in lines.values() for series in of_panel.values()]
+    seeds = [row["runs_in_all"] for row in rows]
     if max(seeds) > 1:
         text = over_seeds(statistic, seeds)
         if any(row["runs"] < row["runs_in_all"] for row in rows):
             text += "; dashed: over those that are still in training"
-        figure.supxlabel(wrapped(text, 50 * min(len(panels), MOST_COLUMNS)), fontsize="x-small")
+        figure.supxlabel(figures.wrapped(text, 50 * min(len(grid), figures.MOST_COLUMNS)), fontsize="x-small")
     return figure, rows
 
 

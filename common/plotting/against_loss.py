@@ -16,16 +16,15 @@ from matplotlib.ticker import MaxNLocator
 
 from common.metrics import theory
 from common.naming import scientific
-from common.plotting.figures import MARKERS, add_legends, line_styles, metric_label, new_figure, wrapped
+from common.plotting import figures
+from common.plotting.figures import COLUMNS, Row, line_rows, over_seeds
 from common.plotting.histories import Curve, NoBound
+from common.plotting.metrics import visible_points
 from common.plotting.runs import Group
-from common.plotting.statistics import COLUMNS, Row, draw_line, line_rows, over_seeds
-from common.plotting.thinning import visible_points
 
 _COLOURS = LinearSegmentedColormap.from_list("iterations", ["#a9d6f5", "#2f7fc1", "#123a75", "#000000"])
 # The number of losses at which seeds are compared.
 _NUM_LOSSES = 161
-
 # Theoretical bounds of metrics.
 _LOWER = dict.fromkeys(("", "fro_e2e_norm", "nuc_e2e_norm", "singular_value_0"), theory.unobserved_entry)
 _UPPER = dict.fromkeys(("singular_value_1", "distance_from_rank_1"), theory.distance_from_rank_1)
@@ -34,7 +33,7 @@ _UPPER["e2e_effective_rank"] = theory.effective_rank
 _LOGARITHMIC = re.compile(r"distance_from_rank_1|singular_value_[1-9]\d*")
 # Below this, the axis of effective rank − 1 is linear: float32 does not resolve smaller differences from 1.
 _SMALLEST_EXCESS = 1e-7
-# Markers of two lines nearer than this part of the y axis are set apart by this factor of the loss.
+# Markers of two curves that are nearer than this part of the y axis are set apart by this factor of the loss.
 _NEAR, _APART = 0.04, 1.4
 
 
@@ -56,122 +55,100 @@ def draw_against_loss(
     """Draws the metric (|unobserved entry| if it is empty) down to `min_loss`: `values` of the groups are curves.
     Returns the figure and its data.
 
-    Curves are coloured by iteration on a common scale. Lines of several seeds are drawn as `statistic` with a band (see
-    plotting/statistics.py), dashed and lighter where not all of their runs reach the loss. For the effective rank,
-    figure and data show its excess over 1. Raises ValueError if all curves begin below `min_loss`.
+    Curves are coloured by iteration on a common scale. Lines of several seeds are drawn as `statistic` with a band,
+    dashed and lighter where not all of their runs reach the loss. For the effective rank, figure and data show its
+    excess over 1. Raises ValueError if all curves begin below `min_loss`.
     """
-    if metric == "e2e_effective_rank":
-        groups = [
-            replace(group, values=[replace(curve, values=np.maximum(curve.values - 1, 0)) for curve in group.values])
-            for group in groups
-        ]
+    of_excess = metric == "e2e_effective_rank"
+    if of_excess:
+        excess = [[replace(curve, values=np.maximum(curve.values - 1, 0)) for curve in each.values] for each in groups]
+        groups = [replace(group, values=curves) for group, curves in zip(groups, excess, strict=True)]
     curves = [curve for group in groups for curve in group.values]
     largest = max(curve.losses.max() for curve in curves)
     if largest <= min_loss:
         raise ValueError(f"no loss is larger than {largest:g}; give a smaller one")
-    by_depth = {group.depth: [each for each in groups if each.depth == group.depth] for group in groups}
     of_seeds = len(curves) > len(groups)
-    figure, panels = new_figure(len(by_depth), (3.1, 3.1 if of_seeds else 3.4), sharey=True)
-    scale = Normalize(1, max(2, *(curve.iterations[curve.down_to(min_loss)][-1] for curve in curves)))
-    first, rows, handles = panels[0], [], {}
-    for axes, (depth, members) in zip(panels, by_depth.items(), strict=True):
-        if of_seeds:
-            handles[axes], tables = _draw_seeds(axes, members, largest, min_loss, statistic)
-        else:
-            handles[axes], tables = _draw_curves(axes, members, scale, min_loss)
-        name = f"depth {depth}" if len(by_depth) > 1 else ""
-        for group, table in zip(members, tables, strict=True):
-            rows += [{"panel": name, "name": group.name, **row} for row in table]
-        if show_bound:
-            handles[axes] += _draw_bounds(axes, members, largest, min_loss, metric)
+    if of_seeds:
+        tables = [line_rows("loss", *values_below(group.values, largest, min_loss), statistic) for group in groups]
+    else:
+        tables = [_rows_of_curve(curve.down_to(min_loss)) for curve in curves]
+    scale = Normalize(1, max(2, *(curve.down_to(min_loss).iterations[-1] for curve in curves)))
+    depths = list(dict.fromkeys(group.depth for group in groups))
+    figure, panels = figures.new_figure(len(depths), (3.1, 3.1 if of_seeds else 3.4), sharey=True)
+    rows, handles = [], {}
+    for axes, depth in zip(panels, depths, strict=True):
+        members = [(group, table) for group, table in zip(groups, tables, strict=True) if group.depth == depth]
+        name = f"depth {depth}" if len(depths) > 1 else ""
+        rows += [{"panel": name, "name": group.name, **row} for group, table in members for row in table]
         axes.set(xscale="log", xlim=(largest, min_loss), xlabel="loss", title=name)
+        handles[axes], styles = [], figures.line_styles(len(members))
+        greys = colormaps["Greys"](np.linspace(0.4, 0.9, len(members)))
+        for index, ((group, table), style) in enumerate(zip(members, styles, strict=True)):
+            if of_seeds:
+                label, left = group.name, sum(curve.losses.min() < min_loss for curve in group.values)
+                if left < len(group.values):
+                    label += f"\n({left} of {len(group.values)} runs reach {scientific(min_loss)})"
+                handles[axes].append(figures.draw_line(axes, table, "loss", statistic, label=label, **style))
+            else:
+                _draw_curve(axes, table, scale, style["linewidth"])
+                marker = {"marker": figures.MARKERS[index % len(figures.MARKERS)], "color": greys[index]}
+                # The layout takes a line without points to be in the corner of the figure.
+                marker |= {"markersize": 5.5, "linestyle": "none", "zorder": 3, "clip_on": False, "in_layout": False}
+                handles[axes] += axes.plot([], [], label=group.name, **marker)
+        if show_bound:
+            handles[axes] += _draw_bounds(axes, [group for group, _ in members], largest, min_loss, metric)
+    first = panels[0]
     if not metric:
-        columns = ("value", *COLUMNS[statistic])
-        highest = max(value for row in rows for name, value in row.items() if name in columns and value is not None)
-        first.set_ylim(0, 1.05 * highest)
+        columns = {"value", *COLUMNS[statistic]}
+        first.set_ylim(0, 1.05 * max(row[name] for row in rows for name in columns & row.keys() if row[name]))
     elif _LOGARITHMIC.fullmatch(metric):
         first.set_yscale("log")
-    elif metric == "e2e_effective_rank":
+    elif of_excess:
         first.set_yscale("symlog", linthresh=_SMALLEST_EXCESS, linscale=0.5)
         first.set_ylim(-0.3 * _SMALLEST_EXCESS, 1.6 * first.get_ylim()[1])
     elif metric == "e2e_rank":
         first.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    first.set_ylabel("effective rank − 1" if metric == "e2e_effective_rank" else metric_label(metric))
-    if len(by_depth) == 1:
-        first.set_title(title or (f"depth {groups[0].depth}" if groups[0].depth else ""))
+    first.set_ylabel("effective rank − 1" if of_excess else figures.metric_label(metric))
+    if len(depths) == 1:
+        first.set_title(title or (f"depth {depths[0]}" if depths[0] else ""))
     else:
         figure.suptitle(title)
     if of_seeds:
         caption = over_seeds(statistic, [len(group.values) for group in groups])
         if any(curve.losses.min() >= min_loss for curve in curves):
             caption += "; dashed: over those that reach the loss"
-        figure.supxlabel(wrapped(caption, 50 * len(by_depth)), fontsize="x-small")
+        figure.supxlabel(figures.wrapped(caption, 50 * len(depths)), fontsize="x-small")
     else:
-        bar = {"orientation": "horizontal", "label": "iterations", "aspect": 30}
         # Matplotlib's choice may begin below the scale and end above it.
         round_numbers = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], integer=True).tick_values(0, scale.vmax)
         ticks = [1, *(tick for tick in round_numbers.tolist() if 1 < tick <= scale.vmax)]
-        labels = [scientific(tick) for tick in ticks]
-        figure.colorbar(ScalarMappable(scale, _COLOURS), ax=panels, **bar).set_ticks(ticks, labels=labels)
-    add_legends(figure, handles, 34 if of_seeds else 26, fontsize="x-small" if of_seeds else "small")
-    if not of_seeds:
-        for axes, members in zip(panels, by_depth.values(), strict=True):
-            _place_markers(axes, members, handles[axes], min_loss)
+        bar = {"orientation": "horizontal", "label": "iterations", "aspect": 30}
+        bar = figure.colorbar(ScalarMappable(scale, _COLOURS), ax=panels, **bar)
+        bar.set_ticks(ticks, labels=[scientific(tick) for tick in ticks])
+        for axes, depth in zip(panels, depths, strict=True):
+            _set_markers(axes, [group.values[0] for group in groups if group.depth == depth], handles[axes], min_loss)
+    figures.add_legends(figure, handles, 34 if of_seeds else 26, "x-small" if of_seeds else "small")
     return figure, rows
 
 
-def _draw_seeds(
-    axes: Axes, groups: Sequence[Group], largest: float, min_loss: float, statistic: str
-) -> tuple[list[Line2D], list[list[Row]]]:
-    """Draws a statistic over the curves of each group, with its band. Returns the legend's handles, and the rows of
-    each line.
-    """
-    tables = [line_rows("loss", *values_below(group.values, largest, min_loss), statistic) for group in groups]
-    handles = []
-    for group, table, style in zip(groups, tables, line_styles(len(groups)), strict=True):
-        name, num_runs = group.name, len(group.values)
-        left = sum(curve.losses.min() < min_loss for curve in group.values)
-        if left < num_runs:
-            name += f"\n({left} of {num_runs} runs reach {scientific(min_loss)})"
-        handles.append(draw_line(axes, "loss", table, statistic, label=name, **style))
-    return handles, tables
+def _rows_of_curve(curve: Curve) -> list[Row]:
+    """Returns the visible points of a curve."""
+    shown = visible_points(np.log10(curve.losses), curve.values)
+    columns = (each[shown].tolist() for each in (curve.iterations, curve.losses, curve.values))
+    return [dict(zip(("iteration", "loss", "value"), row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def _draw_curves(
-    axes: Axes, groups: Sequence[Group], scale: Normalize, min_loss: float
-) -> tuple[list[Line2D], list[list[Row]]]:
-    """Draws the curve of each group. Returns its markers, still without points, and the rows of each curve."""
-    handles, tables = [], []
-    greys = colormaps["Greys"](np.linspace(0.4, 0.9, len(groups)))
-    for index, (group, grey, style) in enumerate(zip(groups, greys, line_styles(len(groups)), strict=True)):
-        curve = group.values[0]
-        drawn = np.arange(len(curve.losses))[curve.down_to(min_loss)]
-        drawn = drawn[visible_points(np.log10(curve.losses[drawn]), curve.values[drawn])]
-        points = np.column_stack([curve.losses, curve.values])[drawn]
-        iterations = curve.iterations[drawn]
-        collection = LineCollection(
-            np.stack([points[:-1], points[1:]], axis=1),
-            array=iterations[1:],
-            cmap=_COLOURS,
-            norm=scale,
-            linewidths=style["linewidth"],
-            capstyle="round",
-            zorder=2,
-        )
-        axes.add_collection(collection)
-        # Invisible: the legend avoids lines, but not collections.
-        axes.plot(*points.T, linestyle="none")
-        style = {"marker": MARKERS[index % len(MARKERS)], "color": grey, "markersize": 5.5, "clip_on": False}
-        # The layout takes a line without points to be in the corner of the figure.
-        handles += axes.plot([], [], label=group.name, linestyle="none", zorder=3, in_layout=False, **style)
-        columns = iterations.tolist(), *points.T.tolist()
-        tables.append(
-            [dict(zip(("iteration", "loss", "value"), row, strict=True)) for row in zip(*columns, strict=True)]
-        )
-    return handles, tables
+def _draw_curve(axes: Axes, rows: Sequence[Row], scale: Normalize, width: float) -> None:
+    """Draws a curve that is coloured by iteration."""
+    points = np.array([(row["loss"], row["value"]) for row in rows])
+    style = {"cmap": _COLOURS, "norm": scale, "linewidths": width, "capstyle": "round", "zorder": 2}
+    segments = np.stack([points[:-1], points[1:]], axis=1)
+    axes.add_collection(LineCollection(segments, array=[row["iteration"] for row in rows[1:]], **style))
+    # Invisible: the legend avoids lines, but not collections.
+    axes.plot(*points.T, linestyle="none")
 
 
-def _place_markers(axes: Axes, groups: Sequence[Group], markers: Sequence[Line2D], min_loss: float) -> None:
+def _set_markers(axes: Axes, curves: Sequence[Curve], markers: Sequence[Line2D], min_loss: float) -> None:
     """Sets the markers of each curve: where its loss is first below 1.3 · 10⁻ʲ, or earlier by a part of a decade for
     each of the curves before it that are at the same place.
     """
@@ -180,8 +157,7 @@ def _place_markers(axes: Axes, groups: Sequence[Group], markers: Sequence[Line2D
     thresholds = 1.3 * powers[powers >= min_loss * (1 - 1e-9)]
     to_axes = axes.transData + axes.transAxes.inverted()
     before = np.empty((0, len(thresholds)))
-    for group, marker in zip(groups, markers, strict=False):
-        (curve,) = group.values
+    for curve, marker in zip(curves, markers, strict=False):
         heights = to_axes.transform(np.column_stack([thresholds, curve.values_below(thresholds)]))[:, 1]
         index = curve.first_below(thresholds * _APART ** (np.abs(before - heights) < _NEAR).sum(axis=0))
         before = np.vstack([before, heights])
@@ -203,7 +179,6 @@ def _draw_bounds(axes: Axes, groups: Sequence[Group], largest: float, min_loss: 
             problems.setdefault(problem, []).append(group)
     signs = {sign for _, sign in problems}
     condition = "keeps its sign" if len(signs) > 1 else "> 0" if signs == {1} else "< 0"
-    style = {"color": "0.45", "linestyle": (0, (4, 2)), "linewidth": 1.0, "zorder": 4}
     handles: list[Line2D] = []
     for (corner, _), of_problem in problems.items():
         losses = np.geomspace(largest, min_loss, _NUM_LOSSES)
@@ -215,6 +190,7 @@ def _draw_bounds(axes: Axes, groups: Sequence[Group], largest: float, min_loss: 
             holds |= 2 * kept.sum(axis=0) >= np.maximum(np.isfinite(values).sum(axis=0), 1)
         end = np.flatnonzero(holds).max(initial=-1) + 1
         if end:
+            style = {"color": "0.45", "linestyle": (0, (4, 2)), "linewidth": 1.0, "zorder": 4}
             handles = axes.plot(losses[:end], bound[:end], **style, label=f"{kind} bound while det {condition}")
     return handles
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from glob import escape
 from pathlib import Path
@@ -32,8 +32,7 @@ class Curve:
     values: np.ndarray
     # The observations a, b and z of a 2×2 problem with one unobserved entry (see metrics/theory.py), if wanted.
     corner: tuple[float, float, float] | None = None
-    # The sign of the determinant while the bounds hold.
-    det_sign: int = 1
+    det_sign: int = 1  # of the determinant while the bounds hold
 
     def first_below(self, losses: np.ndarray) -> np.ndarray:
         """Returns the index of the first point below each of `losses`; n if there is none."""
@@ -43,9 +42,15 @@ class Curve:
         """Returns the value of the first point below each of `losses`, NaN if there is none."""
         return np.append(self.values, np.nan)[self.first_below(losses)]
 
-    def down_to(self, min_loss: float) -> slice:
-        """Returns the points up to the first loss below `min_loss`."""
-        return slice(int(self.first_below(np.array(min_loss))) + 1)
+    def down_to(self, min_loss: float) -> "Curve":
+        """Returns the curve up to its first loss below `min_loss`."""
+        end = int(self.first_below(np.array(min_loss))) + 1
+        return replace(self, iterations=self.iterations[:end], losses=self.losses[:end], values=self.values[:end])
+
+
+def entry_of(run: RecordedRun, entry: tuple[int, int] | None) -> tuple[int, int]:
+    """Returns `entry` or, if it is None, the unobserved entry of a run: (0, 0) if none is recorded."""
+    return entry or tuple(run.parameters.get("unobserved_entry") or (0, 0))
 
 
 def read_history(
@@ -87,11 +92,6 @@ def read_history(
     return metrics
 
 
-def entry_of(run: RecordedRun, entry: tuple[int, int] | None) -> tuple[int, int]:
-    """Returns `entry` or, if it is None, the unobserved entry of a run: (0, 0) if none is recorded."""
-    return entry or tuple(run.parameters.get("unobserved_entry") or (0, 0))
-
-
 def load_curve(
     path: str | Path,
     run: RecordedRun | None = None,
@@ -124,9 +124,8 @@ def corner_of(run: RecordedRun, row: int, col: int) -> tuple[tuple[float, float,
     try:
         dataset = load_matrix_sensing(path).first(num_samples)
     except (OSError, ValueError) as error:
-        unread = f"its dataset {path:.200} cannot be read ({error!s:.200})"
-        problem = unread if path else "no run_params.json names them"
-        raise NoBound(f"needs the observations of {run.path}, but {problem}; leave it out") from None
+        unread = f"its dataset {path:.200} cannot be read ({error!s:.200})" if path else "no run_params.json names them"
+        raise NoBound(f"needs the observations of {run.path}, but {unread}; leave it out") from None
     observed = dataset.observed_entries
     if dataset.shape != (2, 2) or observed is None or len(observed) != 3 or 2 * row + col in observed:
         raise NoBound(f"is known only for 2x2 matrices with one unobserved entry, unlike {run.path}; leave it out")

@@ -1,43 +1,28 @@
 """Maps: a metric of runs, at the end or at a loss, over the grid of two parameters."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from glob import escape
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from common.cli import Parameters, flag_errors
-from common.datasets.tensor_completion import load_tensor_completion
-from common.metrics import theory
+from common.datasets.matrix_sensing import load_matrix_sensing
 from common.naming import scientific, span
-from common.plotting.figures import MOST_COLUMNS, MOST_PANELS, metric_label, new_figure, wrapped
-from common.plotting.histories import NotRecorded, corner_of, entry_of, load_curve, read_history
-from common.plotting.map_axes import TENSOR_FACTS, Axis, text_of, theory_line
-from common.plotting.runs import checkpoint_of, number_of, read_each, report_skipped
-from common.plotting.statistics import Row
-from common.recorded_runs import TENSOR_METRICS, RecordedRun, canonical, compared, final_metrics, newest_checkpoint
+from common.plotting.figures import MOST_COLUMNS, MOST_PANELS, Row, metric_label, new_figure, wrapped
+from common.plotting.map_runs import RATIO_TO_BOUND, TENSOR_FACTS, MapRun, read_map_runs
+from common.plotting.runs import number_of, report
+from common.recorded_runs import RecordedRun, canonical, is_number
 
-# |unobserved entry| divided by its theoretical lower bound at the loss of the run; see metrics/theory.py.
-RATIO_TO_BOUND = "ratio_to_bound"
+_MOST_TICKS = 20
 # Metrics that differ by orders of magnitude are coloured on a logarithmic scale from this ratio on.
 _LOG_COLOURS_RATIO = 100
 _GREY = 0.8
-
-
-@dataclass(frozen=True)
-class MapRun:
-    """A run of a map."""
-
-    values: dict[str, Any]  # its parameters, and what was read from its dataset
-    compared: dict[str, Any]  # the parameters that tell runs apart; input files by their digests
-    finished: bool
-    diverged: bool
-    value: float | None  # of the metric; None if the run did not finish, diverged or did not reach the loss
 
 
 def map_figure(
@@ -45,147 +30,112 @@ def map_figure(
     require: Callable[[RecordedRun], None],
     measure: Callable[[RecordedRun], float | None],
 ) -> tuple[Figure, list[Row]]:
-    """Returns the map that a plotter's flags ask for, and its data. Raises as `read_map_runs` does, and UserError if a
-    parameter is not recorded, or if the map cannot be drawn.
+    """Returns the map that a plotter's flags ask for, and its data. Raises as `read_map_runs` does, and UserError if
+    the map cannot be drawn.
     """
-    names, title = tuple(parameters["map"]), parameters["plot_title"] or ""
-    runs, skipped = read_map_runs(parameters["experiments_dir"], require, measure, names)
+    runs, skipped = read_map_runs(parameters["experiments_dir"], require, measure, parameters["map"])
     found = f"{number_of(len(runs), 'experiment')}, {sum(run.finished for run in runs)} of them finished"
-    report_skipped(f"{found}, {number_of(len(skipped), 'folder')} skipped", skipped, parameters["list_skipped"])
-    values = parameters.values
-    shown = Shown(values["metric"] or "", values["statistic"], values.get("at_loss"), values["above"], values["below"])
-    with flag_errors("map", names):
-        return draw_map(runs, names, shown, title, values["map_counts"])
+    report(f"{found}, {number_of(len(skipped), 'folder')} skipped", skipped, parameters["list_skipped"])
+    with flag_errors("map", parameters["map"]):
+        return draw_map(runs, parameters.values)
 
 
-def read_map_runs(
-    directory: str,
-    require: Callable[[RecordedRun], None],
-    measure: Callable[[RecordedRun], float | None],
-    names: Sequence[str],
-) -> tuple[list[MapRun], list[str]]:
-    """Returns the runs in a directory, and a line of text for each folder that is skipped. Unfinished and diverged
-    runs are included, without a value.
+def draw_map(runs: Sequence[MapRun], flags: Mapping[str, Any]) -> tuple[Figure, list[Row]]:
+    """Draws a map over two parameters as a plotter's flags say (see plotting/flags.py). Returns the figure, and a row
+    for each cell: its value, and the numbers of runs, of finished runs and of runs with a value.
 
-    `measure` returns the value of a finished run. `names` are the parameters of the map: if one is of `TENSOR_FACTS`,
-    these facts of its target tell runs apart instead of the dataset. Raises as `read_each` does.
+    In shares, finished runs without a value, such as those that diverged, count as runs whose metric is not above or
+    below the limit. Cells without a finished run are white; cells whose runs have no value are grey in maps of a
+    statistic. Where theory has a line, it is drawn. Raises ValueError if a run lacks a parameter, or if there are too
+    many panels.
     """
-    with_facts = bool(set(names) & set(TENSOR_FACTS))
+    names, statistic, metric, at_loss = flags["map"], flags["statistic"], flags["metric"] or "", flags.get("at_loss")
+    above, below = flags["above"], flags["below"]
+    of_share = above is not None or below is not None
+    members = _panels(runs, names)
+    x, y = (_Axis(name, [run.values[name] for run in runs]) for name in names)
+    tables = []
+    for panel, of_panel in members:
+        cells: dict[str, list[MapRun]] = {}
+        for run in of_panel:
+            cells.setdefault(canonical([run.values[name] for name in names]), []).append(run)
+        tables.append([])
+        for at_x, at_y in ((at_x, at_y) for at_y in y.values for at_x in x.values):
+            cell = cells.get(canonical([at_x, at_y]), [])
+            values, finished = [run.value for run in cell if run.value is not None], sum(run.finished for run in cell)
+            if of_share:
+                inside = [(above is None or each > above) and (below is None or each < below) for each in values]
+                value = sum(inside) / finished if finished else None
+            else:
+                value = float(getattr(np, statistic)(values)) if values else None
+            row = {"panel": panel, x.name: at_x, y.name: at_y, "value": value}
+            tables[-1].append({**row, "runs": len(cell), "finished": finished, "valid": len(values)})
+    rows = [row for table in tables for row in table]
 
-    def read(run: RecordedRun) -> tuple[dict[str, Any], bool, bool, float | None]:
-        facts = _tensor_facts(run.parameters.get("dataset_path") or "") if with_facts else {}
-        diverged = run.status.get("stop_reason") == "diverged"
-        # The original code recorded no status.
-        finished = bool(run.status.get("finished", newest_checkpoint(run.path) or (run.path / TENSOR_METRICS).exists()))
-        value = measure(run) if finished and not diverged else None
-        return facts, finished, diverged, None if value is None or not np.isfinite(value) else value
+    known = [row["value"] for row in rows if row["value"] is not None]
+    norm = Normalize(0, 1)
+    if known and not of_share:
+        is_log = min(known) > 0 and max(known) / min(known) >= _LOG_COLOURS_RATIO
+        norm = (LogNorm if is_log else Normalize)(min(known), max(known))
+    figure, panels = new_figure(len(tables), (3.0, 2.9), (1.2, 0.7), sharex=True, sharey=True)
+    handles = {}
+    for axes, (panel, of_panel), table in zip(panels, members, tables, strict=True):
+        columns = [[np.nan if row[name] is None else row[name] for row in table] for name in ("value", "finished")]
+        value, finished = np.array(columns, dtype=np.float64).reshape(2, len(y.values), len(x.values))
+        lost = np.isnan(value) & (finished > 0)
+        axes.pcolormesh(x.edges, y.edges, np.where(lost, _GREY, np.nan), cmap="gray", vmin=0, vmax=1)
+        mesh = axes.pcolormesh(x.edges, y.edges, value, norm=norm, cmap="viridis")
+        if lost.any():
+            why = "diverged" if at_loss is None else "diverged or did not reach the loss"
+            handles["grey"] = Patch(color=str(_GREY), label=f"all runs {why}")
+        if not finished.all():
+            handles["white"] = Patch(facecolor="white", edgecolor="0.6", label="no finished run")
+        for number, row in enumerate(table if flags["map_counts"] else ()):
+            j, i = divmod(number, len(x.values))
+            colour = "black" if row["value"] is None or norm(row["value"]) > 0.6 else "white"
+            text = str(row["runs"] or "") if row["finished"] == row["runs"] else f"{row['finished']}/{row['runs']}"
+            axes.text(x.places[i], y.places[j], text, color=colour, ha="center", va="center", fontsize="x-small")
+        if line := _theory_line([run.values for run in of_panel], x, y):
+            *points, label = line
+            (handles["line"],) = axes.plot(*points, color="red", linewidth=2, label=label)
+        x.draw(axes, "x")
+        y.draw(axes, "y")
+        axes.set_title(wrapped(panel, 40), fontsize="small")
+        axes.set_ylabel(y.name.replace("_", " ") if axes.get_subplotspec().is_first_col() else "")
+    # A panel above an empty place has no panel below it that shows its ticks and label.
+    for axes in panels[-MOST_COLUMNS:]:
+        axes.set_xlabel(x.name.replace("_", " "))
+        axes.tick_params(labelbottom=True)
 
-    found, skipped = read_each(directory, require, read)
-    runs = []
-    for (run, (facts, *rest)), known in zip(found, compared([run for run, _ in found]), strict=True):
-        known = {name: value for name, value in known.items() if not (facts and name == "dataset_path")}
-        runs.append(MapRun({**run.values, **facts}, {**known, **facts}, *rest))
-    return runs, skipped
-
-
-def measure_matrix(
-    run: RecordedRun, metric: str, entry: tuple[int, int] | None = None, at_loss: float | None = None
-) -> float | None:
-    """Returns the `metric` ("" for |entry|, by default of the unobserved entry; RATIO_TO_BOUND) of a run of matrix
-    factorization at its end or, with `at_loss`, at the first validation with at most this loss; None if there is none.
-
-    Raises ValueError, NotRecorded and NoBound.
-    """
-    row, col = entry_of(run, entry)
-    of_entry = metric in ("", RATIO_TO_BOUND)
-    name = f"e2e_{row}_{col}_value" if of_entry else metric
-    final = final_metrics(run) if at_loss is None else {}
-    if {name, "sse_loss_div_2"} <= final.keys():
-        loss, value = final["sse_loss_div_2"], final[name]
-    else:
-        curve = load_curve(checkpoint_of(run), run, "" if of_entry else metric, entry)
-        reached = np.flatnonzero(curve.losses <= (np.inf if at_loss is None else at_loss))
-        if not len(reached):
-            return None
-        index = reached[-1 if at_loss is None else 0]
-        loss, value = curve.losses[index], curve.values[index]
-    if loss is None or value is None:
-        return None
-    if metric == RATIO_TO_BOUND:
-        value = abs(value) / theory.unobserved_entry(np.array(loss), *corner_of(run, row, col)[0])
-    return float(abs(value) if of_entry else value)
-
-
-def measure_tensor(run: RecordedRun, metric: str) -> float | None:
-    """Returns the final value of `metric` of a run of tensor completion. Raises ValueError and NotRecorded."""
-    final = final_metrics(run)
-    # In the results, the metrics of the model have its name.
-    for name in (metric, f"model_{metric}"):
-        if name in final:
-            return final[name]
-    checkpoint = newest_checkpoint(run.path)
-    if not checkpoint:
-        raise NotRecorded(f"{metric} was not recorded; give one of {', '.join(final)}")
-    try:
-        return float(read_history(checkpoint, run, [escape(metric)])[metric].values[-1])
-    except NotRecorded as error:
-        raise NotRecorded(", ".join([str(error), *final])) from None
-
-
-@lru_cache(maxsize=4096)
-def _tensor_facts(path: str) -> dict[str, Any]:
-    """Returns the rank with which a dataset's target was made, the dimension of its modes (2x3x4 if they differ), and
-    its order. Raises ValueError if the dataset cannot be read.
-    """
-    if not path:
-        raise ValueError("records no dataset, which has the rank and the shape of its target")
-    try:
-        dataset = load_tensor_completion(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"its dataset {path:.200} cannot be read ({error!s:.200})") from None
-    shape = tuple(dataset.target_tensor.shape)
-    dimension = shape[0] if len(set(shape)) == 1 else "x".join(map(str, shape))
-    return {"target_rank": dataset.target_cp_rank, "dimension": dimension, "order": len(shape)}
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What the colours of a map show."""
-
-    metric: str  # "" for |unobserved entry|
-    statistic: str = "median"
-    at_loss: float | None = None
-    above: float | None = None  # share of runs with a larger metric
-    below: float | None = None  # share of runs with a smaller one
-
-    @property
-    def of_share(self) -> bool:
-        return self.above is not None or self.below is not None
-
-    def label(self, most_runs: int) -> str:
-        """Returns the label of the colours if the largest cell has `most_runs` runs."""
-        text = "|unobserved entry| / lower bound" if self.metric == RATIO_TO_BOUND else metric_label(self.metric)
-        if self.of_share:
-            sign, limit = (">", self.above) if self.above is not None else ("<", self.below)
-            text = f"share of runs with {text} {sign}\xa0{limit:g}"
-        elif most_runs > 1:
-            text = f"{self.statistic} {text}"
-        return text if self.at_loss is None else f"{text} at\xa0loss\xa0{scientific(self.at_loss)}"
-
-    def row(self, runs: Sequence[MapRun]) -> Row:
-        """Returns value and numbers of runs of a cell. "valid" counts the runs with a value. In shares, the other
-        finished runs, such as those that diverged, count as runs whose metric is not above or below the limit.
-        """
-        values, finished = [run.value for run in runs if run.value is not None], sum(run.finished for run in runs)
-        if self.of_share:
-            low, high = (-np.inf if self.above is None else self.above), (np.inf if self.below is None else self.below)
-            value = sum(low < each < high for each in values) / finished if finished else None
-        else:
-            value = float(getattr(np, self.statistic)(values)) if values else None
-        return {"value": value, "runs": len(runs), "finished": finished, "valid": len(values)}
+    sizes = [row["finished"] for row in rows]
+    label = "|unobserved entry| / lower bound" if metric == RATIO_TO_BOUND else metric_label(metric)
+    if of_share:
+        label = f"share of runs with {label} {'<' if above is None else '>'}\xa0{below if above is None else above:g}"
+    elif max(sizes) > 1:
+        label = f"{statistic} {label}"
+    label += "" if at_loss is None else f" at\xa0loss\xa0{scientific(at_loss)}"
+    figure.colorbar(mesh, ax=panels, label=wrapped(label, 42))
+    figure.suptitle(flags["plot_title"] or "")
+    caption = "a run in each cell"
+    if max(sizes) > 1:
+        caption = f"{'shares' if of_share else f'{statistic}s'} of {span([size for size in sizes if size])} runs"
+    diverged = sum(run.diverged for run in runs)
+    missed = sum(run.finished and not run.diverged and run.value is None for run in runs)
+    lost = [f"{diverged} diverged"] * bool(diverged)
+    lost += [f"{missed} {'have no such value' if at_loss is None else 'did not reach the loss'}"] * bool(missed)
+    if lost:
+        what = f"counted as not {'below' if above is None else 'above'}" if of_share else "left out"
+        caption += f"; {' and '.join(lost)}: {what}"
+    unfinished = sum(not run.finished for run in runs)
+    caption += f"; without {unfinished} that are not finished" if unfinished else ""
+    caption += f"; numbers: runs{', finished / all' if unfinished else ''}" if flags["map_counts"] else ""
+    caption = wrapped(caption, 20 + 50 * min(len(panels), MOST_COLUMNS))
+    style = {"loc": "outside lower center", "fontsize": "x-small", "title_fontsize": "x-small", "frameon": False}
+    figure.legend(handles=handles.values(), title=caption, ncols=len(handles) if len(panels) > 1 else 1, **style)
+    return figure, rows
 
 
-def panels_of(runs: Sequence[MapRun], names: Sequence[str]) -> list[tuple[str, list[MapRun]]]:
+def _panels(runs: Sequence[MapRun], names: Sequence[str]) -> list[tuple[str, list[MapRun]]]:
     """Returns title and runs of each panel. Runs that would share a cell, but differ in more than their seed, are in
     different panels. Raises ValueError if a run lacks a parameter of `names`, or if there are too many panels.
     """
@@ -195,15 +145,15 @@ def panels_of(runs: Sequence[MapRun], names: Sequence[str]) -> list[tuple[str, l
             varying = sorted(each for each in known if len({canonical(run.values.get(each)) for run in runs}) > 1)
             text = f"{name} is not recorded of all runs; the parameters in which they differ are"
             raise ValueError(f"{text}: {', '.join(varying) or 'none'}")
-    found: dict[tuple[str, str], set[str]] = {}
+    in_cells: dict[tuple[str, str], set[str]] = {}
     for run in runs:
-        cell = canonical([run.values[name] for name in names])
         for name in run.compared.keys() - set(names):
-            found.setdefault((cell, name), set()).add(canonical(run.compared[name]))
-    differing = sorted({name for (_, name), values in found.items() if len(values) > 1})
+            cell = canonical([run.values[each] for each in names])
+            in_cells.setdefault((cell, name), set()).add(canonical(run.compared[name]))
+    differing = sorted({name for (_, name), values in in_cells.items() if len(values) > 1})
     panels: dict[str, tuple[str, list[MapRun]]] = {}
     for run in runs:
-        title = ", ".join(f"{name} {text_of(name, run.values.get(name))}" for name in differing)
+        title = ", ".join(f"{name} {_text(name, run.values.get(name))}" for name in differing)
         key = canonical([run.compared.get(name) for name in differing])
         panels.setdefault(key, (title, []))[1].append(run)
     if len(panels) > MOST_PANELS:
@@ -214,82 +164,92 @@ def panels_of(runs: Sequence[MapRun], names: Sequence[str]) -> list[tuple[str, l
     return list(panels.values())
 
 
-def draw_map(
-    runs: Sequence[MapRun], names: Sequence[str], shown: Shown, title: str, counts: bool = False
-) -> tuple[Figure, list[Row]]:
-    """Draws a map over two parameters, and with `counts` the number of runs in each cell. Returns the figure, and a row
-    for each cell.
+class _Axis:
+    """An axis of a map: the values of a parameter, and where they are drawn."""
 
-    Cells without a finished run are white; cells whose runs have no value (see `MapRun`) are grey in maps of a
-    statistic. Where theory has a line, it is drawn (see map_axes.py). Raises as `panels_of` does.
+    def __init__(self, name: str, values: Sequence[Any]):
+        self.name = name
+        distinct = {canonical(value): value for value in values}.values()
+        self.numeric = all(is_number(value) for value in distinct)
+        self.values = sorted(distinct, key=None if self.numeric else lambda value: _text(name, value))
+        self.log = self.numeric and _is_log_spaced(self.values)
+        places = np.array(self.values if self.numeric else range(len(self.values)), dtype=np.float64)
+        places = np.log(places) if self.log else places
+        # The cell of a single value has size 1, or spans a factor e.
+        half = np.diff(places) / 2 if len(places) > 1 else np.array([0.5])
+        edges = [places[0] - half[0], *(places[1:] + places[:-1]) / 2, places[-1] + half[-1]]
+        self.places, self.edges = (np.exp(places), np.exp(edges)) if self.log else (places, np.array(edges))
+
+    def draw(self, axes: Axes, which: str) -> None:
+        """Sets scale, limits and ticks of the "x" or "y" axis."""
+        every = -(-len(self.values) // _MOST_TICKS) if self.numeric else 1
+        texts = [_text(self.name, value) for value in self.values[::every]]
+        axes.set(**{f"{which}scale": "log" if self.log else "linear", f"{which}lim": (self.edges[0], self.edges[-1])})
+        of_axis = getattr(axes, f"{which}axis")
+        of_axis.set_ticks(self.places[::every], labels=texts, fontsize="small" if len(texts) > 9 else "medium")
+        of_axis.set_ticks([], minor=True)
+        if which == "x" and sum(map(len, texts)) > 28:
+            of_axis.set_tick_params(rotation=45 if max(map(len, texts)) < 9 else 90)
+
+
+def _is_log_spaced(values: Sequence[float]) -> bool:
+    """Returns whether increasing values are drawn on a logarithmic axis: no if they span a factor below 5; yes if there
+    are two, or they span a factor above 100; otherwise, if their ratios are more nearly equal than their differences.
     """
-    members = panels_of(runs, names)
-    x, y = (Axis(name, [run.values[name] for run in runs]) for name in names)
-    tables = []
-    for panel, of_panel in members:
-        cells: dict[str, list[MapRun]] = {}
-        for run in of_panel:
-            cells.setdefault(canonical([run.values[name] for name in names]), []).append(run)
-        grid = [{"panel": panel, x.name: i, y.name: j} for j in y.values for i in x.values]
-        tables.append([row | shown.row(cells.get(canonical([row[x.name], row[y.name]]), [])) for row in grid])
-    rows = [row for table in tables for row in table]
-    values = [row["value"] for row in rows if row["value"] is not None]
-    norm = Normalize(0, 1)
-    if values and not shown.of_share:
-        is_log = min(values) > 0 and max(values) / min(values) >= _LOG_COLOURS_RATIO
-        norm = (LogNorm if is_log else Normalize)(min(values), max(values))
+    if values[0] <= 0 or values[-1] / values[0] < 5:
+        return False
+    ratios, differences = np.diff(np.log(values)), np.diff(np.array(values, dtype=np.float64))
+    more_equal = np.std(ratios) / np.mean(ratios) < np.std(differences) / np.mean(differences)
+    return bool(len(values) == 2 or values[-1] / values[0] > 100 or more_equal)
 
-    figure, panels = new_figure(len(tables), (3.0, 2.9), (1.2, 0.7), sharex=True, sharey=True)
-    handles = {}
-    for axes, (panel, of_panel), table in zip(panels, members, tables, strict=True):
-        columns = [[np.nan if row[name] is None else row[name] for row in table] for name in ("value", "finished")]
-        value, finished = np.array(columns, dtype=np.float64).reshape(2, len(y.values), len(x.values))
-        lost = np.isnan(value) & (finished > 0)
-        axes.pcolormesh(x.edges, y.edges, np.where(lost, _GREY, np.nan), cmap="gray", vmin=0, vmax=1)
-        mesh = axes.pcolormesh(x.edges, y.edges, value, norm=norm, cmap="viridis")
-        if lost.any():
-            reached = "" if shown.at_loss is None else " or did not reach the loss"
-            handles["grey"] = Patch(color=str(_GREY), label=f"all runs diverged{reached}")
-        if not finished.all():
-            handles["white"] = Patch(facecolor="white", edgecolor="0.6", label="no finished run")
-        for row in table if counts else ():
-            colour = "black" if row["value"] is None or norm(row["value"]) > 0.6 else "white"
-            text = str(row["runs"]) if row["finished"] == row["runs"] else f"{row['finished']}/{row['runs']}"
-            place = {"ha": "center", "va": "center", "fontsize": "x-small"}
-            i, j = x.values.index(row[x.name]), y.values.index(row[y.name])
-            axes.text(x.places[i], y.places[j], text if row["runs"] else "", color=colour, **place)
-        if line := theory_line([run.values for run in of_panel], x, y):
-            *points, label = line
-            (handles["line"],) = axes.plot(*points, color="red", linewidth=2, label=label)
-        x.draw(axes, "x")
-        y.draw(axes, "y")
-        axes.set_title(wrapped(panel, 40), fontsize="small")
-        if axes.get_subplotspec().is_first_col():
-            axes.set_ylabel(y.name.replace("_", " "))
-    # A panel above an empty place has no panel below it that shows its ticks and label.
-    for axes in panels[-MOST_COLUMNS:]:
-        axes.set_xlabel(x.name.replace("_", " "))
-        axes.tick_params(labelbottom=True)
-    sizes = [row["finished"] for row in rows]
-    figure.colorbar(mesh, ax=panels, label=wrapped(shown.label(max(sizes)), 42))
-    figure.suptitle(title)
 
-    kind = "shares" if shown.of_share else f"{shown.statistic}s"
-    caption = "a run in each cell"
-    if max(sizes) > 1:
-        caption = f"{kind} of {span([size for size in sizes if size])} runs"
-    diverged = sum(run.diverged for run in runs)
-    missed = sum(run.finished and not run.diverged and run.value is None for run in runs)
-    lost = [f"{diverged} diverged"] * bool(diverged)
-    lost += [f"{missed} {'have no such value' if shown.at_loss is None else 'did not reach the loss'}"] * bool(missed)
-    if lost:
-        what = "counted as not " + ("above" if shown.above is not None else "below") if shown.of_share else "left out"
-        caption += f"; {' and '.join(lost)}: {what}"
-    unfinished = sum(not run.finished for run in runs)
-    caption += f"; without {unfinished} that are not finished" if unfinished else ""
-    caption += ("; numbers: runs" + (", finished / all" if unfinished else "")) if counts else ""
-    columns = min(len(panels), MOST_COLUMNS)
-    style = {"loc": "outside lower center", "fontsize": "x-small", "title_fontsize": "x-small", "frameon": False}
-    caption = wrapped(caption, 20 + 50 * columns)
-    figure.legend(handles=handles.values(), title=caption, ncols=len(handles) if columns > 1 else 1, **style)
-    return figure, rows
+def _text(name: str, value: Any) -> str:
+    """Returns the value of a parameter as text."""
+    if name == "dataset_path":
+        return Path(value).stem
+    if isinstance(value, float):
+        return f"{value:g}" if 0.01 <= abs(value) < 1000 or not value else scientific(value)
+    return value if isinstance(value, str) and value else json.dumps(value)
+
+
+def _theory_line(
+    runs: Sequence[Mapping[str, Any]], x: _Axis, y: _Axis
+) -> tuple[Sequence[float], Sequence[float], str] | None:
+    """Returns points on the x and the y axis, and the label, of the line that theory predicts for runs with these
+    parameters; None if none is known.
+
+    num_samples and target_rank or dimension: the number of free parameters of a tensor of CP rank r, r (Σ d_k − N + 1),
+    if all targets agree in the rest. A CP decomposition has r Σ d_k numbers, of which each component can be rescaled in
+    N − 1 ways. lr and depth: the learning rate 2 / sharpness at the minimum, above which gradient descent oscillates,
+    if the matrices are 1×1, and all runs plain gradient descent. For a product of L equal numbers with target σ and
+    half the squared error, the sharpness is L |σ|^(2 − 2/L).
+    """
+    first, second = (x, y) if y.name in ("num_samples", "depth") else (y, x)
+    facts = [name for name in TENSOR_FACTS if name != first.name]
+    if second.name == "num_samples" and len(facts) == 2 and first.name != "order" and first.numeric:
+        known = dict(runs[0])
+        if any(run[name] != known[name] or not is_number(known[name], 1) for run in runs for name in facts):
+            return None
+        known[first.name] = np.linspace(first.edges[0], first.edges[-1], 200)
+        order = known["order"]
+        numbers = known["target_rank"] * (order * known["dimension"] - order + 1)
+        inside = (numbers >= second.edges[0]) & (numbers <= second.edges[-1]) & (known[first.name] > 0)
+        points = known[first.name][inside], numbers[inside]
+        label = f"free parameters, {'r(d₁ + d₂ + d₃ − 2)' if order == 3 else 'r(Σd − N + 1)'}"
+    elif (first.name, second.name) == ("lr", "depth") and first.numeric:
+        paths = {run.get("dataset_path") or "" for run in runs}
+        plain = all(run.get("optimizer") in (None, "gd") and not run.get("weight_decay") for run in runs)
+        try:
+            dataset = load_matrix_sensing(min(paths))
+        except (OSError, ValueError):
+            return None
+        if len(paths) > 1 or not plain or dataset.shape != (1, 1) or dataset.observed_entries is None:
+            return None
+        depth = np.array(second.values, dtype=np.float64)
+        rates = 2 / (depth * abs(dataset.target_matrix.item()) ** (2 - 2 / depth))
+        # A step for each depth.
+        points = np.repeat(rates, 2), np.repeat(second.edges, 2)[1:-1]
+        label = "2 / sharpness at the minimum"
+    else:
+        return None
+    return *(points if first is x else points[::-1]), label

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.files import write_atomically
-from common.plotting.thinning import visible_points
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +42,19 @@ def metric_lines(metrics: Mapping[str, Mapping[str, Any]], figures: Mapping[str,
             visible = visible_points(epochs, values)
             lines.setdefault(name, {})[f"{kind}_{metric}"] = epochs[visible], values[visible]
     return lines
+
+
+def visible_points(x: np.ndarray, y: np.ndarray, columns: int = 1000) -> np.ndarray:
+    """Returns ascending indices of points (n,) that suffice to draw the same line, `columns` pixels wide: the first,
+    last, lowest and highest of each run of points in one pixel column.
+    """
+    if len(x) <= 4 * columns:
+        return np.arange(len(x))
+    column = np.floor((x - x.min()) / (np.ptp(x) or 1.0) * columns).astype(np.int64)
+    begins = np.flatnonzero(np.r_[True, column[1:] != column[:-1]])
+    ends = np.r_[begins[1:], len(x)] - 1
+    by_height = np.lexsort((y, np.repeat(np.arange(len(begins)), ends - begins + 1)))
+    return np.unique(np.concatenate([begins, ends, by_height[begins], by_height[ends]]))
 
 
 @cache

@@ -9,10 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from common.files import load_json
-from common.plotting.figures import MARKERS, add_legends, new_figure
-from common.plotting.labels import tensor_names
-from common.plotting.runs import read_each, require_tensor_run
-from common.plotting.statistics import COLUMNS, Row, over_seeds, summary
+from common.plotting.figures import COLUMNS, MARKERS, Row, add_legends, new_figure, over_seeds, summary
+from common.plotting.runs import read_each, require_tensor_run, tensor_names
 from common.recorded_runs import TENSOR_METRICS, RecordedRun, canonical, compared, is_number
 from common.tensor_files import is_float_tensor, load_tensors
 
@@ -131,37 +129,24 @@ def draw_tensor_completion(
     Initializations are shifted a little from each other along x.
     """
     quantities = ["error", "rank"] if any(row[f"rank_{statistic}"] is not None for row in rows) else ["error"]
-    seeds = [row["repetitions"] for row in rows if row["method"] != "linear"]
-    caption = over_seeds(statistic, seeds) if max(seeds, default=1) > 1 else ""
-    figure, panels = new_figure(len(quantities), (2.815, 2.95), (0, 0.2 if caption else 0))
     methods = list(dict.fromkeys(row["method"] for row in rows))
-    spread = _SPREAD * np.ptp([row["num_samples"] for row in rows])
-    shifts = [0, *(np.linspace(-0.5, 0.5, len(methods) - 1) * spread if len(methods) > 2 else [0])]
+    # All but linear are shifted.
+    spread = _SPREAD * np.ptp([row["num_samples"] for row in rows]) * (len(methods) > 2)
+    shifts = [0, *np.linspace(-spread / 2, spread / 2, len(methods) - 1)]
+    figure, panels = new_figure(len(quantities), (2.815, 2.95))
     whole_numbers = {"nbins": 6, "steps": [1, 2, 5, 10], "integer": True}
     for axes, quantity in zip(panels, quantities, strict=True):
         handles = []
         for index, (method, shift) in enumerate(zip(methods, shifts, strict=True)):
             own = [row for row in rows if row["method"] == method and row[f"{quantity}_{statistic}"] is not None]
-            if not own:
-                continue
-            columns = [f"{quantity}_{name}" for name in COLUMNS[statistic]]
-            low, middle, high = np.array([[row[name] for row in own] for name in columns], dtype=np.float64)
-            drawn = axes.errorbar(
-                [row["num_samples"] + shift for row in own],
-                middle,
-                [middle - low, high - middle],
-                label=method,
-                color=_COLOURS[index % len(_COLOURS)],
-                marker=MARKERS[index % len(MARKERS)],
-                linestyle=_LINES[index % len(_LINES)],
-                markersize=4.5,
-                linewidth=1.4,
-                capsize=2,
-                zorder=2,
-            )
-            for bar in drawn.lines[2]:
-                bar.set_alpha(0.6)
-            handles.append(drawn)
+            if own:
+                columns = [[row[f"{quantity}_{name}"] for row in own] for name in COLUMNS[statistic]]
+                low, middle, high = np.array(columns, dtype=np.float64)
+                style = {"color": _COLOURS[index % len(_COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+                style |= {"linestyle": _LINES[index % len(_LINES)], "markersize": 4.5, "linewidth": 1.4, "capsize": 2}
+                samples = [row["num_samples"] + shift for row in own]
+                handles.append(axes.errorbar(samples, middle, [middle - low, high - middle], label=method, **style))
+                handles[-1].lines[2][0].set_alpha(0.6)
         axes.set_xlabel("# of observations")
         axes.xaxis.set_major_locator(MaxNLocator(**whole_numbers))
     panels[0].set(yscale="log", ylabel="reconstruction error")
@@ -170,9 +155,12 @@ def draw_tensor_completion(
             handles.append(panels[1].axhline(target_rank, color="red", linewidth=3, label="ground truth", zorder=1))
         panels[1].yaxis.set_major_locator(MaxNLocator(**whole_numbers))
         panels[1].set(ylim=(0, None), ylabel="rank")
-    add_legends(figure, {panels[-1]: handles}, 26, fontsize="small")
+    add_legends(figure, {panels[-1]: handles}, 26, "small")
     figure.suptitle(title)
-    figure.supxlabel(caption, fontsize="x-small")
+    seeds = [row["repetitions"] for row in rows if row["method"] != "linear"]
+    if max(seeds, default=1) > 1:
+        figure.set_figheight(figure.get_figheight() + 0.2)
+        figure.supxlabel(over_seeds(statistic, seeds), fontsize="x-small")
     return figure
 
 

@@ -1,0 +1,114 @@
+"""The runs of a map over two parameters: the final metric of each, or its metric at a loss."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from glob import escape
+from typing import Any
+
+import numpy as np
+
+from common.datasets.tensor_completion import load_tensor_completion
+from common.metrics import theory
+from common.plotting.histories import NotRecorded, corner_of, entry_of, load_curve, read_history
+from common.plotting.runs import checkpoint_of, read_each
+from common.recorded_runs import TENSOR_METRICS, RecordedRun, compared, final_metrics, newest_checkpoint
+
+# |unobserved entry| divided by its theoretical lower bound at the loss of the run; see metrics/theory.py.
+RATIO_TO_BOUND = "ratio_to_bound"
+# What is read from the dataset of a tensor.
+TENSOR_FACTS = ("target_rank", "dimension", "order")
+
+
+@dataclass(frozen=True)
+class MapRun:
+    """A run of a map."""
+
+    values: dict[str, Any]  # its parameters, and what was read from its dataset
+    compared: dict[str, Any]  # the parameters that tell runs apart; input files by their digests
+    finished: bool
+    diverged: bool
+    value: float | None  # of the metric; None if the run did not finish, diverged or did not reach the loss
+
+
+def read_map_runs(
+    directory: str,
+    require: Callable[[RecordedRun], None],
+    measure: Callable[[RecordedRun], float | None],
+    names: Sequence[str],
+) -> tuple[list[MapRun], list[str]]:
+    """Returns the runs in a directory, also unfinished and diverged ones, and a line of text for each folder that is
+    skipped. `measure` returns the value of a finished run. `names` are the parameters of the map: if one is of
+    `TENSOR_FACTS`, these facts of its target tell runs apart instead of the dataset. Raises as `read_each` does.
+    """
+
+    def read(run: RecordedRun) -> tuple[dict[str, Any], bool, bool, float | None]:
+        facts = _tensor_facts(run.parameters.get("dataset_path") or "") if {*names} & {*TENSOR_FACTS} else {}
+        diverged = run.status.get("stop_reason") == "diverged"
+        # The original code recorded no status.
+        finished = bool(run.status.get("finished", newest_checkpoint(run.path) or (run.path / TENSOR_METRICS).exists()))
+        value = measure(run) if finished and not diverged else None
+        return facts, finished, diverged, None if value is None or not np.isfinite(value) else value
+
+    found, skipped = read_each(directory, require, read)
+    runs = []
+    for (run, (facts, *rest)), known in zip(found, compared([run for run, _ in found]), strict=True):
+        known = {name: value for name, value in known.items() if not (facts and name == "dataset_path")}
+        runs.append(MapRun({**run.values, **facts}, {**known, **facts}, *rest))
+    return runs, skipped
+
+
+def measure_matrix(
+    run: RecordedRun, metric: str, entry: tuple[int, int] | None = None, at_loss: float | None = None
+) -> float | None:
+    """Returns the `metric` ("" for |entry|, by default of the unobserved entry; RATIO_TO_BOUND) of a run of matrix
+    factorization at its end or, with `at_loss`, at the first validation with at most this loss; None if there is none.
+
+    Raises ValueError, NotRecorded and NoBound.
+    """
+    row, col = entry_of(run, entry)
+    of_entry = metric in ("", RATIO_TO_BOUND)
+    name = f"e2e_{row}_{col}_value" if of_entry else metric
+    final = final_metrics(run) if at_loss is None else {}
+    if {name, "sse_loss_div_2"} <= final.keys():
+        loss, value = final["sse_loss_div_2"], final[name]
+    else:
+        curve = load_curve(checkpoint_of(run), run, "" if of_entry else metric, entry)
+        reached = [-1] if at_loss is None else np.flatnonzero(curve.losses <= at_loss)
+        loss, value = (curve.losses[reached[0]], curve.values[reached[0]]) if len(reached) else (None, None)
+    if loss is None or value is None:
+        return None
+    if metric == RATIO_TO_BOUND:
+        value = abs(value) / theory.unobserved_entry(np.array(loss), *corner_of(run, row, col)[0])
+    return float(abs(value) if of_entry else value)
+
+
+def measure_tensor(run: RecordedRun, metric: str) -> float | None:
+    """Returns the final value of `metric` of a run of tensor completion. Raises ValueError and NotRecorded."""
+    final, checkpoint = final_metrics(run), newest_checkpoint(run.path)
+    # In the results, the metrics of the model have its name.
+    for name in (metric, f"model_{metric}"):
+        if name in final:
+            return final[name]
+    if not checkpoint:
+        raise NotRecorded(f"{metric} was not recorded; give one of {', '.join(final)}")
+    try:
+        return float(read_history(checkpoint, run, [escape(metric)])[metric].values[-1])
+    except NotRecorded as error:
+        raise NotRecorded(", ".join([str(error), *final])) from None
+
+
+@lru_cache(maxsize=4096)
+def _tensor_facts(path: str) -> dict[str, Any]:
+    """Returns the rank with which a dataset's target was made, the dimension of its modes (2x3x4 if they differ), and
+    its order. Raises ValueError if the dataset cannot be read.
+    """
+    if not path:
+        raise ValueError("records no dataset, which has the rank and the shape of its target")
+    try:
+        dataset = load_tensor_completion(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"its dataset {path:.200} cannot be read ({error!s:.200})") from None
+    shape = tuple(dataset.target_tensor.shape)
+    dimension = shape[0] if len(set(shape)) == 1 else "x".join(map(str, shape))
+    return {"target_rank": dataset.target_cp_rank, "dimension": dimension, "order": len(shape)}
