@@ -26,19 +26,13 @@ Row = dict[str, Any]
 # The columns of each statistic in tables: lower end of the band, middle, upper end of the band.
 COLUMNS = {"median": ("lower_quartile", "median", "upper_quartile"), "mean": ("lower_95", "mean", "upper_95")}
 _BANDS = {"median": "quartiles", "mean": "95% confidence interval"}
-_CONFIDENCE = 0.95
 
 MARKERS = "ov^Ds1^h"
 # The colours of Okabe & Ito (2008), which colour-blind readers can distinguish.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
 # Labels of the metrics whose label is not their name.
-_LABELS = {
-    "": "|unobserved entry|",
-    "fro_e2e_norm": "Frobenius norm",
-    "nuc_e2e_norm": "nuclear norm",
-    "e2e_effective_rank": "effective rank",
-    "e2e_rank": "rank",
-}
+_LABELS = {"": "|unobserved entry|", "fro_e2e_norm": "Frobenius norm", "nuc_e2e_norm": "nuclear norm"}
+_LABELS |= {"e2e_effective_rank": "effective rank", "e2e_rank": "rank"}
 MOST_PANELS, MOST_COLUMNS = 12, 4
 # A legend with more lines of text stands below its panel.
 _MOST_LINES_INSIDE = 6
@@ -56,8 +50,7 @@ def has_screen() -> bool:
         plt.switch_backend(matplotlib.get_backend())
     except ImportError:  # the user asked for one that does not work here
         return False
-    interactive = backend_registry.list_builtin(BackendFilter.INTERACTIVE)
-    return matplotlib.get_backend().lower() in {name.lower() for name in interactive}
+    return matplotlib.get_backend().lower() in map(str.lower, backend_registry.list_builtin(BackendFilter.INTERACTIVE))
 
 
 def metric_label(metric: str) -> str:
@@ -79,8 +72,7 @@ def new_figure(
     make = Figure
     if has_screen():  # only figures of pyplot can be shown
         from matplotlib.pyplot import figure as make
-    columns = min(number, MOST_COLUMNS)
-    rows = -(-number // columns)
+    rows, columns = -(-number // MOST_COLUMNS), min(number, MOST_COLUMNS)
     size = (margins[0] + panel[0] * columns, margins[1] + panel[1] * rows)
     figure = make(figsize=size, layout="constrained")
     figure.get_layout_engine().set(wspace=0.06)
@@ -127,27 +119,26 @@ def summary(values: np.ndarray, statistic: str) -> list[list[float | None]]:
     if statistic == "median":
         found = np.nanpercentile(values, (25, 50, 75), axis=0)
     else:
-        counts = np.isfinite(values).sum(axis=0)
-        mean = np.nanmean(values, axis=0)
+        counts, mean = np.isfinite(values).sum(axis=0), np.nanmean(values, axis=0)
         with np.errstate(invalid="ignore", divide="ignore"):
             deviation = np.sqrt(np.nansum((values - mean) ** 2, axis=0) / (counts - 1))
-        half = np.array([student_t(count - 1) if count > 1 else np.nan for count in counts.tolist()])
-        half *= deviation / np.sqrt(counts)
+        half = np.array([student_t(count - 1) for count in counts.tolist()]) * (deviation / np.sqrt(counts))
         found = np.array([mean - half, mean, mean + half])
     return [[None if value != value else value for value in column] for column in found.T.tolist()]
 
 
 @lru_cache(maxsize=4096)
 def student_t(degrees: int) -> float:
-    """Returns the t for which a variable of Student's distribution lies between −t and t with probability 0.95.
-
-    With t = √ν tan θ, the density of θ in (0, π/2) is proportional to cos(θ)^(ν − 1).
+    """Returns the t for which a variable of Student's distribution lies between −t and t with probability 0.95; NaN if
+    ν = 0. With t = √ν tan θ, the density of θ in (0, π/2) is proportional to cos(θ)^(ν − 1).
     """
+    if not degrees:
+        return np.nan
     # For many degrees of freedom, the density is narrow: its width is about 1 / √ν.
     theta = np.linspace(0, min(np.pi / 2, 8 / np.sqrt(degrees)), 20_001)
     density = np.cos(theta) ** (degrees - 1)
     cumulative = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
-    return float(np.sqrt(degrees) * np.tan(np.interp(_CONFIDENCE * cumulative[-1], cumulative, theta)))
+    return float(np.sqrt(degrees) * np.tan(np.interp(0.95 * cumulative[-1], cumulative, theta)))
 
 
 def draw_line(axes: Axes, rows: Sequence[Row], x_name: str, statistic: str, **style: Any) -> Line2D:

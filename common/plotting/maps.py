@@ -2,14 +2,13 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from common.cli import Parameters, flag_errors
 from common.datasets.matrix_sensing import load_matrix_sensing
@@ -19,7 +18,7 @@ from common.plotting.map_runs import RATIO_TO_BOUND, TENSOR_FACTS, MapRun, read_
 from common.plotting.runs import number_of, report
 from common.recorded_runs import RecordedRun, canonical, is_number
 
-_MOST_TICKS = 20
+_MOST_TICKS = 14
 # Metrics that differ by orders of magnitude are coloured on a logarithmic scale from this ratio on.
 _LOG_COLOURS_RATIO = 100
 _GREY = 0.8
@@ -45,22 +44,21 @@ def draw_map(runs: Sequence[MapRun], flags: Mapping[str, Any]) -> tuple[Figure, 
     for each cell: its value, and the numbers of runs, of finished runs and of runs with a value.
 
     In shares, finished runs without a value, such as those that diverged, count as runs whose metric is not above or
-    below the limit. Cells without a finished run are white; cells whose runs have no value are grey in maps of a
-    statistic. Where theory has a line, it is drawn. Raises ValueError if a run lacks a parameter, or if there are too
-    many panels.
+    below the limit. Cells have the same size. Where theory has a line, it is drawn. Raises ValueError if a run lacks a
+    parameter, or if there are too many panels.
     """
     names, statistic, metric, at_loss = flags["map"], flags["statistic"], flags["metric"] or "", flags.get("at_loss")
     above, below = flags["above"], flags["below"]
     of_share = above is not None or below is not None
     members = _panels(runs, names)
-    x, y = (_Axis(name, [run.values[name] for run in runs]) for name in names)
+    x, y = (_values_of(runs, name) for name in names)
     tables = []
     for panel, of_panel in members:
         cells: dict[str, list[MapRun]] = {}
         for run in of_panel:
             cells.setdefault(canonical([run.values[name] for name in names]), []).append(run)
         tables.append([])
-        for at_x, at_y in ((at_x, at_y) for at_y in y.values for at_x in x.values):
+        for at_y, at_x in product(y, x):
             cell = cells.get(canonical([at_x, at_y]), [])
             values, finished = [run.value for run in cell if run.value is not None], sum(run.finished for run in cell)
             if of_share:
@@ -68,7 +66,7 @@ def draw_map(runs: Sequence[MapRun], flags: Mapping[str, Any]) -> tuple[Figure, 
                 value = sum(inside) / finished if finished else None
             else:
                 value = float(getattr(np, statistic)(values)) if values else None
-            row = {"panel": panel, x.name: at_x, y.name: at_y, "value": value}
+            row = {"panel": panel, names[0]: at_x, names[1]: at_y, "value": value}
             tables[-1].append({**row, "runs": len(cell), "finished": finished, "valid": len(values)})
     rows = [row for table in tables for row in table]
 
@@ -78,35 +76,39 @@ def draw_map(runs: Sequence[MapRun], flags: Mapping[str, Any]) -> tuple[Figure, 
         is_log = min(known) > 0 and max(known) / min(known) >= _LOG_COLOURS_RATIO
         norm = (LogNorm if is_log else Normalize)(min(known), max(known))
     figure, panels = new_figure(len(tables), (3.0, 2.9), (1.2, 0.7), sharex=True, sharey=True)
-    handles = {}
+    notes = []
     for axes, (panel, of_panel), table in zip(panels, members, tables, strict=True):
         columns = [[np.nan if row[name] is None else row[name] for row in table] for name in ("value", "finished")]
-        value, finished = np.array(columns, dtype=np.float64).reshape(2, len(y.values), len(x.values))
-        lost = np.isnan(value) & (finished > 0)
-        axes.pcolormesh(x.edges, y.edges, np.where(lost, _GREY, np.nan), cmap="gray", vmin=0, vmax=1)
-        mesh = axes.pcolormesh(x.edges, y.edges, value, norm=norm, cmap="viridis")
-        if lost.any():
-            why = "diverged" if at_loss is None else "diverged or did not reach the loss"
-            handles["grey"] = Patch(color=str(_GREY), label=f"all runs {why}")
+        value, finished = np.array(columns, dtype=np.float64).reshape(2, len(y), len(x))
+        axes.pcolormesh(np.where(finished > 0, _GREY, np.nan), cmap="gray", vmin=0, vmax=1)
+        mesh = axes.pcolormesh(value, norm=norm, cmap="viridis")
+        if (np.isnan(value) & (finished > 0)).any():
+            notes.append("grey: all runs diverged" + ("" if at_loss is None else " or did not reach the loss"))
         if not finished.all():
-            handles["white"] = Patch(facecolor="white", edgecolor="0.6", label="no finished run")
-        for number, row in enumerate(table if flags["map_counts"] else ()):
-            j, i = divmod(number, len(x.values))
+            notes.append("white: no finished run")
+        for row, (j, i) in zip(table, np.ndindex(value.shape), strict=True) if flags["map_counts"] else ():
             colour = "black" if row["value"] is None or norm(row["value"]) > 0.6 else "white"
             text = str(row["runs"] or "") if row["finished"] == row["runs"] else f"{row['finished']}/{row['runs']}"
-            axes.text(x.places[i], y.places[j], text, color=colour, ha="center", va="center", fontsize="x-small")
-        if line := _theory_line([run.values for run in of_panel], x, y):
+            axes.text(i + 0.5, j + 0.5, text, color=colour, ha="center", va="center", fontsize="x-small")
+        if line := _theory_line([run.values for run in of_panel], names, x, y):
             *points, label = line
-            (handles["line"],) = axes.plot(*points, color="red", linewidth=2, label=label)
-        x.draw(axes, "x")
-        y.draw(axes, "y")
+            axes.plot(*points, color="red", linewidth=2)
+            notes.append(f"red: {label}")
+        for axis, name, places in ((axes.xaxis, names[0], x), (axes.yaxis, names[1], y)):
+            every = -(-len(places) // _MOST_TICKS)
+            texts = [_text(name, place) for place in places[::every]]
+            if any("e-" in text for text in texts) and all(map(is_number, places)):
+                texts = [scientific(place) for place in places[::every]]
+            size = "medium" if len(texts) < 10 else "small"
+            axis.set_ticks(np.arange(0.5, len(places), every), labels=texts, fontsize=size)
+            if axis is axes.xaxis and sum(map(len, texts)) > 28:
+                axis.set_tick_params(rotation=45 if max(map(len, texts)) < 9 else 90)
         axes.set_title(wrapped(panel, 40), fontsize="small")
-        axes.set_ylabel(y.name.replace("_", " ") if axes.get_subplotspec().is_first_col() else "")
+        axes.set_ylabel(names[1].replace("_", " ") if axes.get_subplotspec().is_first_col() else "")
     # A panel above an empty place has no panel below it that shows its ticks and label.
     for axes in panels[-MOST_COLUMNS:]:
-        axes.set_xlabel(x.name.replace("_", " "))
+        axes.set_xlabel(names[0].replace("_", " "))
         axes.tick_params(labelbottom=True)
-
     sizes = [row["finished"] for row in rows]
     label = "|unobserved entry| / lower bound" if metric == RATIO_TO_BOUND else metric_label(metric)
     if of_share:
@@ -116,6 +118,7 @@ def draw_map(runs: Sequence[MapRun], flags: Mapping[str, Any]) -> tuple[Figure, 
     label += "" if at_loss is None else f" at\xa0loss\xa0{scientific(at_loss)}"
     figure.colorbar(mesh, ax=panels, label=wrapped(label, 42))
     figure.suptitle(flags["plot_title"] or "")
+
     caption = "a run in each cell"
     if max(sizes) > 1:
         caption = f"{'shares' if of_share else f'{statistic}s'} of {span([size for size in sizes if size])} runs"
@@ -129,9 +132,8 @@ def draw_map(runs: Sequence[MapRun], flags: Mapping[str, Any]) -> tuple[Figure, 
     unfinished = sum(not run.finished for run in runs)
     caption += f"; without {unfinished} that are not finished" if unfinished else ""
     caption += f"; numbers: runs{', finished / all' if unfinished else ''}" if flags["map_counts"] else ""
-    caption = wrapped(caption, 20 + 50 * min(len(panels), MOST_COLUMNS))
-    style = {"loc": "outside lower center", "fontsize": "x-small", "title_fontsize": "x-small", "frameon": False}
-    figure.legend(handles=handles.values(), title=caption, ncols=len(handles) if len(panels) > 1 else 1, **style)
+    caption = "; ".join(dict.fromkeys([caption, *notes]))
+    figure.supxlabel(wrapped(caption, 20 + 50 * min(len(panels), MOST_COLUMNS)), fontsize="x-small")
     return figure, rows
 
 
@@ -164,43 +166,10 @@ def _panels(runs: Sequence[MapRun], names: Sequence[str]) -> list[tuple[str, lis
     return list(panels.values())
 
 
-class _Axis:
-    """An axis of a map: the values of a parameter, and where they are drawn."""
-
-    def __init__(self, name: str, values: Sequence[Any]):
-        self.name = name
-        distinct = {canonical(value): value for value in values}.values()
-        self.numeric = all(is_number(value) for value in distinct)
-        self.values = sorted(distinct, key=None if self.numeric else lambda value: _text(name, value))
-        self.log = self.numeric and _is_log_spaced(self.values)
-        places = np.array(self.values if self.numeric else range(len(self.values)), dtype=np.float64)
-        places = np.log(places) if self.log else places
-        # The cell of a single value has size 1, or spans a factor e.
-        half = np.diff(places) / 2 if len(places) > 1 else np.array([0.5])
-        edges = [places[0] - half[0], *(places[1:] + places[:-1]) / 2, places[-1] + half[-1]]
-        self.places, self.edges = (np.exp(places), np.exp(edges)) if self.log else (places, np.array(edges))
-
-    def draw(self, axes: Axes, which: str) -> None:
-        """Sets scale, limits and ticks of the "x" or "y" axis."""
-        every = -(-len(self.values) // _MOST_TICKS) if self.numeric else 1
-        texts = [_text(self.name, value) for value in self.values[::every]]
-        axes.set(**{f"{which}scale": "log" if self.log else "linear", f"{which}lim": (self.edges[0], self.edges[-1])})
-        of_axis = getattr(axes, f"{which}axis")
-        of_axis.set_ticks(self.places[::every], labels=texts, fontsize="small" if len(texts) > 9 else "medium")
-        of_axis.set_ticks([], minor=True)
-        if which == "x" and sum(map(len, texts)) > 28:
-            of_axis.set_tick_params(rotation=45 if max(map(len, texts)) < 9 else 90)
-
-
-def _is_log_spaced(values: Sequence[float]) -> bool:
-    """Returns whether increasing values are drawn on a logarithmic axis: no if they span a factor below 5; yes if there
-    are two, or they span a factor above 100; otherwise, if their ratios are more nearly equal than their differences.
-    """
-    if values[0] <= 0 or values[-1] / values[0] < 5:
-        return False
-    ratios, differences = np.diff(np.log(values)), np.diff(np.array(values, dtype=np.float64))
-    more_equal = np.std(ratios) / np.mean(ratios) < np.std(differences) / np.mean(differences)
-    return bool(len(values) == 2 or values[-1] / values[0] > 100 or more_equal)
+def _values_of(runs: Sequence[MapRun], name: str) -> list[Any]:
+    """Returns the values of a parameter in the order of the axis."""
+    values = {canonical(run.values[name]): run.values[name] for run in runs}.values()
+    return sorted(values, key=None if all(map(is_number, values)) else lambda value: _text(name, value))
 
 
 def _text(name: str, value: Any) -> str:
@@ -213,10 +182,10 @@ def _text(name: str, value: Any) -> str:
 
 
 def _theory_line(
-    runs: Sequence[Mapping[str, Any]], x: _Axis, y: _Axis
-) -> tuple[Sequence[float], Sequence[float], str] | None:
-    """Returns points on the x and the y axis, and the label, of the line that theory predicts for runs with these
-    parameters; None if none is known.
+    runs: Sequence[Mapping[str, Any]], names: Sequence[str], x: Sequence[Any], y: Sequence[Any]
+) -> tuple[np.ndarray, np.ndarray, str] | None:
+    """Returns the points, in cells, and the label of the line that theory predicts for runs with these parameters; None
+    if none is known. `x` and `y` are the values of the parameters `names` on the axes.
 
     num_samples and target_rank or dimension: the number of free parameters of a tensor of CP rank r, r (Σ d_k − N + 1),
     if all targets agree in the rest. A CP decomposition has r Σ d_k numbers, of which each component can be rescaled in
@@ -224,19 +193,20 @@ def _theory_line(
     if the matrices are 1×1, and all runs plain gradient descent. For a product of L equal numbers with target σ and
     half the squared error, the sharpness is L |σ|^(2 − 2/L).
     """
-    first, second = (x, y) if y.name in ("num_samples", "depth") else (y, x)
-    facts = [name for name in TENSOR_FACTS if name != first.name]
-    if second.name == "num_samples" and len(facts) == 2 and first.name != "order" and first.numeric:
+    is_first = names[1] in ("num_samples", "depth")
+    (first, second), (a, b) = (names, (x, y)) if is_first else (names[::-1], (y, x))
+    facts = [name for name in TENSOR_FACTS if name != first]
+    if second == "num_samples" and first in ("target_rank", "dimension") and all(map(is_number, a)):
         known = dict(runs[0])
         if any(run[name] != known[name] or not is_number(known[name], 1) for run in runs for name in facts):
             return None
-        known[first.name] = np.linspace(first.edges[0], first.edges[-1], 200)
+        known[first] = np.linspace(a[0], a[-1], 200)
         order = known["order"]
         numbers = known["target_rank"] * (order * known["dimension"] - order + 1)
-        inside = (numbers >= second.edges[0]) & (numbers <= second.edges[-1]) & (known[first.name] > 0)
-        points = known[first.name][inside], numbers[inside]
+        inside = (numbers >= b[0]) & (numbers <= b[-1])
+        points = _places(known[first][inside], a), _places(numbers[inside], b)
         label = f"free parameters, {'r(d₁ + d₂ + d₃ − 2)' if order == 3 else 'r(Σd − N + 1)'}"
-    elif (first.name, second.name) == ("lr", "depth") and first.numeric:
+    elif (first, second) == ("lr", "depth"):
         paths = {run.get("dataset_path") or "" for run in runs}
         plain = all(run.get("optimizer") in (None, "gd") and not run.get("weight_decay") for run in runs)
         try:
@@ -245,11 +215,16 @@ def _theory_line(
             return None
         if len(paths) > 1 or not plain or dataset.shape != (1, 1) or dataset.observed_entries is None:
             return None
-        depth = np.array(second.values, dtype=np.float64)
+        depth = np.array(b, dtype=np.float64)
         rates = 2 / (depth * abs(dataset.target_matrix.item()) ** (2 - 2 / depth))
         # A step for each depth.
-        points = np.repeat(rates, 2), np.repeat(second.edges, 2)[1:-1]
+        points = np.repeat(_places(rates, a), 2), np.repeat(np.arange(len(b) + 1.0), 2)[1:-1]
         label = "2 / sharpness at the minimum"
     else:
         return None
-    return *(points if first is x else points[::-1]), label
+    return *(points if is_first else points[::-1]), label
+
+
+def _places(numbers: np.ndarray, values: Sequence[float]) -> np.ndarray:
+    """Returns where numbers are on an axis with positive `values` in the middle of its cells."""
+    return np.interp(np.log(numbers), np.log(values), np.arange(len(values)) + 0.5)

@@ -8,14 +8,11 @@ import threading
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from common.files import write_atomically
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _MOST_LINES = 10
 # Metrics that decrease by orders of magnitude.
@@ -58,8 +55,8 @@ def visible_points(x: np.ndarray, y: np.ndarray, columns: int = 1000) -> np.ndar
 
 
 @cache
-def _figure() -> "Figure":
-    """Returns the figure of all plots: a new figure takes longer to make than to draw."""
+def _axes() -> Any:
+    """Returns the axes of all plots: a new figure takes longer to make than to draw."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -67,14 +64,13 @@ def _figure() -> "Figure":
     figure = Figure(figsize=(6.4, 4.8), dpi=100)
     FigureCanvasAgg(figure)
     figure.subplots_adjust(left=0.13, right=0.96, bottom=0.12, top=0.93)
-    axes = figure.add_subplot()
-    axes.set_xlabel("Epoch")
+    axes = figure.add_subplot(xlabel="Epoch")
     # The layout of tick labels takes most of the time, so there are few of them, and the axis labels do not move.
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_label_coords(0.5, -0.09)
     axes.yaxis.set_label_coords(-0.12, 0.5)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    return figure
+    return axes
 
 
 def draw_metrics(lines: Lines, directory: Path, stalled: int | None = None) -> None:
@@ -83,22 +79,24 @@ def draw_metrics(lines: Lines, directory: Path, stalled: int | None = None) -> N
     The axis of a loss is logarithmic if all values are positive. A vertical line marks the epoch `stalled`, from which
     the steps of the run changed no parameter.
     """
-    # On import, matplotlib refuses a backend that it does not know.
+    # When it is imported, matplotlib refuses a backend that it does not know.
     os.environ["MPLBACKEND"] = "agg"
     import matplotlib
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         for name, of_figure in lines.items():
-            write_atomically(directory / f"{name}.png", _png(name, of_figure, stalled))
+            axes = _axes()
+            _draw(axes, name, of_figure, stalled)
+            picture = io.BytesIO()
+            axes.figure.savefig(picture, format="png", pil_kwargs={"compress_level": 1})
+            write_atomically(directory / f"{name}.png", picture.getvalue())
 
 
-def _png(name: str, lines: Mapping[str, tuple[np.ndarray, np.ndarray]], stalled: int | None) -> bytes:
+def _draw(axes: Any, name: str, lines: Mapping[str, tuple[np.ndarray, np.ndarray]], stalled: int | None) -> None:
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 
-    figure = _figure()
-    (axes,) = figure.axes
     # Clearing the axes would make all ticks again.
     for line in list(axes.lines):
         line.remove()
@@ -108,9 +106,9 @@ def _png(name: str, lines: Mapping[str, tuple[np.ndarray, np.ndarray]], stalled:
     for label, (epochs, values) in lines.items():
         axes.plot(epochs, values, label=label, marker="." if len(epochs) == 1 else None)
     values = np.concatenate([values for _, values in lines.values()])
-    logarithmic = bool(LOGARITHMIC.fullmatch(name) and len(values) and values.min() > 0)
-    axes.set_yscale("log" if logarithmic else "linear")
-    if not logarithmic:
+    is_log = bool(LOGARITHMIC.fullmatch(name) and len(values) and values.min() > 0)
+    axes.set(yscale="log" if is_log else "linear", ylabel=name)
+    if not is_log:
         whole = {"integer": True, "min_n_ticks": 1} if WHOLE.fullmatch(name) else {}
         axes.yaxis.set_major_locator(MaxNLocator(5, **whole))
     axes.relim()
@@ -119,15 +117,11 @@ def _png(name: str, lines: Mapping[str, tuple[np.ndarray, np.ndarray]], stalled:
         # Without points, the limits of the previous figure would remain.
         axes.set(xlim=(0, 1), ylim=(0, 1))
         axes.autoscale()
-    axes.set_ylabel(name)
     # Of many lines, the legend shows the first and the last.
     named = [axes.lines[0], axes.lines[-1]] if many else list(axes.lines)
     if stalled is not None:
         named.append(axes.axvline(stalled, color="0.45", linestyle="--", linewidth=1, label="stalled"))
     axes.legend(named, [line.get_label() for line in named], loc="best", fontsize="small")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", pil_kwargs={"compress_level": 1})
-    return picture.getvalue()
 
 
 def end_with_parent() -> None:
