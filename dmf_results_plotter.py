@@ -11,14 +11,7 @@ from typing import Any
 
 from common.cli import Parameters, Parser, UserError, flag_error, flag_errors, print_line, run_script
 from common.flags import checkpoint_file, existing_dir, integer, optional, real
-from common.plotting.flags import (
-    add_figure_flags,
-    add_map_flags,
-    check_map_flags,
-    refuse_with,
-    require_screen_or_file,
-    save_figure,
-)
+from common.plotting.flags import add_figure_flags, add_map_flags, check_map_flags, refuse_with, save_or_show
 
 parser = Parser(__doc__)
 add = parser.add_argument
@@ -50,7 +43,7 @@ def reading_errors(parameters: Parameters, path: str, metric: str) -> Iterator[N
     """Turns errors in reading a path into UserErrors. If a given metric or entry was not recorded, the error names
     the flag `metric` or -unobserved_entry.
     """
-    from common.plotting.curves import NoBound, NotRecorded
+    from common.plotting.histories import NoBound, NotRecorded
 
     source = "experiments_dir" if parameters["experiments_dir"] else "experiments_checkpoint_paths"
     asked = metric if parameters[metric] else "unobserved_entry"
@@ -63,28 +56,26 @@ def reading_errors(parameters: Parameters, path: str, metric: str) -> Iterator[N
         yield
 
 
-def read_groups(parameters: Parameters, from_folder: Callable[[str], tuple], from_file: Callable[[str], Any]) -> list:
+def groups_of(parameters: Parameters, read: Callable[..., Any], panel_for_depth: bool) -> list:
     """Returns the groups of runs to draw, with the names that are given, and prints what was found. Raises UserError.
 
-    `from_folder` returns the groups in a folder and a line for each folder that is skipped, `from_file` what is drawn
-    of a checkpoint.
+    `read(checkpoint, run)` returns what is drawn of a run. With `panel_for_depth`, the runs of a folder are named for
+    each depth.
     """
-    from common.plotting.folders import number_of, report_skipped
-    from common.plotting.histories import Group
+    from common.plotting.runs import Group, number_of, read_groups, report, require_matrix_run
 
     directory, names = parameters["experiments_dir"], parameters["experiments_names"]
     groups = []
     if not directory:
         for path, name in zip(parameters["experiments_checkpoint_paths"], names, strict=True):
             with reading_errors(parameters, path, "y"):
-                groups.append(Group(name, 0, [from_file(path)]))
+                groups.append(Group(name, 0, [read(path)]))
         return groups
     with reading_errors(parameters, directory, "y"):
-        groups, skipped = from_folder(directory)
-    sizes = [len(group.runs) for group in groups]
-    report_skipped(
-        f"{number_of(sum(sizes), 'experiment')}, {len(skipped)} skipped", skipped, parameters["list_skipped"]
-    )
+        groups, skipped = read_groups(directory, require_matrix_run, read, panel_for_depth)
+    sizes = [len(group.values) for group in groups]
+    found = f"{number_of(sum(sizes), 'experiment')}, {len(skipped)} skipped"
+    report(found, skipped, parameters["list_skipped"])
     if not names:
         return groups
     several_depths = len({group.depth for group in groups}) > 1
@@ -101,41 +92,39 @@ def draw_loss(parameters: Parameters) -> tuple:
     """Returns the figure of a metric against the loss, and its data."""
     # Imported after the flags are checked, because importing matplotlib and torch is slow.
     from common.plotting.against_loss import draw_against_loss, require_bound
-    from common.plotting.curves import load_curve, read_lines
+    from common.plotting.histories import load_curve
 
     metric, entry, show_bound = "".join(parameters["y"]), parameters["unobserved_entry"], parameters["show_bound"]
     if show_bound:
         with flag_errors("show_bound", True):
             require_bound(metric)
-    wanted = {"metric": metric, "entry": entry and tuple(entry), "corner": show_bound}
-    lines = read_groups(parameters, partial(read_lines, **wanted), partial(load_curve, **wanted))
+    read = partial(load_curve, metric=metric, entry=entry and tuple(entry), corner=show_bound)
+    groups = groups_of(parameters, read, True)
     title, min_loss = parameters["plot_title"] or "", parameters["min_loss"]
     with flag_errors("min_loss", f"{min_loss:g}"):
-        return draw_against_loss(lines, title, min_loss, metric, show_bound, parameters["statistic"])
+        return draw_against_loss(groups, title, min_loss, metric, show_bound, parameters["statistic"])
 
 
 def draw_epochs(parameters: Parameters) -> tuple:
     """Returns the figure of metrics against the epoch, and its data."""
-    from common.plotting import histories
     from common.plotting.against_epochs import draw_against_epochs
-    from common.plotting.curves import names_of_lines, require_matrix_run
+    from common.plotting.histories import read_history
 
     metrics, entry = parameters["y"], parameters["unobserved_entry"]
-    wanted = {"patterns": metrics, "entry": entry and tuple(entry)}
-    from_folder = partial(histories.read_groups, require=require_matrix_run, names=names_of_lines, **wanted)
-    groups = read_groups(parameters, from_folder, partial(histories.read_history, **wanted))
+    read = partial(read_history, patterns=metrics or [""], entry=entry and tuple(entry))
+    groups = groups_of(parameters, read, False)
     with flag_errors("y", metrics):
         return draw_against_epochs(groups, parameters["plot_title"] or "", parameters["statistic"])
 
 
 def draw_map_of_runs(parameters: Parameters) -> tuple:
     """Returns the figure of a map over two parameters, and its data."""
-    from common.plotting.curves import require_matrix_run
     from common.plotting.map_runs import measure_matrix
     from common.plotting.maps import map_figure
+    from common.plotting.runs import require_matrix_run
 
     directory, metric, entry = (parameters[name] for name in ("experiments_dir", "metric", "unobserved_entry"))
-    measure = measure_matrix(metric or "", entry and tuple(entry), parameters["at_loss"])
+    measure = partial(measure_matrix, metric=metric or "", entry=entry and tuple(entry), at_loss=parameters["at_loss"])
     with reading_errors(parameters, directory, "metric"):
         return map_figure(parameters, require_matrix_run, measure)
 
@@ -166,8 +155,7 @@ def main() -> None:
     parameters = parser.parse()
     require_source(parameters)
     draw = draw_map_of_runs if parameters["map"] else draw_epochs if parameters["x"] == "epoch" else draw_loss
-    require_screen_or_file(parameters)
-    save_figure(draw, parameters)
+    save_or_show(draw, parameters)
 
 
 if __name__ == "__main__":

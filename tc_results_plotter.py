@@ -2,15 +2,11 @@
 experiments, and prints them as a table; or metrics against the epoch, or a map over two parameters.
 """
 
+from functools import partial
+
 from common.cli import Parameters, Parser, flag_errors, print_line, run_script
 from common.flags import existing_dir
-from common.plotting.flags import (
-    add_figure_flags,
-    add_map_flags,
-    check_map_flags,
-    require_screen_or_file,
-    save_figure,
-)
+from common.plotting.flags import add_figure_flags, add_map_flags, check_map_flags, save_or_show
 
 parser = Parser(__doc__)
 text = "folder of the experiments' folders, of this project or of the original code, or one experiment's folder"
@@ -26,13 +22,13 @@ def draw_figure(parameters: Parameters) -> tuple:
     """Returns the figure of error and rank against the number of observations, and its data, which it prints."""
     # Imported after the flags are checked, because importing matplotlib and torch is slow.
     from common.plotting import tensor_completion
-    from common.plotting.folders import number_of, report_skipped
+    from common.plotting.runs import number_of, report
 
     with flag_errors("experiments_dir", parameters["experiments_dir"]):
         results, skipped = tensor_completion.read_results(parameters["experiments_dir"])
-    folders = {line.split(":")[0] for line in skipped} - {result.run.path.name for result in results}
+    folders = {line.split(":")[0] for line in skipped} - {run.path.name for run, _ in results}
     found = f"{number_of(len(results), 'finished experiment')}, {number_of(len(folders), 'folder')} skipped"
-    report_skipped(found, skipped, parameters["list_skipped"])
+    report(found, skipped, parameters["list_skipped"])
     statistic = parameters["statistic"]
     rows = tensor_completion.summarize(results, statistic)
     print_line(tensor_completion.table(rows, statistic))
@@ -44,15 +40,14 @@ def draw_figure(parameters: Parameters) -> tuple:
 def draw_epochs(parameters: Parameters) -> tuple:
     """Returns the figure of metrics against the epoch, and its data."""
     from common.plotting.against_epochs import draw_against_epochs
-    from common.plotting.folders import number_of, report_skipped
-    from common.plotting.histories import NotRecorded, read_groups
-    from common.plotting.tensor_completion import names_of_groups, require_tensor_run
+    from common.plotting.histories import NotRecorded, read_history
+    from common.plotting.runs import number_of, read_groups, report, require_tensor_run
 
     directory, metrics, title = (parameters[name] for name in ("experiments_dir", "against_epochs", "plot_title"))
     with flag_errors("experiments_dir", directory), flag_errors("against_epochs", metrics, only=NotRecorded):
-        groups, skipped = read_groups(directory, metrics, require_tensor_run, names_of_groups)
-    found = number_of(sum(len(group.runs) for group in groups), "finished experiment")
-    report_skipped(f"{found}, {number_of(len(skipped), 'folder')} skipped", skipped, parameters["list_skipped"])
+        groups, skipped = read_groups(directory, require_tensor_run, partial(read_history, patterns=metrics))
+    found = number_of(sum(len(group.values) for group in groups), "finished experiment")
+    report(f"{found}, {number_of(len(skipped), 'folder')} skipped", skipped, parameters["list_skipped"])
     with flag_errors("against_epochs", metrics):
         return draw_against_epochs(groups, title or "", parameters["statistic"])
 
@@ -62,19 +57,18 @@ def draw_map_of_runs(parameters: Parameters) -> tuple:
     from common.plotting.histories import NotRecorded
     from common.plotting.map_runs import measure_tensor
     from common.plotting.maps import map_figure
-    from common.plotting.tensor_completion import require_tensor_run
+    from common.plotting.runs import require_tensor_run
 
     directory, metric = parameters["experiments_dir"], parameters["metric"]
     with flag_errors("experiments_dir", directory), flag_errors("metric", metric, only=NotRecorded):
-        return map_figure(parameters, require_tensor_run, measure_tensor(metric))
+        return map_figure(parameters, require_tensor_run, partial(measure_tensor, metric=metric))
 
 
 def main() -> None:
     parameters = parser.parse()
     check_map_flags(parameters, ("against_epochs",))
     draw = draw_map_of_runs if parameters["map"] else draw_epochs if parameters["against_epochs"] else draw_figure
-    require_screen_or_file(parameters)
-    save_figure(draw, parameters)
+    save_or_show(draw, parameters)
 
 
 if __name__ == "__main__":

@@ -46,11 +46,10 @@ _CHECKS = {
     "provenance.identity.seed": lambda value: type(value) is int,
     "provenance.identity.outputs": lambda value: isinstance(value, list) and {str} >= set(map(type, value)),
 }
-# The parameters that distinguish runs in folders without an "identity": old ones, and those of the original code.
-# New flags are not added.
-_RUN_WITHOUT_IDENTITY = (
-    "depth num_samples dtype engine lr weight_init_type init_alpha use_balanced_init enforce_pos_det enforce_neg_det "
-    "epochs stop_on_zero_loss_tol validate_every optimizer init_std tensor_rank_tol"
+# The parameters that tell runs of the original code apart, which recorded no "identity". New flags are not added.
+_OF_ORIGINAL_RUNS = (
+    "depth num_samples lr weight_init_type init_alpha use_balanced_init enforce_pos_det enforce_neg_det epochs "
+    "stop_on_zero_loss_tol validate_every optimizer init_std tensor_rank_tol"
 )
 
 
@@ -90,10 +89,8 @@ class RecordedRun:
     @property
     def inputs(self) -> dict[str, Any]:
         """The digest of each input file by the name of its flag; its path if the digest is unknown."""
-        names = ("dataset_path", "trainer_checkpoint")
-        paths = {name: path for name in names if (path := self.parameters.get(name))}
-        digests = str(self.provenance.get("inputs_sha256") or "").split()
-        return self.identity.get("inputs") or dict(zip(paths, digests, strict=False)) or paths
+        paths = {name: self.parameters.get(name) for name in ("dataset_path", "trainer_checkpoint")}
+        return self.identity.get("inputs") or {name: path for name, path in paths.items() if path}
 
 
 def is_experiment(folder: Path) -> bool:
@@ -110,9 +107,16 @@ def compared(runs: Sequence[RecordedRun], without: Collection[str] = ()) -> list
     found = []
     for run in runs:
         values = {**defaults, **run.values}
-        names = {*(run.identity.get("run") or _RUN_WITHOUT_IDENTITY.split()), *defaults} & values.keys()
+        names = {*(run.identity.get("run") or _OF_ORIGINAL_RUNS.split()), *defaults} & values.keys()
         found.append({name: values[name] for name in names - set(without)} | run.inputs)
     return found
+
+
+def differing_names(runs: Sequence[RecordedRun]) -> list[str]:
+    """Returns the names of the parameters in which these runs differ, in alphabetical order."""
+    parameters = compared(runs)
+    names = sorted({name for each in parameters for name in each})
+    return [name for name in names if len({canonical(each.get(name)) for each in parameters}) > 1]
 
 
 def read_runs(directory: str | Path) -> tuple[list[RecordedRun], list[str]]:
@@ -124,19 +128,6 @@ def read_runs(directory: str | Path) -> tuple[list[RecordedRun], list[str]]:
         except ValueError as error:
             damaged.append(f"{folder.name}: {error}")
     return sorted(runs, key=lambda run: (run.order, run.path.name)), sorted(damaged)
-
-
-def without_repeats(runs: Sequence[RecordedRun]) -> tuple[list[RecordedRun], list[str]]:
-    """Returns the last of each set of equal runs, seed included, and a line for each of the others."""
-    last: dict[tuple, RecordedRun] = {}
-    repeats = []
-    for run, parameters in zip(runs, compared(runs), strict=True):
-        # The original code did not record its seeds.
-        key = canonical(parameters), run.values.get("random_seed") if run.provenance else run.path.name
-        if key in last:
-            repeats.append(f"{last[key].path.name}: was run again, with the same seed")
-        last[key] = run
-    return list(last.values()), repeats
 
 
 def read_run(folder: Path) -> RecordedRun:
@@ -153,7 +144,8 @@ def read_run(folder: Path) -> RecordedRun:
             if value is not None and not holds(value):
                 raise ValueError(f"damaged: {name} in run_params.json is {value!r:.40}")
     provenance, status = content.pop("provenance", None) or {}, content.pop("status", None) or {}
-    _add_optimizer(content, (provenance.get("identity") or {}).get("run"))
+    if "use_adaptive_lr" in content:  # the original code's only flag of the optimizer
+        content.setdefault("optimizer", "group_rmsprop" if content["use_adaptive_lr"] else "gd")
     return RecordedRun(folder, content, provenance, status)
 
 
@@ -168,16 +160,6 @@ def final_metrics(run: RecordedRun) -> dict[str, float | None]:
     return {name: number if is_number(number) else None for name, number in numbers.items()}
 
 
-def _add_optimizer(parameters: dict[str, Any], defaults: dict[str, Any] | None) -> None:
-    """Adds the optimizer to the parameters of a run recorded before -optimizer existed, from -use_adaptive_lr.
-    `defaults` are the default values in the run's identity.
-    """
-    if "use_adaptive_lr" in parameters and "optimizer" not in parameters:
-        parameters["optimizer"] = "group_rmsprop" if parameters["use_adaptive_lr"] else "gd"
-        if defaults and defaults.pop("use_adaptive_lr", None) is not None:
-            defaults["optimizer"] = "gd"
-
-
 def newest_checkpoint(folder: Path) -> Path | None:
     """Returns the checkpoint with the largest epoch in an experiment's folder; None if there is none."""
     epochs = {path: path.stem.rpartition("_")[2] for path in (folder / "checkpoints").glob("[!.]*_epoch_*.pt")}
@@ -187,36 +169,3 @@ def newest_checkpoint(folder: Path) -> Path | None:
 def canonical(value: Any) -> str:
     """Returns JSON that is equal for equal values."""
     return json.dumps(value, sort_keys=True)
-
-
-def differing_names(runs: Sequence[RecordedRun]) -> list[str]:
-    """Returns the names of the parameters in which these runs differ, in alphabetical order."""
-    parameters = compared(runs)
-    names = sorted({name for each in parameters for name in each})
-    return [name for name in names if len({canonical(each.get(name)) for each in parameters}) > 1]
-
-
-def labels(runs: Sequence[RecordedRun], bases: Sequence[str], shown: Collection[str]) -> list[str]:
-    """Returns a label for each run: its base, which may be empty, and the parameters in which the runs differ, except
-    those that the bases show. The folder's name is added to equal labels.
-    """
-    names = [name for name in differing_names(runs) if name not in shown]
-    if "dataset_path" in names and "num_samples" in names:
-        numbers = {canonical(run.inputs): run.parameters.get("num_samples") for run in runs}
-        if all(run.parameters.get("num_samples") == numbers[canonical(run.inputs)] for run in runs):
-            names.remove("num_samples")
-    # Of the datasets' names, split at underscores, the parts between the common beginning and the common end.
-    stems = [Path(run.parameters.get("dataset_path") or "").stem.split("_") for run in runs]
-    shortest = min(map(len, stems))
-    begin = next((i for i in range(shortest) if len({each[i] for each in stems}) > 1), 0)
-    end = next((i for i in range(shortest - begin) if len({each[-1 - i] for each in stems}) > 1), 0)
-    found = []
-    for run, base, stem, values in zip(runs, bases, stems, compared(runs), strict=True):
-        words = {name: f"{name} {run.values.get(name, values.get(name))}" for name in names}
-        checkpoint = Path(run.parameters.get("trainer_checkpoint") or "the start").name
-        words |= {"dtype": str(run.parameters.get("dtype")), "dataset_path": "_".join(stem[begin : -end or None])}
-        words["trainer_checkpoint"] = f"from {checkpoint}"
-        found.append(", ".join([base] * bool(base) + [words[name] for name in names]))
-    return [
-        each if found.count(each) == 1 else f"{each} ({run.path.name})" for each, run in zip(found, runs, strict=True)
-    ]

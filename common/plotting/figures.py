@@ -1,56 +1,56 @@
-"""Showing and saving figures and their data."""
+"""What all figures share: panels, lines over seeds, labels, legends, and saving of figures and their data."""
 
+import io
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import matplotlib
-from matplotlib import pyplot as plt
+import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends import BackendFilter, backend_registry
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.transforms import Bbox, ScaledTranslation
+from matplotlib.transforms import ScaledTranslation
 
 from common.cli import print_line
 from common.files import csv_bytes, write_atomically
+from common.naming import span
+
+# A point of a line, a cell of a map, or a method at a number of observations: what is drawn and written to the CSV.
+Row = dict[str, Any]
+
+# The columns of each statistic in tables: lower end of the band, middle, upper end of the band.
+COLUMNS = {"median": ("lower_quartile", "median", "upper_quartile"), "mean": ("lower_95", "mean", "upper_95")}
+_BANDS = {"median": "quartiles", "mean": "95% confidence interval"}
 
 MARKERS = "ov^Ds1^h"
-# Lines over seeds: the colours of Okabe & Ito (2008), which colour-blind readers can distinguish.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
-
+# The colours of Okabe & Ito (2008), which colour-blind readers can distinguish.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
 # Labels of the metrics whose label is not their name.
-_LABELS = {
-    "": "|unobserved entry|",
-    "fro_e2e_norm": "Frobenius norm",
-    "nuc_e2e_norm": "nuclear norm",
-    "e2e_effective_rank": "effective rank",
-    "e2e_rank": "rank",
-}
-# The largest height of a legend, relative to its axes.
-_HIGHEST_LEGEND = 0.6
-# Inches below the axes for tick labels and label.
-_BELOW_AXES = 0.45
+_LABELS = {"": "|unobserved entry|", "fro_e2e_norm": "Frobenius norm", "nuc_e2e_norm": "nuclear norm"}
+_LABELS |= {"e2e_effective_rank": "effective rank", "e2e_rank": "rank"}
+MOST_PANELS, MOST_COLUMNS = 12, 4
+# A legend with more lines of text stands below its panel.
+_MOST_LINES_INSIDE = 6
+# Inches: of the labels between a panel and the legend below it, and of a line of a legend.
+_BELOW_PANEL, _LINE_OF_LEGEND = 0.45, 0.15
 
 
+@cache
 def has_screen() -> bool:
     """Returns whether pyplot can open windows."""
-    # Asked for its backend, matplotlib chooses the first that works, which is Agg without a screen.
-    backend = matplotlib.get_backend().lower()
-    return backend in {name.lower() for name in backend_registry.list_builtin(BackendFilter.INTERACTIVE)}
+    from matplotlib import pyplot as plt
 
-
-class NotDrawable(Exception):
-    """A text of a figure is not valid."""
-
-
-def require_drawable(figure: Figure) -> None:
-    """Raises NotDrawable if a text of the figure is not valid."""
     try:
-        figure.draw_without_rendering()
-    except ValueError as error:
-        reason = str(error).strip().splitlines()[-1][:80]
-        raise NotDrawable(f"it or a name is not valid mathematical text ({reason}); write \\$ for a dollar") from None
+        # Asked for its backend, matplotlib chooses the first that works, which is Agg without a screen.
+        plt.switch_backend(matplotlib.get_backend())
+    except ImportError:  # the user asked for one that does not work here
+        return False
+    return matplotlib.get_backend().lower() in map(str.lower, backend_registry.list_builtin(BackendFilter.INTERACTIVE))
 
 
 def metric_label(metric: str) -> str:
@@ -59,69 +59,139 @@ def metric_label(metric: str) -> str:
 
 
 def wrapped(label: str, width: int) -> str:
-    """Returns a label of a legend in lines of at most `width` characters, broken after commas where this suffices;
-    mathematical text as it is.
+    """Returns a label in lines of at most `width` characters; mathematical text as it is."""
+    return label if "$" in label else "\n".join(textwrap.fill(line, width) for line in label.split("\n"))
+
+
+def new_figure(
+    number: int, panel: tuple[float, float], margins: tuple[float, float] = (0, 0), **shared: bool
+) -> tuple[Figure, list[Axes]]:
+    """Returns a figure with a number of panels, at most four side by side. Sizes of a panel and of the margins are
+    widths and heights in inches. `shared` are sharex and sharey.
     """
-    if "$" in label:
-        return label
-    lines = []
-    for line in label.split("\n"):
-        # Textwrap does not break at no-break spaces.
-        parts = [part.replace(" ", "\xa0") if len(part) < width else part for part in line.split(", ")]
-        lines += textwrap.wrap(", ".join(parts), width)
-    return "\n".join(lines).replace("\xa0", " ")
+    make = Figure
+    if has_screen():  # only figures of pyplot can be shown
+        from matplotlib.pyplot import figure as make
+    rows, columns = -(-number // MOST_COLUMNS), min(number, MOST_COLUMNS)
+    size = (margins[0] + panel[0] * columns, margins[1] + panel[1] * rows)
+    figure = make(figsize=size, layout="constrained")
+    figure.get_layout_engine().set(wspace=0.06)
+    grid = figure.subplots(rows, columns, squeeze=False, **shared)
+    for axes in grid.flat[number:]:
+        axes.remove()
+    return figure, list(grid.flat[:number])
 
 
-def fit_legends(figure: Figure, panels: Sequence[Axes], avoid_lines: bool) -> bool:
-    """Moves the legends of the panels below them if one is too high for its panel or, with `avoid_lines`, covers a
-    line. Returns whether it did so.
-
-    The figure gets higher by as much. Raises NotDrawable if a text of the figure is not valid.
+def line_styles(number: int) -> list[dict[str, Any]]:
+    """Returns the colour and width of lines. Each is narrower than the one below it, so that coinciding lines are all
+    visible.
     """
-    legends = [axes.get_legend() for axes in panels if axes.get_legend()]
-    # Otherwise the layout shrinks the axes to make room for long names.
-    for legend in legends:
-        legend.set_in_layout(False)
-    require_drawable(figure)
-    heights = [legend.get_window_extent().height for legend in legends]
-    too_high = [
-        height > _HIGHEST_LEGEND * legend.axes.bbox.height for height, legend in zip(heights, legends, strict=True)
-    ]
-    covers = [
-        avoid_lines and _crosses(line, legend.get_window_extent()) for legend in legends for line in legend.axes.lines
-    ]
-    if not any(too_high + covers):
-        return False
-    for legend in legends:
-        legend.set_loc("upper center")
-        below = ScaledTranslation(0, -_BELOW_AXES, figure.dpi_scale_trans)
-        legend.set_bbox_to_anchor((0.5, 0), transform=legend.axes.transAxes + below)
-        legend.set_in_layout(True)
-    figure.set_figheight(figure.get_figheight() + max(heights) / figure.dpi)
-    return True
+    colours = _COLOURS if number <= len(_COLOURS) else colormaps["viridis"](np.linspace(0, 0.95, number))
+    widths = np.linspace(2.8, 1.2, number) if number > 1 else [1.6]
+    return [{"color": colour, "linewidth": width} for colour, width in zip(colours, widths, strict=False)]
 
 
-def _crosses(line: Line2D, box: Bbox) -> bool:
-    """Returns whether a line goes through a box, in pixels."""
-    path = line.get_path()
-    return len(path) > 0 and bool(line.get_transform().transform_path(path).intersects_bbox(box, filled=False))
+def over_seeds(statistic: str, seeds: Sequence[int]) -> str:
+    """Returns the caption of lines with a statistic and band over these numbers of seeds."""
+    return f"{statistic}, {_BANDS[statistic]} over {span(seeds)} seeds"
 
 
-def _save(path: str, write: Callable[[Path], None]) -> None:
-    if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(Path(path), write)
-        print_line(f"saved {Path(path)}")
+def line_rows(x_name: str, x: np.ndarray, values: np.ndarray, statistic: str) -> list[Row]:
+    """Returns the rows of a line: a statistic of values (runs, n) at each `x` (n,) where they are not all NaN, with the
+    number of runs that have a value, and of all runs.
+    """
+    runs = np.isfinite(values).sum(axis=0)
+    x, values, runs = x[runs > 0], values[:, runs > 0], runs[runs > 0]
+    columns = (x_name, *COLUMNS[statistic], "runs", "runs_in_all")
+    points = zip(x.tolist(), summary(values, statistic), runs.tolist(), strict=True)
+    return [dict(zip(columns, (at, *numbers, left, len(values)), strict=True)) for at, numbers, left in points]
 
 
-def save_data(rows: Sequence[Mapping[str, object]], path: str) -> None:
-    """Saves the data of a figure as CSV, with a column for each key; does nothing if `path` is empty."""
-    _save(path, lambda temporary: temporary.write_bytes(csv_bytes(rows, list(rows[0]))))
+def summary(values: np.ndarray, statistic: str) -> list[list[float | None]]:
+    """Returns lower end, middle and upper end of a statistic of each column of values (runs, n), of which NaN are left
+    out; None for an end that does not exist.
+
+    "median": with the 25th and the 75th percentile. "mean": with the 95% confidence interval from Student's
+    distribution, mean ± t s / √k, where s is the standard deviation of k values; it does not exist if k is 1.
+    """
+    if not values.shape[1]:
+        return []
+    if statistic == "median":
+        found = np.nanpercentile(values, (25, 50, 75), axis=0)
+    else:
+        counts, mean = np.isfinite(values).sum(axis=0), np.nanmean(values, axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            deviation = np.sqrt(np.nansum((values - mean) ** 2, axis=0) / (counts - 1))
+        half = np.array([student_t(count - 1) for count in counts.tolist()]) * (deviation / np.sqrt(counts))
+        found = np.array([mean - half, mean, mean + half])
+    return [[None if value != value else value for value in column] for column in found.T.tolist()]
 
 
-def save_and_show(figure: Figure, save_plot_to: str) -> None:
-    """Saves the figure (250 dpi, tight) if a path is given, and opens a window if there is a screen."""
-    _save(save_plot_to, lambda temporary: figure.savefig(temporary, dpi=250, bbox_inches="tight"))
+@lru_cache(maxsize=4096)
+def student_t(degrees: int) -> float:
+    """Returns the t for which a variable of Student's distribution lies between −t and t with probability 0.95; NaN if
+    ν = 0. With t = √ν tan θ, the density of θ in (0, π/2) is proportional to cos(θ)^(ν − 1).
+    """
+    if not degrees:
+        return np.nan
+    # For many degrees of freedom, the density is narrow: its width is about 1 / √ν.
+    theta = np.linspace(0, min(np.pi / 2, 8 / np.sqrt(degrees)), 20_001)
+    density = np.cos(theta) ** (degrees - 1)
+    cumulative = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
+    return float(np.sqrt(degrees) * np.tan(np.interp(0.95 * cumulative[-1], cumulative, theta)))
+
+
+def draw_line(axes: Axes, rows: Sequence[Row], x_name: str, statistic: str, **style: Any) -> Line2D:
+    """Draws the rows of a line, with its band. Returns the solid part.
+
+    Where some runs have no value, the line is dashed: which runs are left may bend it.
+    """
+    columns = [[row[name] for row in rows] for name in (x_name, *COLUMNS[statistic])]
+    x, low, middle, high = np.array(columns, dtype=np.float64)
+    complete = next((index for index, row in enumerate(rows) if row["runs"] < row["runs_in_all"]), len(rows))
+    everyone, fewer = slice(complete), slice(max(complete - 1, 0), None)
+    for part, alpha in ((everyone, 0.2), (fewer, 0.07)):
+        axes.fill_between(x[part], low[part], high[part], color=style["color"], alpha=alpha, linewidth=0, zorder=1)
+    # The layout takes a line without points to be in the corner of the figure.
+    (solid,) = axes.plot(x[everyone], middle[everyone], in_layout=bool(complete), **style)
+    if complete < len(x):
+        axes.plot(x[fewer], middle[fewer], **{**style, "linestyle": "--"})
+    return solid
+
+
+def add_legends(figure: Figure, handles: Mapping[Axes, Sequence[Any]], width: int, fontsize: str) -> None:
+    """Adds the legend of each panel, with labels of at most `width` characters a line: inside if all legends have few
+    lines, otherwise below, for which the figure becomes higher.
+    """
+    labels = {axes: [wrapped(handle.get_label(), width) for handle in each] for axes, each in handles.items()}
+    lines = max(sum(label.count("\n") + 1 for label in each) for each in labels.values())
+    is_below = lines > _MOST_LINES_INSIDE
+    if is_below:
+        figure.set_figheight(figure.get_figheight() + _LINE_OF_LEGEND * (lines + 1))
+    style = {"fontsize": fontsize, "handletextpad": 0.4, "borderpad": 0.3, "framealpha": 0.7}
+    for axes, of_panel in handles.items():
+        below = axes.transAxes + ScaledTranslation(0, -_BELOW_PANEL, figure.dpi_scale_trans)
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below} if is_below else {}
+        # Matplotlib hides names that begin with an underscore unless the labels are given as well.
+        legend = axes.legend(of_panel, labels[axes], **place, **style)
+        # Otherwise the layout would shrink the axes to make room for long names.
+        legend.set_in_layout(is_below)
+
+
+def save_and_show(figure: Figure, rows: Sequence[Row], save_plot_to: str, save_data_to: str) -> None:
+    """Saves the rows of a figure as CSV, with a column for each key, and the figure (250 dpi, tight), if paths are
+    given, and opens a window if there is a screen.
+    """
+    picture = io.BytesIO()
+    if save_plot_to:
+        figure.savefig(picture, format=Path(save_plot_to).suffix[1:].lower(), dpi=250, bbox_inches="tight")
+    for path, content in ((save_data_to, csv_bytes(rows, list(rows[0]))), (save_plot_to, picture.getvalue())):
+        if path:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(Path(path), content)
+            print_line(f"saved {Path(path)}")
     if has_screen():
+        from matplotlib import pyplot as plt
+
         plt.show()
-    plt.close(figure)
+        plt.close(figure)

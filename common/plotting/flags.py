@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from common.cli import Parameters, Parser, UserError, flag_error, flag_errors
+from common.cli import Parameters, Parser, UserError, flag_error
 from common.flags import optional, output_file, real
 
 
@@ -58,23 +58,21 @@ def refuse_with(flag: str, parameters: Parameters, names: Sequence[str]) -> None
             raise flag_error(name, parameters[name], f"has no effect with {shown}; leave it out")
 
 
-def require_screen_or_file(parameters: Parameters) -> None:
-    """Raises UserError if a figure can neither be shown nor saved."""
-    from common.plotting.figures import has_screen  # imports matplotlib
+def save_or_show(draw: Callable[[Parameters], tuple], parameters: Parameters) -> None:
+    """Saves and shows the figure that `draw` returns, and saves its data, as the flags of `add_figure_flags` say.
+    Raises UserError, also if the figure can neither be saved nor shown.
+    """
+    from common.plotting.figures import has_screen, save_and_show
 
-    if not parameters["save_plot_to"] and not has_screen():
+    save_plot_to, title = parameters["save_plot_to"], parameters["plot_title"] or ""
+    if not save_plot_to and not has_screen():
         remedy = "is needed, because there is no screen to show the figure on; give a .png, .pdf or .svg file"
         raise UserError(f"-save_plot_to: {remedy}")
-
-
-def save_figure(draw: Callable[[Parameters], tuple], parameters: Parameters) -> None:
-    """Saves and shows the figure that `draw` returns, and saves its data, as the flags of `add_figure_flags` say.
-    Raises UserError.
-    """
-    from common.plotting.figures import NotDrawable, require_drawable, save_and_show, save_data
-
-    with flag_errors("plot_title", parameters["plot_title"] or "", only=NotDrawable):
-        figure, rows = draw(parameters)
-        require_drawable(figure)
-    save_data(rows, parameters["save_data_to"])
-    save_and_show(figure, parameters["save_plot_to"])
+    figure, rows = draw(parameters)
+    try:
+        figure.draw_without_rendering()
+    except ValueError as error:
+        reason = str(error).strip().splitlines()[-1][:80]
+        problem = f"it or a name is not valid mathematical text ({reason}); write \\$ for a dollar"
+        raise flag_error("plot_title", title, problem) from None
+    save_and_show(figure, rows, save_plot_to, parameters["save_data_to"])

@@ -1,16 +1,16 @@
-"""Histories of metrics from checkpoints, and runs that differ only in their seed."""
+"""What the figures of lines draw of a run: the metrics in its checkpoint, and a metric against the loss."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
+from glob import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from common.plotting.folders import Result, read_each
-from common.recorded_runs import RecordedRun, canonical, compared, newest_checkpoint, read_run
+from common.datasets.matrix_sensing import load_matrix_sensing
+from common.recorded_runs import RecordedRun, read_run
 from common.tensor_files import load_dictionary
 from common.training.history import Series, metrics_of_evaluator
 
@@ -19,113 +19,118 @@ class NotRecorded(ValueError):
     """An experiment did not record the metric or the entry."""
 
 
-def load_history(path: str | Path, patterns: Sequence[str]) -> tuple[dict[str, Series], list[str]]:
-    """Returns the metrics in a checkpoint, of this project or of the original code, whose names match one of `patterns`
-    (such as singular_value_*), by name, and the names of all metrics in it.
-
-    Raises OSError, and ValueError if the file is something else.
-    """
-    content = load_dictionary(path)
-    try:
-        evaluators = {**content["train_evaluator"], **content["val_evaluator"]}
-        recorded = [str(name) for name in evaluators]
-        chosen = {
-            name: evaluators[name] for name in recorded if any(fnmatchcase(name, pattern) for pattern in patterns)
-        }
-        return metrics_of_evaluator(chosen, np.dtype(np.float64)), recorded
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
-        raise ValueError(f"is not a checkpoint of an experiment ({error!r}); give one") from None
-
-
-def require_metrics(metrics: dict[str, Series], recorded: Sequence[str], patterns: Sequence[str]) -> None:
-    """Raises NotRecorded if there is no metric for one of the patterns."""
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in metrics):
-            raise NotRecorded(f"{pattern} was not recorded; give one of {', '.join(recorded)}")
-
-
-def checkpoint_of(run: RecordedRun) -> Path:
-    """Returns the newest checkpoint of a run that ended. Raises ValueError if the run is to be skipped."""
-    if run.status and not run.status.get("finished"):
-        raise ValueError("not finished")
-    if run.status.get("stop_reason") == "diverged":
-        raise ValueError("diverged")
-    checkpoint = newest_checkpoint(run.path)
-    if not checkpoint:
-        raise ValueError("has no checkpoint; run it with -store_checkpoints")
-    return checkpoint
+class NoBound(ValueError):
+    """There is no bound for an experiment or a metric."""
 
 
 @dataclass(frozen=True)
-class Group:
-    """Runs that differ only in their seed: a line, or a panel, of a figure."""
+class Curve:
+    """Loss (n,) and metric (n,) of one run after `iterations` (n,) gradient steps."""
 
-    name: str
-    depth: int  # of a matrix factorization; 0 if it is not known
-    runs: list[Any]  # what is drawn of each run: a Curve, or histories by metric
+    iterations: np.ndarray
+    losses: np.ndarray
+    values: np.ndarray
+    # The observations a, b and z of a 2×2 problem with one unobserved entry (see metrics/theory.py), if wanted.
+    corner: tuple[float, float, float] | None = None
+    det_sign: int = 1  # of the determinant while the bounds hold
+
+    def first_below(self, losses: np.ndarray) -> np.ndarray:
+        """Returns the index of the first point below each of `losses`; n if there is none."""
+        return np.searchsorted(-np.minimum.accumulate(self.losses), -losses, side="right")
+
+    def values_below(self, losses: np.ndarray) -> np.ndarray:
+        """Returns the value of the first point below each of `losses`, NaN if there is none."""
+        return np.append(self.values, np.nan)[self.first_below(losses)]
+
+    def down_to(self, min_loss: float) -> "Curve":
+        """Returns the curve up to its first loss below `min_loss`."""
+        end = int(self.first_below(np.array(min_loss))) + 1
+        return replace(self, iterations=self.iterations[:end], losses=self.losses[:end], values=self.values[:end])
 
 
-def read_seeds(
-    directory: str, require: Callable[[RecordedRun], None], read: Callable[[Path, RecordedRun], Result]
-) -> tuple[list[tuple[RecordedRun, list[Result]]], list[str]]:
-    """Returns, for each set of finished runs in a directory that differ only in their seed, the first run and
-    `read(checkpoint, run)` of each; and a line of text for each folder that is skipped.
-
-    `require` raises ValueError for a run of another kind. Raises as `read_each` does.
-    """
-
-    def read_one(run: RecordedRun) -> Result:
-        require(run)
-        checkpoint = checkpoint_of(run)
-        try:
-            return read(checkpoint, run)
-        except (OSError, ValueError) as error:
-            kind = ValueError if isinstance(error, OSError) else type(error)
-            raise kind(f"{checkpoint.name}: {error}") from None
-
-    found, skipped = read_each(directory, read_one)
-    groups: dict[str, tuple[RecordedRun, list[Result]]] = {}
-    for (run, result), parameters in zip(found, compared([run for run, _ in found]), strict=True):
-        groups.setdefault(canonical(parameters), (run, []))[1].append(result)
-    return list(groups.values()), sorted(skipped)
+def entry_of(run: RecordedRun, entry: tuple[int, int] | None) -> tuple[int, int]:
+    """Returns `entry` or, if it is None, the unobserved entry of a run: (0, 0) if none is recorded."""
+    return entry or tuple(run.parameters.get("unobserved_entry") or (0, 0))
 
 
 def read_history(
     path: str | Path,
     run: RecordedRun | None = None,
-    patterns: Sequence[str] = (),
+    patterns: Sequence[str] = ("",),
     entry: tuple[int, int] | None = None,
 ) -> dict[str, Series]:
-    """Returns the metrics of a run from its checkpoint: those whose names match one of `patterns` or, without patterns,
-    the absolute value of the matrix entry `entry`, by default the unobserved one. `run` is what its folder records, if
-    that has been read.
+    """Returns the metrics in a checkpoint, of this project or of the original code, whose names match one of `patterns`
+    (such as singular_value_*), by name. The pattern and name "" is the absolute value of the matrix entry `entry`, by
+    default the unobserved one. `run` is what the run's folder records, if that has been read.
 
-    Raises OSError, ValueError and NotRecorded.
+    Raises NotRecorded; OSError, and ValueError if the file is something else.
+    """
+    row, col = entry_of(run or read_run(Path(path).parent.parent), entry)
+    of_entry = f"e2e_{row}_{col}_value"
+    content = load_dictionary(path)
+    try:
+        evaluators = {**content["train_evaluator"], **content["val_evaluator"]}
+        recorded = [str(name) for name in evaluators]
+        wanted = [pattern or of_entry for pattern in patterns]
+        chosen = [name for name in recorded if any(fnmatchcase(name, pattern) for pattern in wanted)]
+        metrics = metrics_of_evaluator({name: evaluators[name] for name in chosen}, np.dtype(np.float64))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        raise ValueError(f"is not a checkpoint of an experiment ({error!r}); give one") from None
+    if "sse_loss_div_2" in patterns and "sse_loss_div_2" not in recorded:
+        raise ValueError("is not a checkpoint of a matrix factorization (it has no sse_loss_div_2); give one")
+    if "" in patterns:
+        if of_entry not in metrics:
+            entries = [name for name in recorded if re.fullmatch(r"e2e_\d+_\d+_value", name)]
+            known = f"only {', '.join(entries)} {'was' if len(entries) == 1 else 'were'}" if entries else "no entry was"
+            remedy = f"give {'such an entry, or ' * bool(entries)}a run with -tracked_e2e_value_of {row} {col}"
+            raise NotRecorded(f"{known} recorded; {remedy}")
+        epochs, values = metrics.pop(of_entry)
+        metrics[""] = Series(epochs, np.abs(values))
+    for pattern in filter(None, patterns):
+        if not any(fnmatchcase(name, pattern) for name in metrics):
+            raise NotRecorded(f"{pattern} was not recorded; give one of {', '.join(recorded)}")
+    return metrics
+
+
+def load_curve(
+    path: str | Path,
+    run: RecordedRun | None = None,
+    metric: str = "",
+    entry: tuple[int, int] | None = None,
+    corner: bool = False,
+) -> Curve:
+    """Returns the curve of a checkpoint; see `read_history`. Pairs loss and metric by epoch. `corner` says whether to
+    read the observations. Raises as `read_history` does, and NoBound.
     """
     run = run or read_run(Path(path).parent.parent)
-    row, col = entry or tuple(run.parameters.get("unobserved_entry") or (0, 0))
-    names = patterns or [f"e2e_{row}_{col}_value"]
-    metrics, recorded = load_history(path, names)
-    require_metrics(metrics, recorded, names)
-    if patterns:
-        return metrics
-    ((epochs, values),) = metrics.values()
-    return {"": Series(epochs, np.abs(values))}
+    metrics = read_history(path, run, ("sse_loss_div_2", escape(metric)), entry)
+    loss, other = metrics["sse_loss_div_2"], metrics[metric]
+    epochs, at_loss, at_value = np.intersect1d(loss.epochs, other.epochs, return_indices=True)
+    losses, values = loss.values[at_loss], other.values[at_value]
+    usable = np.isfinite(losses) & np.isfinite(values) & (losses > 0)
+    if not usable.any():
+        diverged = len(losses) and not np.isfinite(losses).any()
+        raise ValueError("diverged" if diverged else "has no epoch with both loss and metric; give one that has")
+    observations = corner_of(run, *entry_of(run, entry)) if corner else ()
+    return Curve(epochs[usable] + 1, losses[usable], values[usable], *observations)
 
 
-def read_groups(
-    directory: str,
-    patterns: Sequence[str],
-    require: Callable[[RecordedRun], None],
-    names: Callable[[Sequence[RecordedRun]], list[str]],
-    entry: tuple[int, int] | None = None,
-) -> tuple[list[Group], list[str]]:
-    """Returns the histories of the finished experiments in a directory (see `read_history`), and a line of text for
-    each folder that is skipped.
+def corner_of(run: RecordedRun, row: int, col: int) -> tuple[tuple[float, float, float], int]:
+    """Returns the observations a, b and z of metrics/theory.py, and the sign of the determinant while the bounds hold.
 
-    `require` raises ValueError for a run of another kind; `names` returns the names of groups from a run of each.
-    Raises ValueError if there is no history, NotRecorded if that is the reason.
+    Raises NoBound if the experiment has no bounds.
     """
-    groups, skipped = read_seeds(directory, require, partial(read_history, patterns=patterns, entry=entry))
-    runs, histories = zip(*groups, strict=True)
-    return [Group(name, 0, each) for name, each in zip(names(runs), histories, strict=True)], skipped
+    path, num_samples = run.parameters.get("dataset_path") or "", run.parameters.get("num_samples") or 1
+    try:
+        dataset = load_matrix_sensing(path).first(num_samples)
+    except (OSError, ValueError) as error:
+        unread = f"its dataset {path:.200} cannot be read ({error!s:.200})" if path else "no run_params.json names them"
+        raise NoBound(f"needs the observations of {run.path}, but {unread}; leave it out") from None
+    observed = dataset.observed_entries
+    if dataset.shape != (2, 2) or observed is None or len(observed) != 3 or 2 * row + col in observed:
+        raise NoBound(f"is known only for 2x2 matrices with one unobserved entry, unlike {run.path}; leave it out")
+    values = dict(zip(observed.tolist(), dataset.observations.tolist(), strict=True))
+    a, b, z = values[2 * row + 1 - col], values[2 * (1 - row) + col], values[2 * (1 - row) + 1 - col]
+    if not a * b:
+        raise NoBound(f"does not exist for {run.path}, which observes 0 beside the unobserved entry; leave it out")
+    return (a, b, z), int(np.sign(a * b)) * (1 if row == col else -1)

@@ -1,139 +1,230 @@
-"""Maps: a final metric over the grid of two parameters."""
+"""Maps: a metric of runs, at the end or at a loss, over the grid of two parameters."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib import pyplot as plt
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 
 from common.cli import Parameters, flag_errors
-from common.naming import span
-from common.plotting.figures import wrapped
-from common.plotting.folders import number_of, report_skipped
-from common.plotting.map_cells import Axis, Row, Shown, cells_of, panels_of, require_parameters, row_of
-from common.plotting.map_runs import MapRun, Measure, read_map_runs
-from common.plotting.map_theory import theory_line
-from common.recorded_runs import RecordedRun
+from common.datasets.matrix_sensing import load_matrix_sensing
+from common.naming import scientific, span
+from common.plotting.figures import MOST_COLUMNS, MOST_PANELS, Row, metric_label, new_figure, wrapped
+from common.plotting.map_runs import RATIO_TO_BOUND, TENSOR_FACTS, MapRun, read_map_runs
+from common.plotting.runs import number_of, report
+from common.recorded_runs import RecordedRun, canonical, is_number
 
+_MOST_TICKS = 14
 # Metrics that differ by orders of magnitude are coloured on a logarithmic scale from this ratio on.
 _LOG_COLOURS_RATIO = 100
-_WITHOUT_VALUE = "0.8"
+_GREY = 0.8
 
 
 def map_figure(
-    parameters: Parameters, require: Callable[[RecordedRun], None], measure: Measure
+    parameters: Parameters,
+    require: Callable[[RecordedRun], None],
+    measure: Callable[[RecordedRun], float | None],
 ) -> tuple[Figure, list[Row]]:
-    """Returns the map that a plotter's flags ask for, and its data. Raises as `read_map_runs`
-    does, and UserError if a parameter is not recorded, or if the map cannot be drawn.
+    """Returns the map that a plotter's flags ask for, and its data. Raises as `read_map_runs` does, and UserError if
+    the map cannot be drawn.
     """
-    names, title = tuple(parameters["map"]), parameters["plot_title"] or ""
-    runs, skipped = read_map_runs(parameters["experiments_dir"], require, measure, names)
+    runs, skipped = read_map_runs(parameters["experiments_dir"], require, measure, parameters["map"])
     found = f"{number_of(len(runs), 'experiment')}, {sum(run.finished for run in runs)} of them finished"
-    report_skipped(f"{found}, {number_of(len(skipped), 'folder')} skipped", skipped, parameters["list_skipped"])
-    values = parameters.values
-    shown = Shown(values["metric"] or "", values["statistic"], values.get("at_loss"), values["above"], values["below"])
-    with flag_errors("map", names):
-        require_parameters(runs, names)
-        return draw_map(runs, names, shown, title, values["map_counts"])
+    report(f"{found}, {number_of(len(skipped), 'folder')} skipped", skipped, parameters["list_skipped"])
+    with flag_errors("map", parameters["map"]):
+        return draw_map(runs, parameters.values)
 
 
-def draw_map(
-    runs: Sequence[MapRun], names: tuple[str, str], shown: Shown, title: str, counts: bool = False
-) -> tuple[Figure, list[Row]]:
-    """Draws a map over two parameters, which each run has, and with `counts` the number of runs in each cell. Returns
-    the figure, and a row for each cell.
+def draw_map(runs: Sequence[MapRun], flags: Mapping[str, Any]) -> tuple[Figure, list[Row]]:
+    """Draws a map over two parameters as a plotter's flags say (see plotting/flags.py). Returns the figure, and a row
+    for each cell: its value, and the numbers of runs, of finished runs and of runs with a value.
 
-    Cells without a finished run are white; cells whose runs have no value (see `MapRun`) are grey in maps of a
-    statistic. Where theory has a line, it is drawn (see map_theory.py). Raises ValueError if there are too many panels.
+    In shares, finished runs without a value, such as those that diverged, count as runs whose metric is not above or
+    below the limit. Cells have the same size. Where theory has a line, it is drawn. Raises ValueError if a run lacks a
+    parameter, or if there are too many panels.
     """
-    panels = panels_of(runs, names)
-    x, y = (Axis(name, [run.values[name] for run in runs]) for name in names)
-    columns = min(len(panels), 4)
-    shape = -(-len(panels) // columns), columns
-    size = (1.2 + 3.0 * columns, 0.7 + 2.9 * shape[0])
-    figure, grid = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False, sharex=True, sharey=True)
-    cells = {panel: cells_of(members, x, y) for panel, members in panels.items()}
-    rows = [
-        {"panel": panel, x.name: x.values[i], y.name: y.values[j], **row_of(of_cell, shown)}
-        for panel, of_panel in cells.items()
-        for (i, j), of_cell in of_panel.items()
-    ]
-    norm = _norm([row["value"] for row in rows if row["value"] is not None], shown)
-    colours, handles = colormaps["viridis"], {}
-    for axes, (panel, of_panel) in zip(grid.flat, cells.items(), strict=False):
-        image = np.full((len(y.values), len(x.values)), np.nan)
-        for (i, j), members in of_panel.items():
-            row = row_of(members, shown)
-            if row["value"] is not None:
-                image[j, i] = row["value"]
-            elif row["finished"]:
-                box = [x.edges[i : i + 2], y.edges[j : j + 2]]
-                axes.fill_between(box[0], *box[1], color=_WITHOUT_VALUE, linewidth=0)
-                handles["grey"] = Patch(color=_WITHOUT_VALUE, label=f"all runs {_not_valid(shown)}")
+    names, statistic, metric, at_loss = flags["map"], flags["statistic"], flags["metric"] or "", flags.get("at_loss")
+    above, below = flags["above"], flags["below"]
+    of_share = above is not None or below is not None
+    members = _panels(runs, names)
+    x, y = (_values_of(runs, name) for name in names)
+    tables = []
+    for panel, of_panel in members:
+        cells: dict[str, list[MapRun]] = {}
+        for run in of_panel:
+            cells.setdefault(canonical([run.values[name] for name in names]), []).append(run)
+        tables.append([])
+        for at_y, at_x in product(y, x):
+            cell = cells.get(canonical([at_x, at_y]), [])
+            values, finished = [run.value for run in cell if run.value is not None], sum(run.finished for run in cell)
+            if of_share:
+                inside = [(above is None or each > above) and (below is None or each < below) for each in values]
+                value = sum(inside) / finished if finished else None
             else:
-                handles["white"] = Patch(facecolor="white", edgecolor="0.6", label="no finished run")
-            if counts:
-                colour = "black" if row["value"] is None or norm(row["value"]) > 0.6 else "white"
-                text = str(row["runs"]) if row["finished"] == row["runs"] else f"{row['finished']}/{row['runs']}"
-                place = {"ha": "center", "va": "center", "fontsize": "x-small"}
-                axes.text(x.places[i], y.places[j], text if row["runs"] else "", color=colour, **place)
-        mesh = axes.pcolormesh(x.edges, y.edges, np.ma.masked_invalid(image), norm=norm, cmap=colours)
-        for which, axis in (("x", x), ("y", y)):
-            axis.draw(axes, which)
-        if line := theory_line(panels[panel], x, y):
-            points, label = line
-            handles["line"] = Line2D([], [], color="red", linewidth=2, label=label)
+                value = float(getattr(np, statistic)(values)) if values else None
+            row = {"panel": panel, names[0]: at_x, names[1]: at_y, "value": value}
+            tables[-1].append({**row, "runs": len(cell), "finished": finished, "valid": len(values)})
+    rows = [row for table in tables for row in table]
+
+    known = [row["value"] for row in rows if row["value"] is not None]
+    norm = Normalize(0, 1)
+    if known and not of_share:
+        is_log = min(known) > 0 and max(known) / min(known) >= _LOG_COLOURS_RATIO
+        norm = (LogNorm if is_log else Normalize)(min(known), max(known))
+    figure, panels = new_figure(len(tables), (3.0, 2.9), (1.2, 0.7), sharex=True, sharey=True)
+    notes = []
+    for axes, (panel, of_panel), table in zip(panels, members, tables, strict=True):
+        columns = [[np.nan if row[name] is None else row[name] for row in table] for name in ("value", "finished")]
+        value, finished = np.array(columns, dtype=np.float64).reshape(2, len(y), len(x))
+        axes.pcolormesh(np.where(finished > 0, _GREY, np.nan), cmap="gray", vmin=0, vmax=1)
+        mesh = axes.pcolormesh(value, norm=norm, cmap="viridis")
+        if (np.isnan(value) & (finished > 0)).any():
+            notes.append("grey: all runs diverged" + ("" if at_loss is None else " or did not reach the loss"))
+        if not finished.all():
+            notes.append("white: no finished run")
+        for row, (j, i) in zip(table, np.ndindex(value.shape), strict=True) if flags["map_counts"] else ():
+            colour = "black" if row["value"] is None or norm(row["value"]) > 0.6 else "white"
+            text = str(row["runs"] or "") if row["finished"] == row["runs"] else f"{row['finished']}/{row['runs']}"
+            axes.text(i + 0.5, j + 0.5, text, color=colour, ha="center", va="center", fontsize="x-small")
+        if line := _theory_line([run.values for run in of_panel], names, x, y):
+            *points, label = line
             axes.plot(*points, color="red", linewidth=2)
+            notes.append(f"red: {label}")
+        for axis, name, places in ((axes.xaxis, names[0], x), (axes.yaxis, names[1], y)):
+            every = -(-len(places) // _MOST_TICKS)
+            texts = [_text(name, place) for place in places[::every]]
+            if any("e-" in text for text in texts) and all(map(is_number, places)):
+                texts = [scientific(place) for place in places[::every]]
+            size = "medium" if len(texts) < 10 else "small"
+            axis.set_ticks(np.arange(0.5, len(places), every), labels=texts, fontsize=size)
+            if axis is axes.xaxis and sum(map(len, texts)) > 28:
+                axis.set_tick_params(rotation=45 if max(map(len, texts)) < 9 else 90)
         axes.set_title(wrapped(panel, 40), fontsize="small")
-    for axes in grid.flat[len(panels) :]:
-        axes.remove()
-    figure.colorbar(mesh, ax=grid, label=wrapped(shown.label, 42))
-    for axes in grid.flat[: len(panels)]:
-        axes.label_outer()
+        axes.set_ylabel(names[1].replace("_", " ") if axes.get_subplotspec().is_first_col() else "")
     # A panel above an empty place has no panel below it that shows its ticks and label.
-    for axes in grid.flat[max(len(panels) - columns, 0) : len(panels)]:
-        axes.set_xlabel(x.name.replace("_", " "))
+    for axes in panels[-MOST_COLUMNS:]:
+        axes.set_xlabel(names[0].replace("_", " "))
         axes.tick_params(labelbottom=True)
-    for axes in grid[:, 0]:
-        axes.set_ylabel(y.name.replace("_", " "))
-    figure.suptitle(title)
-    style = {"loc": "outside lower center", "fontsize": "x-small", "title_fontsize": "x-small", "frameon": False}
-    caption = wrapped(_caption(runs, cells, shown, counts), 20 + 50 * columns)
-    figure.legend(handles=handles.values(), title=caption, ncols=len(handles) if columns > 1 else 1, **style)
-    return figure, rows
+    sizes = [row["finished"] for row in rows]
+    label = "|unobserved entry| / lower bound" if metric == RATIO_TO_BOUND else metric_label(metric)
+    if of_share:
+        label = f"share of runs with {label} {'<' if above is None else '>'}\xa0{below if above is None else above:g}"
+    elif max(sizes) > 1:
+        label = f"{statistic} {label}"
+    label += "" if at_loss is None else f" at\xa0loss\xa0{scientific(at_loss)}"
+    figure.colorbar(mesh, ax=panels, label=wrapped(label, 42))
+    figure.suptitle(flags["plot_title"] or "")
 
-
-def _norm(values: Sequence[float], shown: Shown) -> Normalize:
-    """Returns the scale of the colours: 0 to 1 for shares, logarithmic for positive values of several magnitudes."""
-    if shown.of_share or not values:
-        return Normalize(0, 1)
-    low, high = min(values), max(values)
-    if low > 0 and high / low >= _LOG_COLOURS_RATIO:
-        return LogNorm(low, high)
-    return Normalize(low, high)
-
-
-def _not_valid(shown: Shown) -> str:
-    return "diverged" if shown.at_loss is None else "diverged or did not reach the loss"
-
-
-def _caption(runs: Sequence[MapRun], cells: Mapping[str, Mapping], shown: Shown, counts: bool) -> str:
-    """Returns the caption: the runs per cell, and how runs without a value are treated."""
-    sizes = [sum(run.finished for run in members) for of_panel in cells.values() for members in of_panel.values()]
-    kind = "shares" if shown.of_share else f"{shown.statistic}s"
-    text = f"{kind} of {span([size for size in sizes if size] or [0])} runs" if max(sizes) > 1 else "a run in each cell"
+    caption = "a run in each cell"
+    if max(sizes) > 1:
+        caption = f"{'shares' if of_share else f'{statistic}s'} of {span([size for size in sizes if size])} runs"
     diverged = sum(run.diverged for run in runs)
     missed = sum(run.finished and not run.diverged and run.value is None for run in runs)
     lost = [f"{diverged} diverged"] * bool(diverged)
-    if missed:
-        lost.append(f"{missed} {'have no such value' if shown.at_loss is None else 'did not reach the loss'}")
+    lost += [f"{missed} {'have no such value' if at_loss is None else 'did not reach the loss'}"] * bool(missed)
     if lost:
-        what = "counted as not " + ("above" if shown.above is not None else "below") if shown.of_share else "left out"
-        text += f"; {' and '.join(lost)}: {what}"
-    if unfinished := sum(not run.finished for run in runs):
-        text += f"; without {unfinished} that are not finished"
-    return text + ("; numbers: runs" + (", finished / all" if unfinished else "") if counts else "")
+        what = f"counted as not {'below' if above is None else 'above'}" if of_share else "left out"
+        caption += f"; {' and '.join(lost)}: {what}"
+    unfinished = sum(not run.finished for run in runs)
+    caption += f"; without {unfinished} that are not finished" if unfinished else ""
+    caption += f"; numbers: runs{', finished / all' if unfinished else ''}" if flags["map_counts"] else ""
+    caption = "; ".join(dict.fromkeys([caption, *notes]))
+    figure.supxlabel(wrapped(caption, 20 + 50 * min(len(panels), MOST_COLUMNS)), fontsize="x-small")
+    return figure, rows
+
+
+def _panels(runs: Sequence[MapRun], names: Sequence[str]) -> list[tuple[str, list[MapRun]]]:
+    """Returns title and runs of each panel. Runs that would share a cell, but differ in more than their seed, are in
+    different panels. Raises ValueError if a run lacks a parameter of `names`, or if there are too many panels.
+    """
+    for name in names:
+        if not all(name in run.values for run in runs):
+            known = {each for run in runs for each in run.values} - {"experiment_name", "random_seed", "output_dir"}
+            varying = sorted(each for each in known if len({canonical(run.values.get(each)) for run in runs}) > 1)
+            text = f"{name} is not recorded of all runs; the parameters in which they differ are"
+            raise ValueError(f"{text}: {', '.join(varying) or 'none'}")
+    in_cells: dict[tuple[str, str], set[str]] = {}
+    for run in runs:
+        for name in run.compared.keys() - set(names):
+            cell = canonical([run.values[each] for each in names])
+            in_cells.setdefault((cell, name), set()).add(canonical(run.compared[name]))
+    differing = sorted({name for (_, name), values in in_cells.items() if len(values) > 1})
+    panels: dict[str, tuple[str, list[MapRun]]] = {}
+    for run in runs:
+        title = ", ".join(f"{name} {_text(name, run.values.get(name))}" for name in differing)
+        key = canonical([run.compared.get(name) for name in differing])
+        panels.setdefault(key, (title, []))[1].append(run)
+    if len(panels) > MOST_PANELS:
+        raise ValueError(
+            f"the runs differ in {', '.join(differing)} as well, which takes {len(panels)} maps; give a folder with at "
+            f"most {MOST_PANELS} combinations of the other parameters"
+        )
+    return list(panels.values())
+
+
+def _values_of(runs: Sequence[MapRun], name: str) -> list[Any]:
+    """Returns the values of a parameter in the order of the axis."""
+    values = {canonical(run.values[name]): run.values[name] for run in runs}.values()
+    return sorted(values, key=None if all(map(is_number, values)) else lambda value: _text(name, value))
+
+
+def _text(name: str, value: Any) -> str:
+    """Returns the value of a parameter as text."""
+    if name == "dataset_path":
+        return Path(value).stem
+    if isinstance(value, float):
+        return f"{value:g}" if 0.01 <= abs(value) < 1000 or not value else scientific(value)
+    return value if isinstance(value, str) and value else json.dumps(value)
+
+
+def _theory_line(
+    runs: Sequence[Mapping[str, Any]], names: Sequence[str], x: Sequence[Any], y: Sequence[Any]
+) -> tuple[np.ndarray, np.ndarray, str] | None:
+    """Returns the points, in cells, and the label of the line that theory predicts for runs with these parameters; None
+    if none is known. `x` and `y` are the values of the parameters `names` on the axes.
+
+    num_samples and target_rank or dimension: the number of free parameters of a tensor of CP rank r, r (Σ d_k − N + 1),
+    if all targets agree in the rest. A CP decomposition has r Σ d_k numbers, of which each component can be rescaled in
+    N − 1 ways. lr and depth: the learning rate 2 / sharpness at the minimum, above which gradient descent oscillates,
+    if the matrices are 1×1, and all runs plain gradient descent. For a product of L equal numbers with target σ and
+    half the squared error, the sharpness is L |σ|^(2 − 2/L).
+    """
+    is_first = names[1] in ("num_samples", "depth")
+    (first, second), (a, b) = (names, (x, y)) if is_first else (names[::-1], (y, x))
+    facts = [name for name in TENSOR_FACTS if name != first]
+    if second == "num_samples" and first in ("target_rank", "dimension") and all(map(is_number, a)):
+        known = dict(runs[0])
+        if any(run[name] != known[name] or not is_number(known[name], 1) for run in runs for name in facts):
+            return None
+        known[first] = np.linspace(a[0], a[-1], 200)
+        order = known["order"]
+        numbers = known["target_rank"] * (order * known["dimension"] - order + 1)
+        inside = (numbers >= b[0]) & (numbers <= b[-1])
+        points = _places(known[first][inside], a), _places(numbers[inside], b)
+        label = f"free parameters, {'r(d₁ + d₂ + d₃ − 2)' if order == 3 else 'r(Σd − N + 1)'}"
+    elif (first, second) == ("lr", "depth"):
+        paths = {run.get("dataset_path") or "" for run in runs}
+        plain = all(run.get("optimizer") in (None, "gd") and not run.get("weight_decay") for run in runs)
+        try:
+            dataset = load_matrix_sensing(min(paths))
+        except (OSError, ValueError):
+            return None
+        if len(paths) > 1 or not plain or dataset.shape != (1, 1) or dataset.observed_entries is None:
+            return None
+        depth = np.array(b, dtype=np.float64)
+        rates = 2 / (depth * abs(dataset.target_matrix.item()) ** (2 - 2 / depth))
+        # A step for each depth.
+        points = np.repeat(_places(rates, a), 2), np.repeat(np.arange(len(b) + 1.0), 2)[1:-1]
+        label = "2 / sharpness at the minimum"
+    else:
+        return None
+    return *(points if is_first else points[::-1]), label
+
+
+def _places(numbers: np.ndarray, values: Sequence[float]) -> np.ndarray:
+    """Returns where numbers are on an axis with positive `values` in the middle of its cells."""
+    return np.interp(np.log(numbers), np.log(values), np.arange(len(values)) + 0.5)

@@ -4,21 +4,18 @@ As a program, it draws what it reads from standard input; see `main`.
 """
 
 import io
+import os
 import pickle
 import re
 import sys
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from common.files import write_atomically
-from common.plotting.thinning import visible_points
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _MOST_LINES = 10
 # Metrics that decrease by orders of magnitude.
@@ -47,9 +44,22 @@ def metric_lines(metrics: Mapping[str, Mapping[str, Any]], figures: Mapping[str,
     return lines
 
 
+def visible_points(x: np.ndarray, y: np.ndarray, columns: int = 1000) -> np.ndarray:
+    """Returns ascending indices of points (n,) that suffice to draw the same line, `columns` pixels wide: the first,
+    last, lowest and highest of each run of points in one pixel column.
+    """
+    if len(x) <= 4 * columns:
+        return np.arange(len(x))
+    column = np.floor((x - x.min()) / (np.ptp(x) or 1.0) * columns).astype(np.int64)
+    begins = np.flatnonzero(np.r_[True, column[1:] != column[:-1]])
+    ends = np.r_[begins[1:], len(x)] - 1
+    by_height = np.lexsort((y, np.repeat(np.arange(len(begins)), ends - begins + 1)))
+    return np.unique(np.concatenate([begins, ends, by_height[begins], by_height[ends]]))
+
+
 @cache
-def _figure() -> "Figure":
-    """Returns the figure of all plots: a new figure takes longer to make than to draw."""
+def _axes() -> Any:
+    """Returns the axes of all plots: a new figure takes longer to make than to draw."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -57,67 +67,67 @@ def _figure() -> "Figure":
     figure = Figure(figsize=(6.4, 4.8), dpi=100)
     FigureCanvasAgg(figure)
     figure.subplots_adjust(left=0.13, right=0.96, bottom=0.12, top=0.93)
-    axes = figure.add_subplot()
-    axes.set_xlabel("Epoch")
+    axes = figure.add_subplot(xlabel="Epoch")
     # The layout of tick labels takes most of the time, so there are few of them, and the axis labels do not move.
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_label_coords(0.5, -0.09)
     axes.yaxis.set_label_coords(-0.12, 0.5)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    return figure
+    return axes
 
 
 def draw_metrics(lines: Lines, directory: Path, stalled: int | None = None) -> None:
-    """Writes each figure of `lines` to a file in `directory`, which is made if missing.
+    """Writes each figure of `lines` as a png file to `directory`, which is made if missing, whatever backend
+    and style the user has chosen.
 
     The axis of a loss is logarithmic if all values are positive. A vertical line marks the epoch `stalled`, from which
     the steps of the run changed no parameter.
     """
+    # When it is imported, matplotlib refuses a backend that it does not know.
+    os.environ["MPLBACKEND"] = "agg"
     import matplotlib
 
-    # A style of the user's, or LaTeX that is not installed, could make drawing fail.
+    directory.mkdir(exist_ok=True)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        _draw(lines, directory, stalled)
+        _axes()
+        for name, of_figure in lines.items():
+            axes = _axes()
+            _draw(axes, name, of_figure, stalled)
+            picture = io.BytesIO()
+            axes.figure.savefig(picture, format="png", pil_kwargs={"compress_level": 1})
+            write_atomically(directory / f"{name}.png", picture.getvalue())
 
 
-def _draw(lines: Lines, directory: Path, stalled: int | None) -> None:
+def _draw(axes: Any, name: str, lines: Mapping[str, tuple[np.ndarray, np.ndarray]], stalled: int | None) -> None:
     from matplotlib import colormaps
     from matplotlib.ticker import MaxNLocator
 
-    directory.mkdir(exist_ok=True)
-    figure = _figure()
-    (axes,) = figure.axes
-    for name, of_figure in lines.items():
-        # Clearing the axes would make all ticks again.
-        for line in list(axes.lines):
-            line.remove()
-        many = len(of_figure) > _MOST_LINES
-        shades = np.linspace(0, 0.9, max(len(of_figure), _MOST_LINES))
-        axes.set_prop_cycle(color=colormaps["viridis" if many else "tab10"](shades))
-        for label, (epochs, values) in of_figure.items():
-            axes.plot(epochs, values, label=label, marker="." if len(epochs) == 1 else None)
-        values = np.concatenate([values for _, values in of_figure.values()])
-        logarithmic = bool(LOGARITHMIC.fullmatch(name) and len(values) and values.min() > 0)
-        axes.set_yscale("log" if logarithmic else "linear")
-        if not logarithmic:
-            whole = {"integer": True, "min_n_ticks": 1} if WHOLE.fullmatch(name) else {}
-            axes.yaxis.set_major_locator(MaxNLocator(5, **whole))
-        axes.relim()
-        axes.autoscale_view()
-        if not any(len(epochs) for epochs, _ in of_figure.values()):
-            # Without points, the limits of the previous figure would remain.
-            axes.set(xlim=(0, 1), ylim=(0, 1))
-            axes.autoscale()
-        axes.set_ylabel(name)
-        # Of many lines, the legend shows the first and the last.
-        named = [axes.lines[0], axes.lines[-1]] if many else list(axes.lines)
-        if stalled is not None:
-            named.append(axes.axvline(stalled, color="0.45", linestyle="--", linewidth=1, label="stalled"))
-        axes.legend(named, [line.get_label() for line in named], loc="best", fontsize="small")
-        file = io.BytesIO()
-        figure.savefig(file, format="png", pil_kwargs={"compress_level": 1})
-        write_atomically(directory / f"{name}.png", file.getvalue())
+    # Clearing the axes would make all ticks again.
+    for line in list(axes.lines):
+        line.remove()
+    many = len(lines) > _MOST_LINES
+    shades = np.linspace(0, 0.9, max(len(lines), _MOST_LINES))
+    axes.set_prop_cycle(color=colormaps["viridis" if many else "tab10"](shades))
+    for label, (epochs, values) in lines.items():
+        axes.plot(epochs, values, label=label, marker="." if len(epochs) == 1 else None)
+    values = np.concatenate([values for _, values in lines.values()])
+    is_log = bool(LOGARITHMIC.fullmatch(name) and len(values) and values.min() > 0)
+    axes.set(yscale="log" if is_log else "linear", ylabel=name)
+    if not is_log:
+        whole = {"integer": True, "min_n_ticks": 1} if WHOLE.fullmatch(name) else {}
+        axes.yaxis.set_major_locator(MaxNLocator(5, **whole))
+    axes.relim()
+    axes.autoscale_view()
+    if not len(values):
+        # Without points, the limits of the previous figure would remain.
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.autoscale()
+    # Of many lines, the legend shows the first and the last.
+    named = [axes.lines[0], axes.lines[-1]] if many else list(axes.lines)
+    if stalled is not None:
+        named.append(axes.axvline(stalled, color="0.45", linestyle="--", linewidth=1, label="stalled"))
+    axes.legend(named, [line.get_label() for line in named], loc="best", fontsize="small")
 
 
 def main() -> None:

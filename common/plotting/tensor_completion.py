@@ -1,47 +1,29 @@
 """Reconstruction error and CP rank against the number of observations: Figure 2 of Razin & Cohen (2020)."""
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from common.files import load_json
-from common.naming import scientific
-from common.plotting.figures import MARKERS, fit_legends, wrapped
-from common.plotting.folders import OF_MATRICES, read_each
-from common.plotting.statistics import COLUMNS, cells, over_seeds, summary
-from common.recorded_runs import TENSOR_METRICS, RecordedRun, canonical, compared, is_number, labels
+from common.plotting.figures import COLUMNS, MARKERS, Row, add_legends, new_figure, over_seeds, summary
+from common.plotting.runs import read_each, require_tensor_run, tensor_names
+from common.recorded_runs import TENSOR_METRICS, RecordedRun, canonical, compared, is_number
 from common.tensor_files import is_float_tensor, load_tensors
 
 # tab10 without red, the colour of the ground truth, and purple, which is close to blue.
 _COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf")
 _LINES = ("--", "-", "-.")
-_GROUND_TRUTH = "ground truth"
 # The distance between the error bars of the first and the last initialization at one number of observations, as a part
 # of the axis.
 _SPREAD = 0.025
 
-# A method at one number of observations: a statistic of error and rank (None if not known) over the repetitions.
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Result:
-    """Results of one finished experiment."""
-
-    run: RecordedRun
-    num_samples: int
-    init_std: float | None
-    errors: dict[str, float]  # of "model" and "memorizer"
-    ranks: dict[str, int | None]  # of "model", "memorizer" and "targets"; None if not known
-    target: torch.Tensor | None
+# A finished run, and its results: "error" and "rank" (None if not known) of "model" and "memorizer", the rank of the
+# "targets", and the "target" itself (None if there is no file).
+Result = tuple[RecordedRun, dict[str, Any]]
 
 
 def read_results(directory: str) -> tuple[list[Result], list[str]]:
@@ -50,63 +32,44 @@ def read_results(directory: str) -> tuple[list[Result], list[str]]:
 
     Raises ValueError if there are no results, or if the experiments' targets differ.
     """
-    found, left_out = read_each(directory, _read_result)
-    results = [result for _, result in found]
-    for result in results:
+    results, left_out = read_each(directory, require_tensor_run, _read_result)
+    for run, result in results:
         for name in ("model", "memorizer"):
-            if result.ranks[name] is None and result.ranks["targets"] is not None:
-                left_out.append(f"{result.run.path.name}: the rank of the {name} was not found; left out of the ranks")
-    first, *others = [result for result in results if result.target is not None] or [None]
-    for other in others:
-        if other.target.shape != first.target.shape or not torch.allclose(other.target, first.target):
-            folders = f"{first.run.path.name} and {other.run.path.name}"
-            raise ValueError(f"{folders} have different targets; give experiments of one target")
+            if result[f"{name}_rank"] is None and result["targets_rank"] is not None:
+                left_out.append(f"{run.path.name}: the rank of the {name} was not found; left out of the ranks")
+    targets = [(run.path.name, result["target"]) for run, result in results if result["target"] is not None]
+    for name, target in targets[1:]:
+        first_name, first = targets[0]
+        if target.shape != first.shape or not torch.allclose(target, first):
+            raise ValueError(f"{first_name} and {name} have different targets; give experiments of one target")
     return results, sorted(left_out)
 
 
-def require_tensor_run(run: RecordedRun) -> None:
-    """Raises ValueError if a run is no tensor completion experiment."""
-    if "depth" in run.parameters:
-        raise ValueError(OF_MATRICES)
-    if "num_samples" not in run.parameters and not (run.path / TENSOR_METRICS).exists():
-        raise ValueError("no tensor completion experiment")
-
-
-def names_of_groups(runs: Sequence[RecordedRun]) -> list[str]:
-    """Returns the names of groups of runs: the initialization, and the other parameters in which they differ."""
-    stds = [run.values.get("init_std") for run in runs]
-    bases = ["model" if std is None else f"tf, factor init {scientific(std)}" for std in stds]
-    return labels(runs, bases, shown=("init_std",))
-
-
-def _read_result(run: RecordedRun) -> Result:
+def _read_result(run: RecordedRun) -> dict[str, Any]:
     """Returns the results of a finished run. Raises ValueError if the run is to be skipped."""
-    folder = run.path
-    require_tensor_run(run)
     try:
-        metrics = load_json(folder / TENSOR_METRICS)
+        metrics = load_json(run.path / TENSOR_METRICS)
     except FileNotFoundError:
         raise ValueError("not finished") from None
     if run.status.get("stop_reason") == "diverged":
         raise ValueError("diverged")
-    named = re.search(r"_samples_(\d+)(?:_init_([\d.]+(?:e[+-]?\d+)?))?", folder.name) or [None] * 3
-    num_samples, init_std = run.parameters.get("num_samples") or named[1], run.values.get("init_std", named[2])
-    if num_samples is None:
+    if run.values.get("num_samples") is None:
         raise ValueError("damaged: the number of samples is neither in run_params.json nor in the folder's name")
-    errors = {name: metrics.get(f"{name}_reconstruction_error") for name in ("model", "memorizer")}
-    if not all(is_number(error, 0) for error in errors.values()):
+    result = {f"{name}_error": metrics.get(f"{name}_reconstruction_error") for name in ("model", "memorizer")}
+    if not all(is_number(error, 0) for error in result.values()):
         raise ValueError("damaged or diverged: a reconstruction error is not a number")
-    # The original code writes -1 if no rank was found.
-    ranks = {name: metrics.get(f"{name}_tensor_rank") for name in ("model", "memorizer", "targets")}
-    ranks = {name: int(rank) if is_number(rank, 0, 1e9) else None for name, rank in ranks.items()}
-    target_path = folder / "targets_tensor.pt"
+    for name in ("model", "memorizer", "targets"):
+        # The original code writes -1 if no rank was found.
+        rank = metrics.get(f"{name}_tensor_rank")
+        result[f"{name}_rank"] = int(rank) if is_number(rank, 0, 1e9) else None
+    path = run.path / "targets_tensor.pt"
     try:
-        target = load_tensors(target_path) if target_path.exists() else None
-        if target is not None and not is_float_tensor(target):
+        result["target"] = load_tensors(path) if path.exists() else None
+        if result["target"] is not None and not is_float_tensor(result["target"]):
             raise ValueError("holds no tensor of floating-point numbers")
     except (OSError, ValueError) as error:
-        raise ValueError(f"damaged: {target_path.name} {error}") from None
-    return Result(run, int(num_samples), init_std if init_std is None else float(init_std), errors, ranks, target)
+        raise ValueError(f"damaged: {path.name} {error}") from None
+    return result
 
 
 def summarize(results: Sequence[Result], statistic: str = "median") -> list[Row]:
@@ -115,33 +78,31 @@ def summarize(results: Sequence[Result], statistic: str = "median") -> list[Row]
     Runs that differ in anything but number of samples and seed are different methods. Linear depends only on the
     observed entries, the first of the dataset, so it has one repetition for each dataset and number of samples.
     """
+    stds = {run.path: run.values.get("init_std") for run, _ in results}
+    results = sorted(results, key=lambda each: (stds[each[0].path] is None, -(stds[each[0].path] or 0)))
     lines: dict[str, list[Result]] = {}
-    results = sorted(results, key=lambda each: (each.init_std is None, -(each.init_std or 0)))
-    parameters = compared([result.run for result in results], without=("num_samples", "init_std"))
-    for result, each in zip(results, parameters, strict=True):
-        lines.setdefault(canonical([result.init_std, each]), []).append(result)
-    first = [members[0] for members in lines.values()]
-    bases = ["model" if each.init_std is None else f"tf, factor init {scientific(each.init_std)}" for each in first]
-    names = labels([each.run for each in first], bases, shown=("num_samples", "init_std"))
+    for each, parameters in zip(results, compared([run for run, _ in results], ("num_samples",)), strict=True):
+        lines.setdefault(canonical(parameters), []).append(each)
+    names = tensor_names([members[0][0] for members in lines.values()], ("num_samples",))
     methods = [("linear", "memorizer", results)]
     methods += [(name, "model", members) for name, members in zip(names, lines.values(), strict=True)]
     rows = []
     for method, source, members in methods:
-        for num_samples in sorted({result.num_samples for result in members}):
-            repeated = [result for result in members if result.num_samples == num_samples]
-            # The original code's ranks of one tensor may differ; their median is the repetition's.
-            groups: dict[Any, list[Result]] = {}
-            for index, result in enumerate(repeated):
-                key = index if source == "model" else result.run.inputs.get("dataset_path")
-                groups.setdefault(key, []).append(result)
+        for num_samples in sorted({run.values["num_samples"] for run, _ in members}):
+            repetitions: dict[Any, list[dict[str, Any]]] = {}
+            for run, result in members:
+                if run.values["num_samples"] == num_samples:
+                    key = run.path if source == "model" else run.inputs.get("dataset_path")
+                    repetitions.setdefault(key, []).append(result)
             row: Row = {"method": method, "num_samples": num_samples}
             for quantity in ("error", "rank"):
-                values = [[getattr(result, f"{quantity}s")[source] for result in group] for group in groups.values()]
-                known = [[value for value in of_group if value is not None] for of_group in values]
-                medians = [np.median(of_group) for of_group in known if of_group]
-                (numbers,) = cells(*summary(np.array(medians)[:, None], statistic)) if medians else [[None] * 3]
+                values = [[result[f"{source}_{quantity}"] for result in same] for same in repetitions.values()]
+                known = [[value for value in same if value is not None] for same in values]
+                # The original code's ranks of one tensor may differ; their median is the repetition's.
+                medians = [np.median(same) for same in known if same]
+                (numbers,) = summary(np.array(medians)[:, None], statistic) if medians else [[None] * 3]
                 row |= {f"{quantity}_{name}": value for name, value in zip(COLUMNS[statistic], numbers, strict=True)}
-            rows.append({**row, "repetitions": len(groups)})
+            rows.append({**row, "repetitions": len(repetitions)})
     return rows
 
 
@@ -164,58 +125,48 @@ def table(rows: Sequence[Row], statistic: str = "median") -> str:
 def draw_tensor_completion(
     rows: Sequence[Row], target_rank: int | None, title: str, statistic: str = "median"
 ) -> Figure:
-    """Draws reconstruction error and rank against the number of observations; no panel of ranks if none is known."""
-    with_ranks = any(row[f"rank_{statistic}"] is not None for row in rows)
-    width = 5.63 if with_ranks else 2.95
-    figure, panels = plt.subplots(1, 1 + with_ranks, figsize=(width, 2.95), layout="constrained", squeeze=False)
+    """Draws reconstruction error and rank against the number of observations; no panel of ranks if none is known.
+    Initializations are shifted a little from each other along x.
+    """
+    quantities = ["error", "rank"] if any(row[f"rank_{statistic}"] is not None for row in rows) else ["error"]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    # All but linear are shifted.
+    spread = _SPREAD * np.ptp([row["num_samples"] for row in rows]) * (len(methods) > 2)
+    shifts = [0, *np.linspace(-spread / 2, spread / 2, len(methods) - 1)]
+    figure, panels = new_figure(len(quantities), (2.815, 2.95))
     whole_numbers = {"nbins": 6, "steps": [1, 2, 5, 10], "integer": True}
-    for axes, quantity in zip(panels[0], ("error", "rank"), strict=False):
-        known = [row for row in rows if row[f"{quantity}_{statistic}"] is not None]
-        _draw_lines(axes, known, [f"{quantity}_{name}" for name in COLUMNS[statistic]])
+    for axes, quantity in zip(panels, quantities, strict=True):
+        handles = []
+        for index, (method, shift) in enumerate(zip(methods, shifts, strict=True)):
+            own = [row for row in rows if row["method"] == method and row[f"{quantity}_{statistic}"] is not None]
+            if own:
+                columns = [[row[f"{quantity}_{name}"] for row in own] for name in COLUMNS[statistic]]
+                low, middle, high = np.array(columns, dtype=np.float64)
+                style = {"color": _COLOURS[index % len(_COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+                style |= {"linestyle": _LINES[index % len(_LINES)], "markersize": 4.5, "linewidth": 1.4, "capsize": 2}
+                samples = [row["num_samples"] + shift for row in own]
+                handles.append(axes.errorbar(samples, middle, [middle - low, high - middle], label=method, **style))
+                handles[-1].lines[2][0].set_alpha(0.6)
         axes.set_xlabel("# of observations")
         axes.xaxis.set_major_locator(MaxNLocator(**whole_numbers))
-    panels[0, 0].set(yscale="log", ylabel="reconstruction error")
-    last = panels[0, -1]
-    if with_ranks:
+    panels[0].set(yscale="log", ylabel="reconstruction error")
+    if len(panels) > 1:
         if target_rank is not None:
-            last.axhline(target_rank, color="red", linewidth=3, label=_GROUND_TRUTH, zorder=1)
-        last.yaxis.set_major_locator(MaxNLocator(**whole_numbers))
-        last.set(ylim=(0, None), ylabel="rank")
-    # Matplotlib lists handles without error bars first: here the ground truth, which belongs at the end.
-    handles = sorted(zip(*last.get_legend_handles_labels(), strict=True), key=lambda pair: pair[1] == _GROUND_TRUTH)
-    handles, names = zip(*handles, strict=True)
-    last.legend(handles, [wrapped(name, 26) for name in names], fontsize="small", borderaxespad=1.2)
+            handles.append(panels[1].axhline(target_rank, color="red", linewidth=3, label="ground truth", zorder=1))
+        panels[1].yaxis.set_major_locator(MaxNLocator(**whole_numbers))
+        panels[1].set(ylim=(0, None), ylabel="rank")
+    add_legends(figure, {panels[-1]: handles}, 26, "small")
     figure.suptitle(title)
     seeds = [row["repetitions"] for row in rows if row["method"] != "linear"]
     if max(seeds, default=1) > 1:
         figure.set_figheight(figure.get_figheight() + 0.2)
         figure.supxlabel(over_seeds(statistic, seeds), fontsize="x-small")
-    fit_legends(figure, [last], avoid_lines=True)
     return figure
-
-
-def _draw_lines(axes: Axes, rows: Sequence[Row], columns: Sequence[str]) -> None:
-    """Draws a line for each method, with error bars: `columns` hold lower end, middle and upper end. All but
-    linear are shifted a little from each other along x.
-    """
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    shifted = [method for method in methods if method != "linear"]
-    places = np.linspace(-0.5, 0.5, len(shifted)) if len(shifted) > 1 else [0]
-    spread = _SPREAD * np.ptp([row["num_samples"] for row in rows])
-    shifts = dict(zip(shifted, spread * np.asarray(places), strict=True))
-    for index, method in enumerate(methods):
-        own = [row for row in rows if row["method"] == method]
-        low, middle, high = (np.array([row[name] for row in own], dtype=np.float64) for name in columns)
-        style = {"color": _COLOURS[index % len(_COLOURS)], "marker": MARKERS[index % len(MARKERS)], "markersize": 4.5}
-        style |= {"linestyle": _LINES[index % len(_LINES)], "linewidth": 1.4, "capsize": 2, "zorder": 2}
-        samples = np.array([row["num_samples"] for row in own]) + shifts.get(method, 0)
-        drawn = axes.errorbar(samples, middle, [middle - low, high - middle], label=method, **style)
-        plt.setp(drawn.lines[2], alpha=0.6)
 
 
 def default_title(results: Sequence[Result]) -> str:
     """Returns the shape, order and rank of the target as a title; "" if no result has the target."""
-    target = next((result.target for result in results if result.target is not None), None)
+    target = next((result["target"] for _, result in results if result["target"] is not None), None)
     if target is None:
         return ""
     rank = common_target_rank(results)
@@ -225,5 +176,5 @@ def default_title(results: Sequence[Result]) -> str:
 
 def common_target_rank(results: Sequence[Result]) -> int | None:
     """Returns the rank of the target in most of the results, None if it is in none."""
-    ranks = [result.ranks["targets"] for result in results if result.ranks["targets"] is not None]
+    ranks = [result["targets_rank"] for _, result in results if result["targets_rank"] is not None]
     return max(set(ranks), key=ranks.count) if ranks else None

@@ -1,0 +1,233 @@
+"""The runs of a figure: reads the experiments in a folder, and groups those that differ only in their seed."""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from common.cli import print_line
+from common.datasets.matrix_sensing import load_matrix_sensing
+from common.naming import scientific
+from common.recorded_runs import (
+    TENSOR_METRICS,
+    RecordedRun,
+    canonical,
+    compared,
+    differing_names,
+    is_experiment,
+    newest_checkpoint,
+    read_run,
+    read_runs,
+)
+
+_INITIALIZATION = ("lr", "weight_init_type", "init_alpha", "use_balanced_init")
+
+# A recorded run, and what is drawn of it.
+Found = tuple[RecordedRun, Any]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ only in their seed: a line, or a panel, of a figure."""
+
+    name: str
+    depth: int  # of a matrix factorization, if each depth has a panel; otherwise 0
+    values: list[Any]  # what is drawn of each run
+
+
+def require_matrix_run(run: RecordedRun) -> None:
+    """Raises ValueError if a run is no matrix factorization experiment."""
+    if any(run.parameters.get(name) is None for name in ("depth", "lr", "init_alpha")):
+        if "init_std" in run.parameters or (run.path / TENSOR_METRICS).exists():
+            raise ValueError("a tensor completion experiment; tc_results_plotter.py draws it")
+        raise ValueError("no matrix factorization experiment")
+
+
+def require_tensor_run(run: RecordedRun) -> None:
+    """Raises ValueError if a run is no tensor completion experiment."""
+    if "depth" in run.parameters:
+        raise ValueError("a matrix factorization experiment; dmf_results_plotter.py draws it")
+    if "num_samples" not in run.parameters and not (run.path / TENSOR_METRICS).exists():
+        raise ValueError("no tensor completion experiment")
+
+
+def checkpoint_of(run: RecordedRun) -> Path:
+    """Returns the newest checkpoint of a run that ended. Raises ValueError if the run is to be skipped."""
+    if run.status and not run.status.get("finished"):
+        raise ValueError("not finished")
+    if run.status.get("stop_reason") == "diverged":
+        raise ValueError("diverged")
+    if checkpoint := newest_checkpoint(run.path):
+        return checkpoint
+    raise ValueError("has no checkpoint; run it with -store_checkpoints")
+
+
+def read_each(
+    directory: str, require: Callable[[RecordedRun], None], read: Callable[[RecordedRun], Any]
+) -> tuple[list[Found], list[str]]:
+    """Returns every run in a directory, or the run whose folder it is, with `read(run)`, and a line "folder: reason"
+    for each folder that is skipped.
+
+    A run is skipped if `require`, which refuses runs of another kind, or `read` raises a ValueError, or if a newer run
+    repeats it. If all are skipped, raises the first error of a subclass of ValueError, or else a ValueError.
+    """
+    alone = Path(directory).resolve()
+    if is_experiment(alone):
+        require(run := _with_parameters(read_run(alone)))
+        return [(run, read(run))], []
+    runs, skipped = read_runs(directory)
+    found, errors, of_experiments = [], [], []
+    for run in map(_with_parameters, runs):
+        try:
+            if not is_experiment(run.path) and any(map(is_experiment, run.path.glob("[!.]*"))):
+                of_experiments.append(run.path.name)
+                raise ValueError("a folder of experiments; give it to -experiments_dir")
+            require(run)
+            found.append((run, read(run)))
+        except ValueError as error:
+            errors.append(error)
+            skipped.append(f"{run.path.name}: {error}")
+    newest: dict[tuple, Found] = {}
+    for each, parameters in zip(found, compared([run for run, _ in found]), strict=True):
+        # The original code did not record its seeds.
+        seed = each[0].values.get("random_seed") if each[0].provenance else each[0].path.name
+        if repeated := newest.get(key := (canonical(parameters), seed)):
+            skipped.append(f"{repeated[0].path.name}: was run again, with the same seed")
+        newest[key] = each
+    if newest:
+        return list(newest.values()), sorted(skipped)
+    if of_another_type := [error for error in errors if type(error) is not ValueError]:
+        raise of_another_type[0]
+    if of_experiments:
+        names = ", ".join(of_experiments[:10]) + (", …" if len(of_experiments) > 10 else "")
+        raise ValueError(f"holds no experiments, but folders of experiments; give one of them: {names}")
+    reason = f"; {skipped[0] if len(skipped) == 1 else _reasons(skipped)[0]}" if skipped else ""
+    # Some reasons say what to do.
+    remedy = "" if reason.count(";") > 1 else "; give a folder of such folders"
+    raise ValueError(f"holds no experiment that can be drawn{reason}{remedy}")
+
+
+def _with_parameters(run: RecordedRun) -> RecordedRun:
+    """Returns a run with the parameters in its folder's name, if the original code wrote no run_params.json."""
+    named = re.search(r"_samples_(\d+)(?:_init_(\d+\.?\d*(?:e[+-]?\d+)?))?", run.path.name)
+    if run.parameters or not named:
+        return run
+    init_std = {"init_std": float(named[2])} if named[2] else {}
+    return replace(run, parameters={"num_samples": int(named[1]), **init_std})
+
+
+def read_groups(
+    directory: str,
+    require: Callable[[RecordedRun], None],
+    read: Callable[[Path, RecordedRun], Any],
+    panel_for_depth: bool = False,
+) -> tuple[list[Group], list[str]]:
+    """Returns the finished runs in a directory with `read(checkpoint, run)` of each, grouped, and a line of text for
+    each folder that is skipped. With `panel_for_depth`, the groups are ordered by depth, and named for each depth.
+
+    `require` refuses runs of another kind. Raises as `read_each` does.
+    """
+
+    def read_one(run: RecordedRun) -> Any:
+        checkpoint = checkpoint_of(run)
+        try:
+            return read(checkpoint, run)
+        except (OSError, ValueError) as error:
+            kind = ValueError if isinstance(error, OSError) else type(error)
+            raise kind(f"{checkpoint.name}: {error}") from None
+
+    found, skipped = read_each(directory, require, read_one)
+    # Depth of the panel → parameters → runs.
+    panels: dict[int, dict[str, list[Found]]] = {}
+    for each, parameters in zip(found, compared([run for run, _ in found]), strict=True):
+        depth = each[0].parameters["depth"] if panel_for_depth else 0
+        panels.setdefault(depth, {}).setdefault(canonical(parameters), []).append(each)
+    groups = []
+    for depth, panel in sorted(panels.items()):
+        first = [members[0][0] for members in panel.values()]
+        names = tensor_names(first) if require is require_tensor_run else matrix_names(first)
+        for name, members in zip(names, panel.values(), strict=True):
+            groups.append(Group(name, depth, [value for _, value in members]))
+    return groups, skipped
+
+
+def report(found: str, skipped: Sequence[str], list_all: bool) -> None:
+    """Prints what was found, and the folders that are skipped: each, or how many for which reason."""
+    print_line("\n  ".join([found, *(skipped if list_all else _reasons(skipped))]))
+
+
+def number_of(count: int, word: str) -> str:
+    """Returns "1 experiment" or "2 experiments"."""
+    return f"{count} {word}{'s' if count != 1 else ''}"
+
+
+def _reasons(skipped: Sequence[str]) -> list[str]:
+    """Returns a line for each reason with the number of folders that are skipped for it, the most frequent first."""
+    # A reason may begin with a file name, which differs by folder.
+    reasons = Counter(re.sub(r"^\S+\.pt: ", "", line.partition(": ")[2]) for line in skipped)
+    return [f"{number_of(count, 'folder')}: {reason}" for reason, count in reasons.most_common()]
+
+
+def matrix_names(runs: Sequence[RecordedRun]) -> list[str]:
+    """Returns a name for each matrix factorization: learning rate and initialization, unless only other parameters
+    differ, and the other parameters in which the runs differ.
+    """
+    differing = differing_names(runs)
+    alone = differing and not set(differing).intersection(_INITIALIZATION)
+    bases = ["" if alone else f"lr {scientific(run.parameters['lr'])} {_initialization(run)}" for run in runs]
+    return _names(runs, bases, _INITIALIZATION)
+
+
+def tensor_names(runs: Sequence[RecordedRun], shown: Collection[str] = ()) -> list[str]:
+    """Returns a name for each tensor factorization: the initialization, and the other parameters in which the runs
+    differ, except those in `shown`.
+    """
+    stds = [run.values.get("init_std") for run in runs]
+    bases = ["model" if std is None else f"tf, factor init {scientific(std)}" for std in stds]
+    return _names(runs, bases, {"init_std", *shown})
+
+
+def _initialization(run: RecordedRun) -> str:
+    """Returns the initialization as text: "init" and the standard deviation of the product's entries, with (b) if it is
+    balanced; or "factor init" and that of each factor's entries, if the shape of the matrix is not known.
+    """
+    alpha, depth = run.values["init_alpha"], run.values["depth"]
+    if alpha is None:
+        return f"init unknown, from {Path(run.values['trainer_checkpoint']).name}"
+    if run.values.get("weight_init_type") == "identity":
+        return f"init identity {scientific(alpha)}"
+    if run.values.get("use_balanced_init"):
+        return f"init {scientific(alpha)} (b)"
+    # A product of factors with std α and inner dimension d has entries of variance d^(depth − 1) α^(2 depth).
+    try:
+        shape = load_matrix_sensing(run.parameters.get("dataset_path") or "").shape
+        inner = run.parameters.get("hidden_dim") or min(shape)
+        return f"init {scientific(float(f'{inner ** ((depth - 1) / 2) * alpha**depth:.1e}'))}"
+    except (OSError, ValueError, ArithmeticError):
+        return f"factor init {scientific(alpha)}"
+
+
+def _names(runs: Sequence[RecordedRun], bases: Sequence[str], shown: Collection[str]) -> list[str]:
+    """Returns a name for each run: its base, which may be empty, and the parameters in which the runs differ, except
+    those that the bases show. The folder's name is added to equal names.
+    """
+    names = [name for name in differing_names(runs) if name not in shown]
+    # The numbers of samples are left out if they follow from the datasets.
+    samples = {canonical([run.inputs, run.parameters.get("num_samples")]) for run in runs}
+    if "dataset_path" in names and len(samples) == len({canonical(run.inputs) for run in runs}):
+        names = [name for name in names if name != "num_samples"]
+    # Of the datasets' names, split at underscores, the parts between the common beginning and the common end.
+    stems = [Path(run.parameters.get("dataset_path") or "").stem.split("_") for run in runs]
+    shortest = min(map(len, stems))
+    begin = next((i for i in range(shortest) if len({each[i] for each in stems}) > 1), 0)
+    end = next((i for i in range(shortest - begin) if len({each[-1 - i] for each in stems}) > 1), 0)
+    found = []
+    for run, base, stem, values in zip(runs, bases, stems, compared(runs), strict=True):
+        words = {name: f"{name} {run.values.get(name, values.get(name))}" for name in names}
+        words |= {"dtype": str(run.parameters.get("dtype")), "dataset_path": "_".join(stem[begin : -end or None])}
+        words["trainer_checkpoint"] = f"from {Path(run.parameters.get('trainer_checkpoint') or 'the start').name}"
+        found.append(", ".join([base] * bool(base) + [words[name] for name in names]))
+    folders = [f" ({run.path.name})" for run in runs]
+    return [name + folder * (found.count(name) > 1) for name, folder in zip(found, folders, strict=True)]
