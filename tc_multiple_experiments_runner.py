@@ -52,8 +52,14 @@ def figure(about: str, rank: int, order: int, options: dict) -> Plan:
     return Plan(about, combinations(base, options), repetitions=5)
 
 
-# Parameters of the plans recovery_rank and recovery_dimension, without their datasets.
+# Parameters of the plan rank_1_order_3_targets: each seed has a target of its own.
+TARGETS = {name: value for name, value in BASE.items() if name not in ("dataset_path", "file_log", "plot_metrics")}
+TARGETS |= {"random_target": True, "mode_dim_size": 8, "store_checkpoints": False}
+
+# Parameters of the plans recovery_rank and recovery_dimension. A run ends when its RMS residual is 0.2% of the target's
+# RMS entry.
 RECOVERY = {
+    "random_target": True,
     "random_seed": 0,
     "init_std": 1e-3,
     "epochs": 60_000,
@@ -65,20 +71,11 @@ RECOVERY = {
 MAP = "-metric reconstruction_error -below 0.01"
 
 
-def recovery(datasets: dict[str, int], num_samples: list[int]) -> list[dict]:
-    """Returns experiments on each dataset, with each number of observations below its number of entries."""
-    return [
-        # A run ends when its RMS residual is 0.2% of the target's RMS entry.
-        {
-            **RECOVERY,
-            "dataset_path": f"data/tc/{name}.pt",
-            "num_samples": number,
-            "stop_on_zero_loss_tol": 4e-6 / numel,
-        }
-        for name, numel in datasets.items()
-        for number in num_samples
-        if number < numel
-    ]
+def recovery(rank: int, dim: int, num_samples: list[int]) -> list[dict]:
+    """Returns experiments on random tensors of order 3, with each number of observations below that of the entries."""
+    target = {"target_tensor_cp_rank": rank, "mode_dim_size": dim}
+    base = {**RECOVERY, **target, "stop_on_zero_loss_tol": 4e-6 / dim**3}
+    return combinations(base, {"num_samples": [number for number in num_samples if number < dim**3]})
 
 
 PLANS = {
@@ -106,23 +103,26 @@ PLANS = {
         ],
         "-against_epochs 'component_norm_*'",
     ),
+    "rank_1_order_3_targets": Plan(
+        "8x8x8 tensors of rank 1, as in Figure 2, with 16 targets",
+        combinations(TARGETS, {"num_samples": [50, 100, 150, 200, 300, 400, 511], "init_std": [1e-2, 1e-3]}),
+        repetitions=16,
+    ),
     "recovery_rank": Plan(
-        "the share of runs that recover an 8x8x8 tensor, by its rank and the number of observations",
-        recovery(
-            {f"tensor_rank_{rank}_fro_1_order_3_dim_8": 8**3 for rank in range(1, 9)},
-            [25, 50, 75, 100, 150, 200, 250, 300, 400, 500],
-        ),
-        f"-map target_rank num_samples {MAP}",
-        repetitions=8,
+        "the share of 8x8x8 tensors that are recovered, by their rank and the number of observations, with 16 targets",
+        [each for rank in range(1, 9) for each in recovery(rank, 8, [25, 50, 75, 100, 150, 200, 250, 300, 400, 500])],
+        f"-map target_tensor_cp_rank num_samples {MAP}",
+        repetitions=16,
     ),
     "recovery_dimension": Plan(
-        "the share of runs that recover a tensor of rank 2, by its dimension and the number of observations",
-        recovery(
-            {f"tensor_rank_2_fro_1_order_3_dim_{dim}": dim**3 for dim in range(6, 17, 2)},
-            [50, 75, 100, 150, 200, 300, 400, 500, 700, 1000],
-        ),
-        f"-map dimension num_samples {MAP}",
-        repetitions=8,
+        "the share of tensors of rank 2 that are recovered, by dimension and number of observations, with 16 targets",
+        [
+            each
+            for dim in range(6, 17, 2)
+            for each in recovery(2, dim, [50, 75, 100, 150, 200, 300, 400, 500, 700, 1000])
+        ],
+        f"-map mode_dim_size num_samples {MAP}",
+        repetitions=16,
     ),
 }
 
