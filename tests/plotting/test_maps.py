@@ -4,12 +4,12 @@ import json
 import numpy as np
 import pytest
 import torch
+from common.plotting.curves import NoBound, require_matrix_run
+from common.plotting.map_cells import Axis, Shown, is_log_spaced, panels_of, require_parameters
 from matplotlib import pyplot as plt
 from matplotlib.colors import LogNorm
 
-from common.plotting.curves import NoBound, require_matrix_run
 from common.plotting.histories import NotRecorded
-from common.plotting.map_cells import Axis, Shown, is_log_spaced, panels_of, require_parameters
 from common.plotting.map_runs import MapRun, measure_matrix, measure_tensor, read_map_runs
 from common.plotting.maps import draw_map
 from common.plotting.tensor_completion import require_tensor_run

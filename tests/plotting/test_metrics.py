@@ -5,22 +5,13 @@ import sys
 import numpy as np
 from matplotlib.image import imread
 
-from common.plotting import metrics
-from common.plotting.metrics import _figure, metric_lines
+from common.plotting.metrics import draw_metrics, metric_lines
 from common.training.history import Series
 from tests.conftest import ROOT
 
 
 def make_series(values):
     return Series(np.arange(len(values)) * 50, np.asarray(values, dtype=np.float32))
-
-
-def draw_metrics(*arguments, **given):
-    """Draws plots and gives them their final names."""
-    seconds, files = metrics.draw_metrics(*arguments, **given)
-    assert seconds > 0
-    for file in files:
-        os.replace(*file)
 
 
 def draw_figures(train, validation, figures, directory):
