@@ -112,10 +112,10 @@ def draw_map(runs: Sequence[MapRun], flags: Mapping[str, Any]) -> tuple[Figure, 
     sizes = [row["finished"] for row in rows]
     label = "|unobserved entry| / lower bound" if metric == RATIO_TO_BOUND else metric_label(metric)
     if of_share:
-        label = f"share of runs with {label} {'<' if above is None else '>'}\xa0{below if above is None else above:g}"
+        label = f"share of runs with {label} {'<' if above is None else '>'} {below if above is None else above:g}"
     elif max(sizes) > 1:
         label = f"{statistic} {label}"
-    label += "" if at_loss is None else f" at\xa0loss\xa0{scientific(at_loss)}"
+    label += "" if at_loss is None else f" at loss {scientific(at_loss)}"
     figure.colorbar(mesh, ax=panels, label=wrapped(label, 42))
     figure.suptitle(flags["plot_title"] or "")
 

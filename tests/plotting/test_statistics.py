@@ -40,7 +40,10 @@ def test_rows_of_a_line():
     """Where no run has a value, there is no row."""
     values = np.array([[1.0, np.nan, np.nan], [3.0, 5.0, np.nan]])
     rows = line_rows("loss", np.array([1.0, 0.1, 0.01]), values, "median")
-    assert [(row["loss"], row["median"], row["runs"], row["runs_in_all"]) for row in rows] == [(1, 2, 2, 2), (0.1, 5, 1, 2)]
+    assert [(row["loss"], row["median"], row["runs"], row["runs_in_all"]) for row in rows] == [
+        (1, 2, 2, 2),
+        (0.1, 5, 1, 2),
+    ]
     assert line_rows("loss", np.array([1.0]), np.full((2, 1), np.nan), "mean") == []
 
 

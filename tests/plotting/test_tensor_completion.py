@@ -40,7 +40,12 @@ def test_read_results_of_this_and_original_code(tmp_path):
     make_run_folder(tmp_path, "c_tensor_samples_70_2020_01_01-10_10_10", target=None)
     results, skipped = read_results(str(tmp_path))
     assert skipped == []
-    assert [(run.values["num_samples"], run.values.get("init_std")) for run, _ in results] == [(50, 1e-3), (50, 1e-2), (60, 2.5e-3), (70, None)]
+    assert [(run.values["num_samples"], run.values.get("init_std")) for run, _ in results] == [
+        (50, 1e-3),
+        (50, 1e-2),
+        (60, 2.5e-3),
+        (70, None),
+    ]
     assert common_target_rank(results) == 1
     methods = list(dict.fromkeys(row["method"] for row in summarize(results)))
     assert methods == ["linear", "tf, factor init 1e-2", "tf, factor init 2.5e-3", "tf, factor init 1e-3", "model"]
