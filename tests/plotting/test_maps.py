@@ -17,8 +17,8 @@ from tests.plotting.test_tensor_completion import METRICS
 from tests.plotting.test_tensor_completion import make_run_folder as make_tensor_run
 
 
-def map_run(value, finished=True, diverged=False, **parameters):
-    return MapRun(parameters, parameters, finished, diverged, value)
+def map_run(value, finished=True, **parameters):
+    return MapRun(parameters, parameters, finished, value)
 
 
 FLAGS = {"metric": "", "statistic": "median", "above": None, "below": None, "plot_title": "", "map_counts": False}
@@ -42,8 +42,8 @@ def texts_of(figure):
 
 def test_medians_and_counts_of_cells():
     runs = [map_run(value, lr=0.1, depth=2) for value in (1.0, 2.0, 6.0)]
-    runs += [map_run(None, diverged=True, lr=0.1, depth=2), map_run(None, finished=False, lr=0.1, depth=2)]
-    runs += [map_run(None, diverged=True, lr=0.2, depth=2), map_run(None, finished=False, lr=0.1, depth=3)]
+    runs += [map_run(None, lr=0.1, depth=2), map_run(None, finished=False, lr=0.1, depth=2)]
+    runs += [map_run(None, lr=0.2, depth=2), map_run(None, finished=False, lr=0.1, depth=3)]
     figure, rows = draw(runs, ("lr", "depth"), metric="mse_loss", map_counts=True)
     assert values_of(rows, "lr", "depth") == [(0.1, 2), (0.2, 2), (0.1, 3), (0.2, 3)]
     assert values_of(rows, *COUNTS) == [(2, 5, 4, 3), (None, 1, 1, 0), (None, 1, 0, 0), (None, 0, 0, 0)]
@@ -67,7 +67,7 @@ def test_medians_and_counts_of_cells():
 @pytest.mark.parametrize("limit, share", [({"above": 1.5}, 2 / 4), ({"below": 1.5}, 1 / 4), ({"above": 6.0}, 0)])
 def test_share_counts_diverged_runs_as_not_reaching(limit, share):
     runs = [map_run(value, lr=0.1, depth=2) for value in (1.0, 2.0, 6.0)]
-    runs += [map_run(None, diverged=True, lr=0.1, depth=2), map_run(None, finished=False, lr=0.1, depth=2)]
+    runs += [map_run(None, lr=0.1, depth=2), map_run(None, finished=False, lr=0.1, depth=2)]
     figure, rows = draw(runs, ("lr", "depth"), at_loss=1e-2, **limit)
     assert values_of(rows, *COUNTS) == [(share, 5, 4, 3)]
     ((kind, value),) = limit.items()
@@ -75,7 +75,7 @@ def test_share_counts_diverged_runs_as_not_reaching(limit, share):
     sign = ">" if kind == "above" else "<"
     assert label == f"share of runs with |unobserved entry| {sign} {value:g} at loss 1e-2"
     assert figure.axes[1].get_ylim() == (0, 1)
-    assert f"1 diverged: counted as not {kind}" in caption
+    assert f"1 diverged or did not reach the loss: counted as not {kind}" in caption
 
 
 def test_values_on_the_axes():
@@ -192,7 +192,7 @@ def test_metric_of_a_matrix(metric, at_loss, value, tmp_path):
     make_run(tmp_path / "a", HISTORY, **MATRIX_RUN, dataset_path=str(MATRIX))
     ((run,), skipped) = read_matrices(tmp_path, metric, at_loss)
     assert run.value == (None if value is None else pytest.approx(value, rel=1e-4))
-    assert (run.finished, run.diverged, skipped) == (True, False, [])
+    assert (run.finished, skipped) == (True, [])
 
 
 def test_final_metrics_need_no_checkpoint(tmp_path):
@@ -229,8 +229,8 @@ def test_unfinished_and_diverged_runs_have_no_value(tmp_path):
         (tmp_path / str(number) / "run_params.json").write_text(json.dumps(content))
     (tmp_path / "foreign").mkdir()
     runs, skipped = read_matrices(tmp_path)
-    found = {(run.values["random_seed"], run.finished, run.diverged, run.value) for run in runs}
-    assert found == {(1, True, False, 9), (2, False, False, None), (3, True, True, None)}
+    found = {(run.values["random_seed"], run.finished, run.value) for run in runs}
+    assert found == {(1, True, 9), (2, False, None), (3, True, None)}
     assert skipped == ["foreign: no matrix factorization experiment"]
 
 

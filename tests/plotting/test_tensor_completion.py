@@ -90,11 +90,6 @@ def test_different_targets_raise(tmp_path):
         read_results(str(tmp_path))
 
 
-def test_empty_folder_raises(tmp_path):
-    with pytest.raises(ValueError, match="holds no experiment that can be drawn"):
-        read_results(str(tmp_path))
-
-
 def make_repetitions(tmp_path, ranks=True):
     """Returns five results for each pair of number of observations and std; errors are 1, …, 5 times a scale."""
     for num_samples, std, scale in ((100, 1e-2, 1e-2), (100, 1e-3, 1e-4), (200, 1e-2, 1e-3), (200, 1e-3, 1e-6)):
