@@ -5,7 +5,8 @@ import torch
 
 from common.cli import Parser
 from common.flags import OPTIMIZERS
-from common.plotting.curves import read_lines
+from common.plotting.histories import load_curve
+from common.plotting.runs import read_groups, require_matrix_run
 from common.plotting.tensor_completion import read_results, summarize
 from common.sweeps.sweep import run_sweep
 from common.training import optimizers
@@ -49,8 +50,8 @@ def test_added_flag_distinguishes_runs(kind, tmp_path):
     assert sorted((each["noise"], each["random_seed"]) for each in runs) == [(0.25, 3), (0.5, 3), (0.5, 4)]
 
     if kind == "dmf":
-        lines, skipped = read_lines(str(tmp_path))
-        assert {line.name: len(line.runs) for line in lines} == {"noise 0.5": 2, "noise 0.25": 1}
+        groups, skipped = read_groups(str(tmp_path), require_matrix_run, load_curve)
+        assert {group.name: len(group.values) for group in groups} == {"noise 0.5": 2, "noise 0.25": 1}
     else:
         results, skipped = read_results(str(tmp_path))
         rows = {row["method"]: row["repetitions"] for row in summarize(results)}
@@ -119,8 +120,8 @@ def test_runs_without_added_flag_have_its_default(kind, tmp_path):
     # Plotters treat a run without the flag as a run with its default.
     run_sweep(KINDS[kind][0], parameter_list(kind, tmp_path, {"noise": 0.5, "random_seed": 4}, parser=later))
     if kind == "dmf":
-        lines, _ = read_lines(str(tmp_path))
-        assert {line.name: len(line.runs) for line in lines} == {"clip 1.5": 2, "clip 2.0": 1}
+        groups, _ = read_groups(str(tmp_path), require_matrix_run, load_curve)
+        assert {group.name: len(group.values) for group in groups} == {"clip 1.5": 2, "clip 2.0": 1}
     else:
         rows = {row["method"]: row["repetitions"] for row in summarize(read_results(str(tmp_path))[0])}
         assert rows == {"linear": 1, "tf, factor init 1e-3, clip 1.5": 2, "tf, factor init 1e-3, clip 2.0": 1}

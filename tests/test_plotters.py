@@ -162,7 +162,7 @@ def test_flags_that_name_what_was_not_recorded(plot, folders):
         assert_refused(plot(script, directory, *flags.split()), script, message)
 
     known = "sse_loss_div_2, e2e_0_0_value"
-    metric = f"this metric was not recorded; give one of {known}"
+    metric = f"nope was not recorded; give one of {known}"
     refused(DMF, "dmf/plan", "-map lr depth -metric nope", f"-metric nope: {metric}")
     refused(
         DMF, "dmf/plan", "-x epoch -y nope", f"-y nope: 2020_epoch_9.pt: nope was not recorded; give one of {known}"

@@ -71,7 +71,12 @@ def draw_against_loss(
     if of_seeds:
         tables = [line_rows("loss", *values_below(group.values, largest, min_loss), statistic) for group in groups]
     else:
-        tables = [_rows_of_curve(curve.down_to(min_loss)) for curve in curves]
+        tables = []
+        for curve in (curve.down_to(min_loss) for curve in curves):
+            shown = visible_points(np.log10(curve.losses), curve.values)
+            columns = [each[shown].tolist() for each in (curve.iterations, curve.losses, curve.values)]
+            points = zip(*columns, strict=True)
+            tables.append([{"iteration": at, "loss": loss, "value": value} for at, loss, value in points])
     scale = Normalize(1, max(2, *(curve.down_to(min_loss).iterations[-1] for curve in curves)))
     depths = list(dict.fromkeys(group.depth for group in groups))
     figure, panels = figures.new_figure(len(depths), (3.1, 3.1 if of_seeds else 3.4), sharey=True)
@@ -90,7 +95,12 @@ def draw_against_loss(
                     label += f"\n({left} of {len(group.values)} runs reach {scientific(min_loss)})"
                 handles[axes].append(figures.draw_line(axes, table, "loss", statistic, label=label, **style))
             else:
-                _draw_curve(axes, table, scale, style["linewidth"])
+                points = np.array([(row["loss"], row["value"]) for row in table])
+                segments = np.stack([points[:-1], points[1:]], axis=1)
+                curve = {"cmap": _COLOURS, "norm": scale, "linewidths": style["linewidth"], "capstyle": "round"}
+                axes.add_collection(LineCollection(segments, array=[row["iteration"] for row in table[1:]], **curve))
+                # Invisible: the legend avoids lines, but not collections.
+                axes.plot(*points.T, linestyle="none")
                 marker = {"marker": figures.MARKERS[index % len(figures.MARKERS)], "color": greys[index]}
                 # The layout takes a line without points to be in the corner of the figure.
                 marker |= {"markersize": 5.5, "linestyle": "none", "zorder": 3, "clip_on": False, "in_layout": False}
@@ -100,7 +110,7 @@ def draw_against_loss(
     first = panels[0]
     if not metric:
         columns = {"value", *COLUMNS[statistic]}
-        first.set_ylim(0, 1.05 * max(row[name] for row in rows for name in columns & row.keys() if row[name]))
+        first.set_ylim(0, 1.05 * max((row[name] or 0) for row in rows for name in columns & row.keys()))
     elif _LOGARITHMIC.fullmatch(metric):
         first.set_yscale("log")
     elif of_excess:
@@ -129,23 +139,6 @@ def draw_against_loss(
             _set_markers(axes, [group.values[0] for group in groups if group.depth == depth], handles[axes], min_loss)
     figures.add_legends(figure, handles, 34 if of_seeds else 26, "x-small" if of_seeds else "small")
     return figure, rows
-
-
-def _rows_of_curve(curve: Curve) -> list[Row]:
-    """Returns the visible points of a curve."""
-    shown = visible_points(np.log10(curve.losses), curve.values)
-    columns = (each[shown].tolist() for each in (curve.iterations, curve.losses, curve.values))
-    return [dict(zip(("iteration", "loss", "value"), row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def _draw_curve(axes: Axes, rows: Sequence[Row], scale: Normalize, width: float) -> None:
-    """Draws a curve that is coloured by iteration."""
-    points = np.array([(row["loss"], row["value"]) for row in rows])
-    style = {"cmap": _COLOURS, "norm": scale, "linewidths": width, "capstyle": "round", "zorder": 2}
-    segments = np.stack([points[:-1], points[1:]], axis=1)
-    axes.add_collection(LineCollection(segments, array=[row["iteration"] for row in rows[1:]], **style))
-    # Invisible: the legend avoids lines, but not collections.
-    axes.plot(*points.T, linestyle="none")
 
 
 def _set_markers(axes: Axes, curves: Sequence[Curve], markers: Sequence[Line2D], min_loss: float) -> None:

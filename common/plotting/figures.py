@@ -166,14 +166,15 @@ def add_legends(figure: Figure, handles: Mapping[Axes, Sequence[Any]], width: in
     labels = {axes: [wrapped(handle.get_label(), width) for handle in each] for axes, each in handles.items()}
     lines = max(sum(label.count("\n") + 1 for label in each) for each in labels.values())
     is_below = lines > _MOST_LINES_INSIDE
+    style = {"fontsize": fontsize, "handletextpad": 0.4, "borderpad": 0.3, "framealpha": 0.7}
     if is_below:
         figure.set_figheight(figure.get_figheight() + _LINE_OF_LEGEND * (lines + 1))
-    style = {"fontsize": fontsize, "handletextpad": 0.4, "borderpad": 0.3, "framealpha": 0.7}
+        style |= {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
     for axes, of_panel in handles.items():
-        below = axes.transAxes + ScaledTranslation(0, -_BELOW_PANEL, figure.dpi_scale_trans)
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "bbox_transform": below} if is_below else {}
+        if is_below:
+            style["bbox_transform"] = axes.transAxes + ScaledTranslation(0, -_BELOW_PANEL, figure.dpi_scale_trans)
         # Matplotlib hides names that begin with an underscore unless the labels are given as well.
-        legend = axes.legend(of_panel, labels[axes], **place, **style)
+        legend = axes.legend(of_panel, labels[axes], **style)
         # Otherwise the layout would shrink the axes to make room for long names.
         legend.set_in_layout(is_below)
 
@@ -194,4 +195,3 @@ def save_and_show(figure: Figure, rows: Sequence[Row], save_plot_to: str, save_d
         from matplotlib import pyplot as plt
 
         plt.show()
-        plt.close(figure)

@@ -27,7 +27,6 @@ class MapRun:
     values: dict[str, Any]  # its parameters, and what was read from its dataset
     compared: dict[str, Any]  # the parameters that tell runs apart; input files by their digests
     finished: bool
-    diverged: bool
     value: float | None  # of the metric; None if the run did not finish, diverged or did not reach the loss
 
 
@@ -42,13 +41,12 @@ def read_map_runs(
     `TENSOR_FACTS`, these facts of its target tell runs apart instead of the dataset. Raises as `read_each` does.
     """
 
-    def read(run: RecordedRun) -> tuple[dict[str, Any], bool, bool, float | None]:
+    def read(run: RecordedRun) -> tuple[dict[str, Any], bool, float | None]:
         facts = _tensor_facts(run.parameters.get("dataset_path") or "") if {*names} & {*TENSOR_FACTS} else {}
-        diverged = run.status.get("stop_reason") == "diverged"
         # The original code recorded no status.
         finished = bool(run.status.get("finished", newest_checkpoint(run.path) or (run.path / TENSOR_METRICS).exists()))
-        value = measure(run) if finished and not diverged else None
-        return facts, finished, diverged, None if value is None or not np.isfinite(value) else value
+        value = measure(run) if finished and run.status.get("stop_reason") != "diverged" else None
+        return facts, finished, None if value is None or not np.isfinite(value) else value
 
     found, skipped = read_each(directory, require, read)
     runs = []

@@ -76,14 +76,14 @@ def draw_map(runs: Sequence[MapRun], flags: Mapping[str, Any]) -> tuple[Figure, 
         is_log = min(known) > 0 and max(known) / min(known) >= _LOG_COLOURS_RATIO
         norm = (LogNorm if is_log else Normalize)(min(known), max(known))
     figure, panels = new_figure(len(tables), (3.0, 2.9), (1.2, 0.7), sharex=True, sharey=True)
-    notes = []
+    notes, lost = [], "diverged" if at_loss is None else "diverged or did not reach the loss"
     for axes, (panel, of_panel), table in zip(panels, members, tables, strict=True):
         columns = [[np.nan if row[name] is None else row[name] for row in table] for name in ("value", "finished")]
         value, finished = np.array(columns, dtype=np.float64).reshape(2, len(y), len(x))
         axes.pcolormesh(np.where(finished > 0, _GREY, np.nan), cmap="gray", vmin=0, vmax=1)
         mesh = axes.pcolormesh(value, norm=norm, cmap="viridis")
         if (np.isnan(value) & (finished > 0)).any():
-            notes.append("grey: all runs diverged" + ("" if at_loss is None else " or did not reach the loss"))
+            notes.append(f"grey: all runs {lost}")
         if not finished.all():
             notes.append("white: no finished run")
         for row, (j, i) in zip(table, np.ndindex(value.shape), strict=True) if flags["map_counts"] else ():
@@ -112,24 +112,20 @@ def draw_map(runs: Sequence[MapRun], flags: Mapping[str, Any]) -> tuple[Figure, 
     sizes = [row["finished"] for row in rows]
     label = "|unobserved entry| / lower bound" if metric == RATIO_TO_BOUND else metric_label(metric)
     if of_share:
-        label = f"share of runs with {label} {'<' if above is None else '>'}\xa0{below if above is None else above:g}"
+        label = f"share of runs with {label} {'<' if above is None else '>'} {below if above is None else above:g}"
     elif max(sizes) > 1:
         label = f"{statistic} {label}"
-    label += "" if at_loss is None else f" at\xa0loss\xa0{scientific(at_loss)}"
+    label += "" if at_loss is None else f" at loss {scientific(at_loss)}"
     figure.colorbar(mesh, ax=panels, label=wrapped(label, 42))
     figure.suptitle(flags["plot_title"] or "")
 
     caption = "a run in each cell"
     if max(sizes) > 1:
         caption = f"{'shares' if of_share else f'{statistic}s'} of {span([size for size in sizes if size])} runs"
-    diverged = sum(run.diverged for run in runs)
-    missed = sum(run.finished and not run.diverged and run.value is None for run in runs)
-    lost = [f"{diverged} diverged"] * bool(diverged)
-    lost += [f"{missed} {'have no such value' if at_loss is None else 'did not reach the loss'}"] * bool(missed)
-    if lost:
+    if number := sum(row["finished"] - row["valid"] for row in rows):
         what = f"counted as not {'below' if above is None else 'above'}" if of_share else "left out"
-        caption += f"; {' and '.join(lost)}: {what}"
-    unfinished = sum(not run.finished for run in runs)
+        caption += f"; {number} {lost}: {what}"
+    unfinished = sum(row["runs"] - row["finished"] for row in rows)
     caption += f"; without {unfinished} that are not finished" if unfinished else ""
     caption += f"; numbers: runs{', finished / all' if unfinished else ''}" if flags["map_counts"] else ""
     caption = "; ".join(dict.fromkeys([caption, *notes]))

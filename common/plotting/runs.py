@@ -22,7 +22,7 @@ from common.recorded_runs import (
     read_runs,
 )
 
-_INITIALIZATION = ("lr", "weight_init_type", "init_alpha", "use_balanced_init")
+_INITIALIZATION = {"lr", "weight_init_type", "init_alpha", "use_balanced_init"}
 
 # A recorded run, and what is drawn of it.
 Found = tuple[RecordedRun, Any]
@@ -139,18 +139,24 @@ def read_groups(
             raise kind(f"{checkpoint.name}: {error}") from None
 
     found, skipped = read_each(directory, require, read_one)
-    # Depth of the panel → parameters → runs.
-    panels: dict[int, dict[str, list[Found]]] = {}
-    for each, parameters in zip(found, compared([run for run, _ in found]), strict=True):
-        depth = each[0].parameters["depth"] if panel_for_depth else 0
-        panels.setdefault(depth, {}).setdefault(canonical(parameters), []).append(each)
+    panels: dict[int, list[list[Found]]] = {}
+    for members in same_parameters(found):
+        depth = members[0][0].parameters["depth"] if panel_for_depth else 0
+        panels.setdefault(depth, []).append(members)
     groups = []
     for depth, panel in sorted(panels.items()):
-        first = [members[0][0] for members in panel.values()]
-        names = tensor_names(first) if require is require_tensor_run else matrix_names(first)
-        for name, members in zip(names, panel.values(), strict=True):
-            groups.append(Group(name, depth, [value for _, value in members]))
+        names_of = tensor_names if require is require_tensor_run else matrix_names
+        names = names_of([members[0][0] for members in panel])
+        groups += [Group(name, depth, [each for _, each in of]) for name, of in zip(names, panel, strict=True)]
     return groups, skipped
+
+
+def same_parameters(found: Sequence[Found], without: Collection[str] = ()) -> list[list[Found]]:
+    """Returns the runs in lists of those that differ only in their seed and in the parameters `without`."""
+    members: dict[str, list[Found]] = {}
+    for each, parameters in zip(found, compared([run for run, _ in found], without), strict=True):
+        members.setdefault(canonical(parameters), []).append(each)
+    return list(members.values())
 
 
 def report(found: str, skipped: Sequence[str], list_all: bool) -> None:
@@ -174,8 +180,8 @@ def matrix_names(runs: Sequence[RecordedRun]) -> list[str]:
     """Returns a name for each matrix factorization: learning rate and initialization, unless only other parameters
     differ, and the other parameters in which the runs differ.
     """
-    differing = differing_names(runs)
-    alone = differing and not set(differing).intersection(_INITIALIZATION)
+    differing = set(differing_names(runs))
+    alone = differing and not differing & _INITIALIZATION
     bases = ["" if alone else f"lr {scientific(run.parameters['lr'])} {_initialization(run)}" for run in runs]
     return _names(runs, bases, _INITIALIZATION)
 

@@ -10,8 +10,8 @@ from matplotlib.ticker import MaxNLocator
 
 from common.files import load_json
 from common.plotting.figures import COLUMNS, MARKERS, Row, add_legends, new_figure, over_seeds, summary
-from common.plotting.runs import read_each, require_tensor_run, tensor_names
-from common.recorded_runs import TENSOR_METRICS, RecordedRun, canonical, compared, is_number
+from common.plotting.runs import read_each, require_tensor_run, same_parameters, tensor_names
+from common.recorded_runs import TENSOR_METRICS, RecordedRun, is_number
 from common.tensor_files import is_float_tensor, load_tensors
 
 # tab10 without red, the colour of the ground truth, and purple, which is close to blue.
@@ -80,19 +80,17 @@ def summarize(results: Sequence[Result], statistic: str = "median") -> list[Row]
     """
     stds = {run.path: run.values.get("init_std") for run, _ in results}
     results = sorted(results, key=lambda each: (stds[each[0].path] is None, -(stds[each[0].path] or 0)))
-    lines: dict[str, list[Result]] = {}
-    for each, parameters in zip(results, compared([run for run, _ in results], ("num_samples",)), strict=True):
-        lines.setdefault(canonical(parameters), []).append(each)
-    names = tensor_names([members[0][0] for members in lines.values()], ("num_samples",))
+    lines = same_parameters(results, without=("num_samples",))
+    names = tensor_names([members[0][0] for members in lines], shown=("num_samples",))
     methods = [("linear", "memorizer", results)]
-    methods += [(name, "model", members) for name, members in zip(names, lines.values(), strict=True)]
+    methods += [(name, "model", members) for name, members in zip(names, lines, strict=True)]
     rows = []
     for method, source, members in methods:
         for num_samples in sorted({run.values["num_samples"] for run, _ in members}):
             repetitions: dict[Any, list[dict[str, Any]]] = {}
             for run, result in members:
+                key = run.path if source == "model" else run.inputs.get("dataset_path")
                 if run.values["num_samples"] == num_samples:
-                    key = run.path if source == "model" else run.inputs.get("dataset_path")
                     repetitions.setdefault(key, []).append(result)
             row: Row = {"method": method, "num_samples": num_samples}
             for quantity in ("error", "rank"):

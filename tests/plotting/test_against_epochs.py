@@ -1,14 +1,13 @@
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from matplotlib import pyplot as plt
 
 from common.plotting.against_epochs import draw_against_epochs, values_at
-from common.plotting.curves import names_of_lines, require_matrix_run
-from common.plotting.histories import Group, NotRecorded, read_groups, read_history
-from common.plotting.tensor_completion import names_of_groups, require_tensor_run
+from common.plotting.histories import NotRecorded, read_history
+from common.plotting.runs import Group, read_groups, require_matrix_run, require_tensor_run
 from common.training.history import Series
 from tests.plotting.test_against_loss import make_tracker
 
@@ -58,7 +57,6 @@ def test_one_metric_has_a_line_for_each_group():
     text = "median, quartiles over 1 to 4 seeds; dashed: over those that are still in training"
     assert figure.get_supxlabel().replace("\n", " ") == text
     assert figure.get_suptitle() == "title"
-    plt.close(figure)
 
 
 def test_several_metrics_have_a_panel_for_each_group():
@@ -72,9 +70,9 @@ def test_several_metrics_have_a_panel_for_each_group():
     assert colours[0] == colours[1]
     assert [row["mean"] for row in rows if row["name"] == "singular value 2"] == [2, 0.5, 2, 0]
     assert rows[-1]["lower_95"] is None
+    assert figure.axes[0].get_ylabel() == "singular value"
     with pytest.raises(ValueError, match="there are 13 kinds of runs, and a panel is drawn for each"):
         draw_against_epochs([Group(str(number), 0, runs) for number in range(13)], "")
-    plt.close("all")
 
 
 def test_patterns_and_groups(tmp_path):
@@ -85,22 +83,23 @@ def test_patterns_and_groups(tmp_path):
             make_run(tmp_path / f"{std}_{seed}", metrics, **parameters)
     (tmp_path / "matrix").mkdir()
     (tmp_path / "matrix/run_params.json").write_text('{"depth": 3}')
-    groups, skipped = read_groups(str(tmp_path), ["component_norm_*"], require_tensor_run, names_of_groups)
+    groups, skipped = read_groups(
+        str(tmp_path), require_tensor_run, partial(read_history, patterns=["component_norm_*"])
+    )
     assert sorted(group.name for group in groups) == ["tf, factor init 1e-2", "tf, factor init 1e-3"]
-    assert all(len(group.runs) == 2 for group in groups)
-    assert list(groups[0].runs[0]) == ["component_norm_0", "component_norm_1", "component_norm_10"]
+    assert all(len(group.values) == 2 for group in groups)
+    assert list(groups[0].values[0]) == ["component_norm_0", "component_norm_1", "component_norm_10"]
     assert skipped == ["matrix: a matrix factorization experiment; dmf_results_plotter.py draws it"]
     with pytest.raises(NotRecorded, match=r"nope_\* was not recorded; give one of component_norm_0, .*other"):
-        read_groups(str(tmp_path), ["other", "nope_*"], require_tensor_run, names_of_groups)
+        read_groups(str(tmp_path), require_tensor_run, partial(read_history, patterns=["other", "nope_*"]))
 
 
 def test_unobserved_entry_is_the_default_of_matrices(tmp_path):
     parameters = {"depth": 3, "lr": 1e-3, "init_alpha": 0.1, "unobserved_entry": [0, 1]}
     make_run(tmp_path / "a", {"e2e_0_1_value": ([9], [-3.0]), "e2e_0_0_value": ([9], [-4.0])}, **parameters)
-    ((group,), _) = read_groups(str(tmp_path), [], require_matrix_run, names_of_lines)
-    assert group.runs[0][""].values.tolist() == [3]
+    ((group,), _) = read_groups(str(tmp_path), require_matrix_run, read_history)
+    assert group.values[0][""].values.tolist() == [3]
     path = tmp_path / "a/checkpoints/2020_epoch_9.pt"
     assert read_history(path, entry=(0, 0))[""].values.tolist() == [4]
     figure, _ = draw_against_epochs([group], "")
     assert figure.axes[0].get_ylabel() == "|unobserved entry|"
-    plt.close(figure)

@@ -1,16 +1,20 @@
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from matplotlib import pyplot as plt
 
 from common.metrics import theory as bounds
 from common.plotting.against_loss import draw_against_loss, values_below
-from common.plotting.curves import Curve, NoBound, NotRecorded, load_curve, read_lines
-from common.plotting.histories import Group
+from common.plotting.histories import Curve, NoBound, NotRecorded, load_curve
+from common.plotting.runs import Group, read_groups, require_matrix_run
 from tests.conftest import MATRIX, ROOT
+
+
+def read_lines(directory, **wanted):
+    return read_groups(str(directory), require_matrix_run, partial(load_curve, **wanted), True)
 
 
 def make_tracker(epochs, values, as_lists=False):
@@ -39,19 +43,17 @@ def theory_curve(num_points=20_000, last=5e-5):
     return Curve(np.arange(1, num_points + 1) * 50, losses, 1 / np.sqrt(2 * losses))
 
 
+def test_value_at_each_loss_is_that_of_the_first_validation_below():
+    curve = Curve(np.array([1, 2, 3]), np.array([1.0, 0.1, 1e-2]), np.array([0.0, 2.0, 20.0]))
+    stuck = Curve(np.array([1, 2]), np.array([1.0, 0.1]), np.array([0.0, 8.0]))
+    losses, values = values_below([curve, stuck], 1.0, 0.02)
+    assert (losses[0], losses[-1]) == (1, pytest.approx(0.02))
+    np.testing.assert_array_equal(values[:, [0, -1]], [[2, 20], [8, np.nan]])
+
+
 def draw_curves(**curves):
     figure, _ = draw_against_loss([Group(name, 3, [curve]) for name, curve in curves.items()], "depth 3", 1e-4)
     return figure
-
-
-def test_long_names_do_not_shrink_axes():
-    name = "lr 1.25e-3 init identity 1.25e-1, epochs 100"
-    # A curve that does not reach 1.3e-1 has its marker in the legend only.
-    lines = [Group(name, 1, [theory_curve()]), Group(name, 2, [theory_curve(last=0.5)])]
-    figure, _ = draw_against_loss(lines, "", 1e-4)
-    figure.draw_without_rendering()
-    assert all(axes.get_position().width > 0.35 for axes in figure.axes[:2])
-    assert [axes.get_title() for axes in figure.axes[:2]] == ["depth 1", "depth 2"]
 
 
 def test_figure_matches_paper():
@@ -90,38 +92,15 @@ def test_figure_matches_paper():
     greys = [line.get_color()[0] for line in markers]
     assert greys[0] > greys[1]
 
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     assert bar.get_xlabel() == "iterations"
     labels = [label.get_text() for label in bar.get_xticklabels()]
     assert labels == ["1e0", "2.5e5", "5e5", "7.5e5"]
-    plt.close(figure)
 
 
 def test_empty_figure_raises():
     with pytest.raises(ValueError, match=r"no loss is larger than 0\.9; give a smaller one"):
         draw_against_loss([Group("", 3, [theory_curve()])], "", 10.0)
-
-
-def test_median_and_quartiles_over_seeds():
-    curves = [
-        Curve(np.array([1, 2, 3]), np.array([1.0, 0.1, 1e-2]), np.array([0.0, value, 10.0 * value]))
-        for value in (1.0, 2.0, 3.0)
-    ]
-    stuck = Curve(np.array([1, 2]), np.array([1.0, 0.1]), np.array([0.0, 8.0]))
-    losses, values = values_below([*curves, stuck], 1.0, 0.02)
-    assert losses[0] == 1
-    assert losses[-1] == pytest.approx(0.02)
-    assert values[:, 0].tolist() == [1, 2, 3, 8]  # the first validation below 1
-    assert values[:3, -1].tolist() == [10, 20, 30]
-    assert np.isnan(values[3, -1])
-
-    figure, rows = draw_against_loss([Group("lr", 3, [*curves, stuck])], "", 0.02)
-    (axes,) = figure.axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["lr\n(3 of 4 runs reach 2e-2)"]
-    assert (rows[0]["median"], rows[-1]["median"]) == (2.5, 20)
-    assert (rows[-1]["lower_quartile"], rows[-1]["upper_quartile"]) == (15, 25)
-    assert [(row["runs"], row["runs_in_all"]) for row in (rows[0], rows[-1])] == [(4, 4), (3, 4)]
-    plt.close(figure)
 
 
 def test_theoretical_bound_is_drawn():
@@ -134,7 +113,6 @@ def test_theoretical_bound_is_drawn():
     assert dashes.get_color() == "0.45"
     assert axes.get_ylabel() == "effective rank − 1"
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["theory", "upper bound while det > 0"]
-    plt.close(figure)
 
 
 def drawn_lines(axes, style):
@@ -162,7 +140,6 @@ def test_median_is_solid_only_where_all_runs_are_there():
     assert figure.get_supxlabel().startswith("median, quartiles over 3 to 4 seeds; dashed:")
     figure, _ = draw_against_loss([Group("", 3, curves[:3])], "", 1e-4)
     assert figure.get_supxlabel() == "median, quartiles over 3 seeds"
-    plt.close("all")
 
 
 def test_bound_ends_where_determinant_changes_sign():
@@ -181,7 +158,6 @@ def test_bound_ends_where_determinant_changes_sign():
     assert grey[1][0].get_xdata()[-1] == pytest.approx(1e-4)
     labels = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in figure.axes]
     assert labels == [["a", "a", "lower bound while det < 0"]] * 2 + [["a", "a"]]
-    plt.close("all")
 
 
 def test_markers_of_coinciding_curves_do_not_overlap():
@@ -200,7 +176,6 @@ def test_markers_of_coinciding_curves_do_not_overlap():
     assert (markers[1].get_xdata() > markers[0].get_xdata()).all()
     widths = [collection.get_linewidth()[0] for collection in axes.collections]
     assert widths == sorted(set(widths), reverse=True)
-    plt.close(figure)
 
 
 def test_markers_are_inside_axes():
@@ -208,7 +183,6 @@ def test_markers_are_inside_axes():
     losses = np.array([1.0, 0.5, 1e-7])
     figure = draw_curves(a=Curve(np.arange(1, 4), losses, np.array([0.0, 1.0, 2.0])))
     assert all(len(line.get_xdata()) == 0 for line in figure.axes[0].lines if line.get_marker() != "None")
-    plt.close(figure)
 
 
 def test_effective_rank_is_drawn_as_excess_over_1_on_logarithmic_axis():
@@ -222,29 +196,18 @@ def test_effective_rank_is_drawn_as_excess_over_1_on_logarithmic_axis():
     assert rows[-1]["value"] == 0
     bottom, top = axes.transAxes.inverted().transform(axes.transData.transform([(0.1, 0), (0.1, 1e-6)]))[:, 1]
     assert 0 < bottom < top - 0.05
-    plt.close(figure)
 
 
-def test_ranks_have_integer_ticks():
-    curve = theory_curve()
-    for ranks in (np.where(curve.losses > 1e-2, 2.0, 1.0), np.ones(len(curve.losses))):
-        figure, _ = draw_against_loss(
-            [Group("a", 3, [Curve(curve.iterations, curve.losses, ranks)])], "", 1e-4, "e2e_rank"
-        )
-        assert all(tick == round(tick) for tick in figure.axes[0].get_yticks())
-        plt.close(figure)
-
-
-@pytest.mark.parametrize("metric", ["", "fro_e2e_norm"])
 @pytest.mark.parametrize("seeds", [1, 2])
-def test_long_legends_are_inside_figure(metric, seeds):
-    """They are wrapped, and below the axes if they are too high."""
+def test_long_legends_are_inside_figure(seeds):
+    """They are wrapped, and below the axes if they have many lines."""
     name = "lr 1.25e-3 init identity 1.25e-1, engine torch, validate_every 5000, completion_2x2_perturbed_w_-2_05_0"
     for count in (1, 9):
         lines = [Group(f"{name}, {k}", depth, [theory_curve(1000)] * seeds) for k in range(count) for depth in (2, 3)]
-        figure, _ = draw_against_loss(lines, "", 1e-4, metric)
-        figure.canvas.draw()
+        figure, _ = draw_against_loss(lines, "", 1e-4)
+        figure.draw_without_rendering()
         panels = figure.axes[:2]
+        assert [axes.get_title() for axes in panels] == ["depth 2", "depth 3"]
         boxes = [axes.get_legend().get_window_extent() for axes in panels]
         assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
         assert all(figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1 for box in boxes)
@@ -254,7 +217,6 @@ def test_long_legends_are_inside_figure(metric, seeds):
             below = [axes.xaxis.get_tightbbox() for axes in panels]
             assert all(box.y1 <= labels.y0 for box, labels in zip(boxes, below, strict=True))
             assert all(box.y0 >= axes.get_tightbbox().y1 for axes in figure.axes[2:] for box in boxes)
-        plt.close(figure)
 
 
 def test_legend_does_not_overlap_curves():
@@ -262,12 +224,11 @@ def test_legend_does_not_overlap_curves():
     losses = np.geomspace(1, 5e-5, 200)
     curve = Curve(np.arange(1, 201), losses, np.minimum(5, 1 / losses - 1))
     figure = draw_curves(**{"a long name of a run": curve})
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     axes = figure.axes[0]
     box = axes.get_legend().get_window_extent()
     points = axes.transData.transform(np.concatenate(axes.collections[0].get_segments()))
     assert not box.count_contains(points)
-    plt.close(figure)
 
 
 def test_unusable_runs_are_skipped_with_reason(tmp_path):
@@ -291,9 +252,9 @@ def test_unusable_runs_are_skipped_with_reason(tmp_path):
         evaluators = {"sse_loss_div_2": make_tracker([9], values)}, {"e2e_0_0_value": make_tracker([9], values)}
         torch.save(dict(zip(("train_evaluator", "val_evaluator"), evaluators, strict=True)), checkpoint)
     (tmp_path / "damaged/checkpoints/2020_epoch_9.pt").write_bytes(b"PK")
-    lines, skipped = read_lines(str(tmp_path))
+    lines, skipped = read_lines(tmp_path)
     names = ["lr 1e-3 init identity 1e-1", "lr 2e-3 factor init 1e-1"]
-    assert [(line.name, len(line.runs)) for line in lines] == [(name, 1) for name in names]
+    assert [(line.name, len(line.values)) for line in lines] == [(name, 1) for name in names]
     reasons = dict(line.split(": ", 1) for line in skipped)
     assert reasons.keys() == written.keys() - {"good", "original"}
     assert "not finished" in reasons["unfinished"]
@@ -302,8 +263,8 @@ def test_unusable_runs_are_skipped_with_reason(tmp_path):
     assert reasons["diverged"] == "diverged"
     assert "depth in run_params.json is '3'" in reasons["wrong_type"]
     shutil.rmtree(tmp_path / "damaged")
-    with pytest.raises(NotRecorded, match=r"2020_epoch_9\.pt: this metric was not recorded; give one of sse"):
-        read_lines(str(tmp_path), metric="nope")
+    with pytest.raises(NotRecorded, match=r"2020_epoch_9\.pt: nope was not recorded; give one of sse"):
+        read_lines(tmp_path, metric="nope")
 
 
 def make_run_folder(path, **parameters):
@@ -327,9 +288,9 @@ def make_run_folder(path, **parameters):
 def test_sign_of_determinant_while_bounds_hold(tmp_path, dataset, entry, corner, sign):
     path = f"{ROOT}/data/dmf/{dataset}.pt"
     make_run_folder(tmp_path / "a", dataset_path=path, num_samples=3, unobserved_entry=entry)
-    ((line,), _) = read_lines(str(tmp_path), metric="sse_loss_div_2", corner=True, entry=entry)
-    assert line.runs[0].corner == pytest.approx(corner)
-    assert line.runs[0].det_sign == sign
+    ((line,), _) = read_lines(tmp_path, metric="sse_loss_div_2", corner=True, entry=entry)
+    assert line.values[0].corner == pytest.approx(corner)
+    assert line.values[0].det_sign == sign
 
 
 @pytest.mark.parametrize(
@@ -346,7 +307,7 @@ def test_sign_of_determinant_while_bounds_hold(tmp_path, dataset, entry, corner,
 def test_invalid_run_parameters_raise(tmp_path, changed, wanted, error, message):
     make_run_folder(tmp_path / "a", **changed)
     with pytest.raises(error, match=message):
-        read_lines(str(tmp_path), **wanted)
+        read_lines(tmp_path, **wanted)
 
 
 @pytest.mark.parametrize(
@@ -354,14 +315,14 @@ def test_invalid_run_parameters_raise(tmp_path, changed, wanted, error, message)
 )
 def test_label_of_unknown_initialization(tmp_path, changed):
     make_run_folder(tmp_path / "a", **changed)
-    ((line,), _) = read_lines(str(tmp_path))
+    ((line,), _) = read_lines(tmp_path)
     assert "factor init" in line.name
 
 
 def test_label_has_standard_deviation_of_the_product(tmp_path):
     for name, width in (("a", 0), ("b", 8)):
         make_run_folder(tmp_path / name, dataset_path=str(MATRIX), depth=3, init_alpha=0.1, hidden_dim=width)
-        ((line,), _) = read_lines(str(tmp_path / name))
+        ((line,), _) = read_lines(tmp_path / name)
         # d^((depth - 1) / 2) alpha^depth with inner dimension d
         assert f"init {'8e-3' if width else '2e-3'}" in line.name
 
@@ -369,10 +330,10 @@ def test_label_has_standard_deviation_of_the_product(tmp_path):
 def test_label_has_number_of_samples_unless_dataset_implies_it(tmp_path):
     for name, changed in {"a": {}, "b": {"dataset_path": "y.pt", "num_samples": 4}}.items():
         make_run_folder(tmp_path / name, **{"dataset_path": "x.pt", "num_samples": 3, **changed})
-    lines, _ = read_lines(str(tmp_path))
+    lines, _ = read_lines(tmp_path)
     assert [line.name for line in lines] == ["x", "y"]
     make_run_folder(tmp_path / "c", dataset_path="x.pt", num_samples=2)
-    lines, _ = read_lines(str(tmp_path))
+    lines, _ = read_lines(tmp_path)
     assert [line.name for line in lines] == ["x, num_samples 3", "y, num_samples 4", "x, num_samples 2"]
 
 
@@ -381,14 +342,6 @@ def test_line_of_seeds_without_points_is_in_the_legend():
     single = Curve(np.array([50]), np.array([0.9]), np.array([1.0]))
     figure, _ = draw_against_loss([Group("a", 3, [single, single]), Group("b", 3, [theory_curve()] * 2)], "", 1e-4)
     assert [text.get_text().splitlines()[0] for text in figure.axes[0].get_legend().get_texts()] == ["a", "b"]
-    plt.close(figure)
-
-
-def test_default_title_is_the_depth():
-    for depth, title in ((4, "depth 4"), (0, "")):
-        figure, _ = draw_against_loss([Group("a", depth, [theory_curve()])], "", 1e-4)
-        assert figure.axes[0].get_title() == title
-        plt.close(figure)
 
 
 def test_runs_with_different_flags_are_separate_lines(tmp_path):
@@ -400,7 +353,7 @@ def test_runs_with_different_flags_are_separate_lines(tmp_path):
         parameters = {"engine": "auto", "validate_every": 50, "random_seed": 0, "file_log": False, **changed}
         provenance = {"sweep": sweep, "identity": {**identity, "occurrence": 1}}
         make_run_folder(tmp_path / f"run{number}", **parameters, provenance=provenance, status={"finished": True})
-    lines, skipped = read_lines(str(tmp_path))
+    lines, skipped = read_lines(tmp_path)
     assert [line.name for line in lines] == [
         "engine auto, validate_every 50",
         "engine torch, validate_every 50",

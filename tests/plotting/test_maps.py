@@ -1,26 +1,31 @@
 import csv
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.colors import LogNorm
 
-from common.plotting.curves import NoBound, require_matrix_run
-from common.plotting.histories import NotRecorded
-from common.plotting.map_cells import Axis, Shown, is_log_spaced, panels_of, require_parameters
+from common.plotting.histories import NoBound, NotRecorded
 from common.plotting.map_runs import MapRun, measure_matrix, measure_tensor, read_map_runs
 from common.plotting.maps import draw_map
-from common.plotting.tensor_completion import require_tensor_run
+from common.plotting.runs import require_matrix_run, require_tensor_run
 from tests.conftest import MATRIX
 from tests.plotting.test_against_epochs import make_run
 from tests.plotting.test_tensor_completion import METRICS
 from tests.plotting.test_tensor_completion import make_run_folder as make_tensor_run
 
 
-def map_run(value, finished=True, diverged=False, **parameters):
-    return MapRun(parameters, parameters, finished, diverged, value)
+def map_run(value, finished=True, **parameters):
+    return MapRun(parameters, parameters, finished, value)
+
+
+FLAGS = {"metric": "", "statistic": "median", "above": None, "below": None, "plot_title": "", "map_counts": False}
+
+
+def draw(runs, names, **flags):
+    return draw_map(runs, {**FLAGS, "map": names, **flags})
 
 
 def values_of(rows, *names):
@@ -30,80 +35,63 @@ def values_of(rows, *names):
 COUNTS = "value", "runs", "finished", "valid"
 
 
+def texts_of(figure):
+    """Returns the label of the colours, and the caption."""
+    return figure.axes[-1].get_ylabel().replace("\n", " "), figure.get_supxlabel().replace("\n", " ")
+
+
 def test_medians_and_counts_of_cells():
     runs = [map_run(value, lr=0.1, depth=2) for value in (1.0, 2.0, 6.0)]
-    runs += [map_run(None, diverged=True, lr=0.1, depth=2), map_run(None, finished=False, lr=0.1, depth=2)]
-    runs += [map_run(None, diverged=True, lr=0.2, depth=2), map_run(None, finished=False, lr=0.1, depth=3)]
-    figure, rows = draw_map(runs, ("lr", "depth"), Shown("mse_loss"), "title", counts=True)
+    runs += [map_run(None, lr=0.1, depth=2), map_run(None, finished=False, lr=0.1, depth=2)]
+    runs += [map_run(None, lr=0.2, depth=2), map_run(None, finished=False, lr=0.1, depth=3)]
+    figure, rows = draw(runs, ("lr", "depth"), metric="mse_loss", map_counts=True)
     assert values_of(rows, "lr", "depth") == [(0.1, 2), (0.2, 2), (0.1, 3), (0.2, 3)]
     assert values_of(rows, *COUNTS) == [(2, 5, 4, 3), (None, 1, 1, 0), (None, 1, 0, 0), (None, 0, 0, 0)]
-    axes, bar = figure.axes
+    axes = figure.axes[0]
     assert [text.get_text() for text in axes.texts] == ["4/5", "1", "0/1", ""]
-    assert bar.get_ylabel() == "median mse loss"
-    image = axes.collections[-1].get_array()
-    assert image.mask.tolist() == [[False, True], [True, True]]
-    assert image[0, 0] == 2
-    (legend,) = figure.legends
-    assert {text.get_text() for text in legend.get_texts()} == {"all runs diverged", "no finished run"}
-    caption = legend.get_title().get_text().replace("\n", " ")
-    expected = "medians of 1 to 4 runs; 2 diverged: left out; without 2 that are not finished; "
-    assert caption == expected + "numbers: runs, finished / all"
-    _, rows = draw_map(runs, ("lr", "depth"), Shown("mse_loss", "mean"), "")
+    grey, coloured = (collection.get_array() for collection in axes.collections)
+    assert grey.mask.tolist() == [[False, False], [True, True]]
+    assert coloured.mask.tolist() == [[False, True], [True, True]]
+    assert coloured[0, 0] == 2
+    caption = (
+        "medians of 1 to 4 runs; 2 diverged: left out; without 2 that are not finished; numbers: runs, finished / "
+    )
+    expected = f"{caption}all; grey: all runs diverged; white: no finished run"
+    assert texts_of(figure) == ("median mse loss", expected)
+    _, rows = draw(runs, ("lr", "depth"), statistic="mean")
     assert rows[0]["value"] == 3
-    plt.close("all")
+    figure, _ = draw([map_run(1.0, lr=lr, depth=2) for lr in (1, 2)], ("lr", "depth"), metric="mse_loss")
+    assert texts_of(figure) == ("mse loss", "a run in each cell")
 
 
 @pytest.mark.parametrize("limit, share", [({"above": 1.5}, 2 / 4), ({"below": 1.5}, 1 / 4), ({"above": 6.0}, 0)])
 def test_share_counts_diverged_runs_as_not_reaching(limit, share):
     runs = [map_run(value, lr=0.1, depth=2) for value in (1.0, 2.0, 6.0)]
-    runs += [map_run(None, diverged=True, lr=0.1, depth=2), map_run(None, finished=False, lr=0.1, depth=2)]
-    figure, rows = draw_map(runs, ("lr", "depth"), Shown("", at_loss=1e-2, **limit), "")
+    runs += [map_run(None, lr=0.1, depth=2), map_run(None, finished=False, lr=0.1, depth=2)]
+    figure, rows = draw(runs, ("lr", "depth"), at_loss=1e-2, **limit)
     assert values_of(rows, *COUNTS) == [(share, 5, 4, 3)]
-    (kind, value) = next(iter(limit.items()))
+    ((kind, value),) = limit.items()
+    label, caption = texts_of(figure)
     sign = ">" if kind == "above" else "<"
-    label = f"share of runs with |unobserved entry| {sign} {value:g} at loss 1e-2"
-    assert figure.axes[1].get_ylabel().replace("\n", " ") == label
+    assert label == f"share of runs with |unobserved entry| {sign} {value:g} at loss 1e-2"
     assert figure.axes[1].get_ylim() == (0, 1)
-    assert f"1 diverged: counted as not {kind}" in figure.legends[0].get_title().get_text().replace("\n", " ")
-    plt.close(figure)
+    assert f"1 diverged or did not reach the loss: counted as not {kind}" in caption
 
 
-@pytest.mark.parametrize(
-    "values, log",
-    [
-        ([1e-3, 1e-2, 1e-1], True),
-        ([1e-3, 3e-3, 1e-2, 3e-2], True),
-        ([16, 32, 64, 128], True),
-        ([1e-3, 1e-2], True),
-        ([1e-6, 1e-5, 8e-3, 1.7e-2], True),
-        ([1e-3, 2e-3], False),
-        ([1, 2, 3, 4, 5, 6], False),
-        ([50, 100, 150, 200, 250, 300, 350, 400, 450, 511], False),
-        ([0, 1e-3, 1e-2], False),
-        ([5], False),
-    ],
-)
-def test_scale_of_axes(values, log):
-    assert is_log_spaced(values) == log
-    axis = Axis("x", values)
-    assert axis.log == log
-    assert (axis.edges[:-1] < axis.places).all()
-    assert (axis.places < axis.edges[1:]).all()
-    np.testing.assert_allclose(axis.places, values)
+def test_values_on_the_axes():
+    def ticks(name, values):
+        figure, rows = draw([map_run(1.0, **{name: value, "depth": 2}) for value in values], (name, "depth"))
+        assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["2"]
+        return [row[name] for row in rows], [text.get_text() for text in figure.axes[0].get_xticklabels()]
 
-
-def test_axis_of_other_values():
-    axis = Axis("dtype", ["float64", "float32", "float64", None])
-    assert axis.values == ["float32", "float64", None]
-    assert [axis.index(value) for value in ("float32", "float64", None)] == [0, 1, 2]
-    assert Axis("use_adaptive_lr", [True, False]).values == [False, True]
-    figure, axes = plt.subplots()
-    axis.draw(axes, "y")
-    Axis("lr", [1e-3, 1e-2, 1e-1]).draw(axes, "x")
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["float32", "float64", "null"]
-    assert [text.get_text() for text in axes.get_xticklabels()] == ["1e-3", "1e-2", "1e-1"]
-    assert axes.get_xscale() == "log"
-    plt.close(figure)
+    assert ticks("lr", [0.1, 1e-3, 1e-2]) == ([1e-3, 1e-2, 0.1], ["1e-3", "1e-2", "1e-1"])
+    assert ticks("num_samples", [511, 50, 100]) == ([50, 100, 511], ["50", "100", "511"])
+    values = ["float32", "float64", None]
+    assert ticks("dtype", ["float64", "float32", "float64", None]) == (values, ["float32", "float64", "null"])
+    assert ticks("nesterov", [True, False]) == ([False, True], ["false", "true"])
+    # No row is left out of 13.
+    assert len(ticks("num_samples", range(13))[1]) == 13
+    assert len(ticks("num_samples", range(40))[1]) == 14
 
 
 def test_runs_that_differ_in_other_parameters_are_in_other_panels():
@@ -114,62 +102,44 @@ def test_runs_that_differ_in_other_parameters_are_in_other_panels():
         for depth in (2, 3)
         for engine in ("native", "torch")
     ]
-    panels = panels_of(runs, ("lr", "depth"))
-    assert {title: len(members) for title, members in panels.items()} == {"engine native": 4, "engine torch": 4}
-    figure, rows = draw_map(runs, ("lr", "depth"), Shown(""), "")
-    assert [axes.get_title() for axes in figure.axes[:2]] == list(panels)
-    assert len(rows) == 8
-    assert {row["panel"] for row in rows} == set(panels)
+    figure, rows = draw(runs, ("lr", "depth"))
+    assert [axes.get_title() for axes in figure.axes[:2]] == ["engine native", "engine torch"]
+    assert [row["panel"] for row in rows] == ["engine native"] * 4 + ["engine torch"] * 4
+    assert all(row["runs"] == 1 for row in rows)
     runs = [map_run(1.0, lr=1, depth=2, epochs=number) for number in range(13)]
     with pytest.raises(ValueError, match="the runs differ in epochs as well, which takes 13 maps"):
-        panels_of(runs, ("lr", "depth"))
-    plt.close(figure)
+        draw(runs, ("lr", "depth"))
+    # Five panels leave places empty.
+    figure, _ = draw(runs[:5], ("lr", "depth"))
+    assert [axes.get_xlabel() for axes in figure.axes] == ["", "lr", "lr", "lr", "lr", ""]
 
 
 def test_colours_of_several_magnitudes_are_logarithmic():
     for values, log in ([(1e-6, 1.0), True], [(0.5, 1.0), False], [(-1.0, 100.0), False]):
         runs = [map_run(value, lr=lr, depth=2) for value, lr in zip(values, (1, 2), strict=True)]
-        figure, _ = draw_map(runs, ("lr", "depth"), Shown(""), "")
-        assert isinstance(figure.axes[0].collections[0].norm, LogNorm) == log
-        plt.close(figure)
+        figure, _ = draw(runs, ("lr", "depth"))
+        assert isinstance(figure.axes[0].collections[-1].norm, LogNorm) == log
 
 
-def tensor_runs(axis, values, **facts):
-    known = {"order": 3, "dimension": 8, "target_rank": 2, **facts}
-    return [
-        map_run(1.0, **{**known, axis: value, "num_samples": num_samples})
-        for value in values
-        for num_samples in (10, 200)
+@pytest.mark.parametrize("axis, facts, formula", [("target_rank", {}, "r(d₁"), ("dimension", {"order": 4}, "r(Σd")])
+def test_free_parameters_of_tensors(axis, facts, formula):
+    """r (3 d − 2) of order 3, r (4 d − 3) of order 4. The line goes through the middle of the cells that it meets."""
+    facts = {"order": 3, "dimension": 8, "target_rank": 2, **facts}
+    sizes = {2: 44, 5: 110} if axis == "target_rank" else {4: 26, 8: 58}
+    runs = [
+        map_run(1.0, **{**facts, axis: value, "num_samples": num_samples})
+        for value in (1, *sizes, 9)
+        for num_samples in (10, *sizes.values(), 500)
     ]
-
-
-@pytest.mark.parametrize(
-    "axis, values, facts, expected",
-    [
-        ("target_rank", [1, 2, 3], {}, {1: 22, 3: 66}),
-        ("dimension", [4, 6, 8], {}, {4: 20, 8: 44}),
-        ("target_rank", [1, 2, 3], {"order": 4}, {1: 29, 3: 87}),
-    ],
-)
-def test_free_parameters_of_tensors(axis, values, facts, expected):
-    """r (3 d − 2) of order 3, r (4 d − 3) of order 4."""
-    runs = tensor_runs(axis, values, **facts)
     for names in ((axis, "num_samples"), ("num_samples", axis)):
-        figure, _ = draw_map(runs, names, Shown(""), "")
+        figure, _ = draw(runs, names)
         (line,) = figure.axes[0].lines
         x, y = line.get_data() if names[0] == axis else line.get_data()[::-1]
-        for value, number in expected.items():
-            assert np.interp(value, x, y) == pytest.approx(number)
-        (text,) = figure.legends[0].get_texts()
-        assert text.get_text().startswith("free parameters, r(")
-        plt.close(figure)
-
-
-def test_free_parameters_are_not_drawn_of_different_shapes():
-    runs = tensor_runs("target_rank", [1, 2], dimension=4) + tensor_runs("target_rank", [3], dimension=5)
-    figure, _ = draw_map(runs, ("target_rank", "num_samples"), Shown(""), "")
+        np.testing.assert_allclose(np.interp([1.5, 2.5], x, y), [1.5, 2.5], atol=0.02)
+        assert f"red: free parameters, {formula}" in texts_of(figure)[1]
+    different = [map_run(1.0, num_samples=5, target_rank=rank, dimension=rank, order=3) for rank in (1, 2)]
+    figure, _ = draw(different, ("target_rank", "num_samples"))
     assert len(figure.axes[0].lines) == 0
-    plt.close(figure)
 
 
 @pytest.mark.parametrize(
@@ -185,15 +155,15 @@ def test_free_parameters_are_not_drawn_of_different_shapes():
 )
 def test_edge_of_stability(dataset, others, drawn):
     others = {"dataset_path": str(MATRIX.with_name(f"completion_{dataset}.pt")), **others}
-    runs = [map_run(1.0, lr=lr, depth=depth, **others) for lr in (1e-2, 0.2) for depth in (2, 3, 4)]
+    rates = [0.01, 0.0158, 0.0309, 0.1, 0.2]
+    runs = [map_run(1.0, lr=lr, depth=depth, **others) for lr in rates for depth in (2, 3, 4)]
     for names in (("lr", "depth"), ("depth", "lr")):
-        figure, _ = draw_map(runs, names, Shown(""), "")
+        figure, _ = draw(runs, names)
         lines = [line.get_data() if names[0] == "lr" else line.get_data()[::-1] for line in figure.axes[0].lines]
         assert len(lines) == drawn
-        for rates, depths in lines:
-            np.testing.assert_allclose(rates, [0.1, 0.1, 0.0309, 0.0309, 0.0158, 0.0158], rtol=3e-3)
-            np.testing.assert_allclose(depths, [1.5, 2.5, 2.5, 3.5, 3.5, 4.5])
-        plt.close(figure)
+        for at_rates, depths in lines:
+            np.testing.assert_allclose(at_rates, [3.5, 3.5, 2.5, 2.5, 1.5, 1.5], atol=0.01)
+            np.testing.assert_allclose(depths, [0, 1, 1, 2, 2, 3])
 
 
 MATRIX_RUN = {"lr": 1e-3, "init_alpha": 0.1, "depth": 3, "unobserved_entry": [0, 0], "num_samples": 3}
@@ -201,7 +171,7 @@ HISTORY = {"sse_loss_div_2": ([9, 19, 29], [1.0, 1e-2, 1e-4]), "e2e_0_0_value": 
 
 
 def read_matrices(directory, metric="", at_loss=None, entry=None):
-    measure = measure_matrix(metric, entry, at_loss)
+    measure = partial(measure_matrix, metric=metric, entry=entry, at_loss=at_loss)
     return read_map_runs(str(directory), require_matrix_run, measure, ("lr", "depth"))
 
 
@@ -222,7 +192,7 @@ def test_metric_of_a_matrix(metric, at_loss, value, tmp_path):
     make_run(tmp_path / "a", HISTORY, **MATRIX_RUN, dataset_path=str(MATRIX))
     ((run,), skipped) = read_matrices(tmp_path, metric, at_loss)
     assert run.value == (None if value is None else pytest.approx(value, rel=1e-4))
-    assert (run.finished, run.diverged, skipped) == (True, False, [])
+    assert (run.finished, skipped) == (True, [])
 
 
 def test_final_metrics_need_no_checkpoint(tmp_path):
@@ -238,7 +208,7 @@ def test_final_metrics_need_no_checkpoint(tmp_path):
 
 def test_unknown_metrics_entries_and_bounds(tmp_path):
     make_run(tmp_path / "a", HISTORY, **MATRIX_RUN)
-    with pytest.raises(NotRecorded, match="this metric was not recorded; give one of sse_loss_div_2, e2e_0_0_value"):
+    with pytest.raises(NotRecorded, match="nope was not recorded; give one of sse_loss_div_2, e2e_0_0_value"):
         read_matrices(tmp_path, "nope")
     with pytest.raises(NotRecorded, match="give such an entry, or a run with -tracked_e2e_value_of 1 1"):
         read_matrices(tmp_path, entry=(1, 1))
@@ -248,7 +218,7 @@ def test_unknown_metrics_entries_and_bounds(tmp_path):
     with pytest.raises(
         ValueError, match="nope is not recorded of all runs; the parameters in which they differ are: none"
     ):
-        require_parameters(runs, ("lr", "nope"))
+        draw(runs, ("lr", "nope"))
 
 
 def test_unfinished_and_diverged_runs_have_no_value(tmp_path):
@@ -259,8 +229,8 @@ def test_unfinished_and_diverged_runs_have_no_value(tmp_path):
         (tmp_path / str(number) / "run_params.json").write_text(json.dumps(content))
     (tmp_path / "foreign").mkdir()
     runs, skipped = read_matrices(tmp_path)
-    found = {(run.values["random_seed"], run.finished, run.diverged, run.value) for run in runs}
-    assert found == {(1, True, False, 9), (2, False, False, None), (3, True, True, None)}
+    found = {(run.values["random_seed"], run.finished, run.value) for run in runs}
+    assert found == {(1, True, 9), (2, False, None), (3, True, None)}
     assert skipped == ["foreign: no matrix factorization experiment"]
 
 
@@ -282,24 +252,27 @@ def tensors(tmp_path):
 def test_facts_of_tensors(tensors):
     names = ("target_rank", "num_samples")
     runs, skipped = read_map_runs(
-        str(tensors / "runs"), require_tensor_run, measure_tensor("reconstruction_error"), names
+        str(tensors / "runs"), require_tensor_run, partial(measure_tensor, metric="reconstruction_error"), names
     )
     found = {(run.values["target_rank"], run.values["dimension"], run.values["order"], run.value) for run in runs}
     assert found == {
         (rank, "2x3x4" if rank == 5 else 3, 3, 10.0 ** -(rank + seed)) for rank in (1, 2, 5) for seed in (0, 1)
     }
     assert skipped == []
-    assert len(panels_of(runs, names)) == 1
+    assert len({row["panel"] for row in draw(runs, names)[1]}) == 1
     # Without these facts, the datasets tell runs apart.
     runs, _ = read_map_runs(
-        str(tensors / "runs"), require_tensor_run, measure_tensor("model_tensor_rank"), ("init_std", "lr")
+        str(tensors / "runs"),
+        require_tensor_run,
+        partial(measure_tensor, metric="model_tensor_rank"),
+        ("init_std", "lr"),
     )
     assert all("dataset_path" in run.compared for run in runs)
     assert {run.value for run in runs} == {1}
 
 
 def test_tensors_whose_dataset_is_missing_are_skipped(tensors):
-    names, measure = ("target_rank", "num_samples"), measure_tensor("reconstruction_error")
+    names, measure = ("target_rank", "num_samples"), partial(measure_tensor, metric="reconstruction_error")
     (tensors / "rank_2.pt").rename(tensors / "moved.pt")
     runs, skipped = read_map_runs(str(tensors / "runs"), require_tensor_run, measure, names)
     assert {run.values["target_rank"] for run in runs} == {1, 5}
@@ -312,7 +285,9 @@ def test_metric_of_a_tensor_from_its_checkpoint(tmp_path):
     (tmp_path / "a" / METRICS).write_text('{"model_reconstruction_error": 0.5}')
 
     def values(metric):
-        runs, _ = read_map_runs(str(tmp_path), require_tensor_run, measure_tensor(metric), ("num_samples", "init_std"))
+        runs, _ = read_map_runs(
+            str(tmp_path), require_tensor_run, partial(measure_tensor, metric=metric), ("num_samples", "init_std")
+        )
         return [run.value for run in runs]
 
     assert (values("component_norm_0"), values("reconstruction_error")) == ([3], [0.5])

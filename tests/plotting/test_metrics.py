@@ -3,10 +3,11 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from common.plotting import metrics
-from common.plotting.metrics import _figure, metric_lines
+from common.plotting.metrics import draw_metrics, metric_lines
 from common.training.history import Series
 from tests.conftest import ROOT
 
@@ -15,16 +16,29 @@ def make_series(values):
     return Series(np.arange(len(values)) * 50, np.asarray(values, dtype=np.float32))
 
 
-def draw_metrics(*arguments, **given):
-    """Draws plots and gives them their final names."""
-    seconds, files = metrics.draw_metrics(*arguments, **given)
-    assert seconds > 0
-    for file in files:
-        os.replace(*file)
-
-
 def draw_figures(train, validation, figures, directory):
     draw_metrics(metric_lines({"train": train, "validation": validation}, figures), directory)
+
+
+@pytest.fixture
+def drawn(tmp_path, monkeypatch):
+    """Returns a function that draws validation metrics, and returns lines, texts of the legend, y scale and y ticks of
+    the last figure.
+    """
+    found = []
+
+    def savefig(figure, *_, save=Figure.savefig, **style):
+        (axes,) = figure.axes
+        texts = [text.get_text() for text in axes.get_legend().get_texts()]
+        found.append((list(axes.lines), texts, axes.get_yscale(), axes.get_yticks()))
+        save(figure, *_, **style)
+
+    def draw(metrics, figures=None, stalled=None):
+        draw_metrics(metric_lines({"validation": metrics}, figures or {}), tmp_path, stalled)
+        return found[-1]
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return draw
 
 
 def test_figures_do_not_share_lines(tmp_path):
@@ -53,11 +67,10 @@ def test_non_finite_values_are_ignored(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["m.png"]
 
 
-def test_legend_of_many_lines(tmp_path):
-    draw_figures({}, {f"v{k}": make_series([float(k), k + 1.0]) for k in range(50)}, {"all": r"v\d+"}, tmp_path)
-    (axes,) = _figure().axes
-    assert len(axes.lines) == 50
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["validation_v0", "validation_v49"]
+def test_legend_of_many_lines(drawn):
+    lines, texts, *_ = drawn({f"v{k}": make_series([float(k), k + 1.0]) for k in range(50)}, {"all": r"v\d+"})
+    assert len(lines) == 50
+    assert texts == ["validation_v0", "validation_v49"]
 
 
 def test_figure_does_not_depend_on_previous_figures(tmp_path):
@@ -82,33 +95,36 @@ def test_figure_does_not_depend_on_previous_figures(tmp_path):
         assert alone == draw_all(nothing, each)
 
 
-def test_losses_are_on_logarithmic_axes_if_positive(tmp_path):
-    values = {
-        "sse_loss_div_2": [1.0, 1e-4],
-        "mse_loss": [1.0, 0.0],
-        "norm": [1.0, 1e-4],
-        "reconstruction_error": [1, 0.1],
-    }
-    expected = {"sse_loss_div_2": "log", "mse_loss": "linear", "norm": "linear", "reconstruction_error": "log"}
-    for name, of_metric in values.items():
-        draw_figures({}, {name: make_series(of_metric)}, {}, tmp_path)
-        assert _figure().axes[0].get_yscale() == expected[name]
+def test_losses_are_on_logarithmic_axes_if_positive(drawn):
+    expected = [("sse_loss_div_2", 1e-4, "log"), ("mse_loss", 0.0, "linear"), ("norm", 1e-4, "linear")]
+    for name, last, scale in [*expected, ("reconstruction_error", 0.1, "log")]:
+        assert drawn({name: make_series([1.0, last])})[2] == scale
     for ranks in ([1.0, 1.0, 2.0], [2.0, 2.0]):
-        draw_figures({}, {"e2e_rank": make_series(ranks)}, {}, tmp_path)
-        assert all(tick == round(tick) for tick in _figure().axes[0].get_yticks())
+        assert all(tick == round(tick) for tick in drawn({"e2e_rank": make_series(ranks)})[3])
 
 
-def test_stall_is_marked(tmp_path):
-    lines = metric_lines({"train": {"mse_loss": make_series([1.0, 0.5, 0.5])}}, {})
-    draw_metrics(lines, tmp_path, stalled=50)
-    (axes,) = _figure().axes
-    assert list(axes.lines[-1].get_xdata()) == [50, 50]
-    assert axes.lines[-1].get_linestyle() == "--"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["train_mse_loss", "stalled"]
-    draw_metrics(lines, tmp_path)
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["train_mse_loss"]
+def test_stall_is_marked(drawn):
+    series = {"mse_loss": make_series([1.0, 0.5, 0.5])}
+    lines, texts, *_ = drawn(series, stalled=50)
+    assert list(lines[-1].get_xdata()) == [50, 50]
+    assert texts == ["validation_mse_loss", "stalled"]
+    assert drawn(series)[1] == ["validation_mse_loss"]
 
 
-def test_import_does_not_load_torch_or_matplotlib():
-    code = "import sys, common.plotting.metrics; assert not {'torch', 'matplotlib'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+def test_user_settings_have_no_effect(tmp_path):
+    """The worker process that draws must not fail, or draw something else, because of them."""
+    code = """if True:
+        import sys, numpy as np
+        from pathlib import Path
+        from common.plotting.metrics import draw_metrics
+        assert not {"torch", "matplotlib"} & set(sys.modules)
+        draw_metrics({"a": {"train_a": (np.arange(3), np.arange(3.0))}}, Path(sys.argv[1]))
+        assert "matplotlib.pyplot" not in sys.modules
+    """
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfigure.facecolor: red\naxes.grid: True\n")
+    pictures = []
+    for changed in ({}, {"MPLBACKEND": "nonsense", "MATPLOTLIBRC": str(tmp_path)}):
+        command, environment = [sys.executable, "-c", code, str(tmp_path)], {**os.environ, **changed}
+        subprocess.run(command, check=True, cwd=ROOT, env=environment)
+        pictures.append((tmp_path / "a.png").read_bytes())
+    assert pictures[0] == pictures[1]

@@ -3,7 +3,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from matplotlib import pyplot as plt
 
 from common.plotting.tensor_completion import (
     common_target_rank,
@@ -41,7 +40,12 @@ def test_read_results_of_this_and_original_code(tmp_path):
     make_run_folder(tmp_path, "c_tensor_samples_70_2020_01_01-10_10_10", target=None)
     results, skipped = read_results(str(tmp_path))
     assert skipped == []
-    assert [(r.num_samples, r.init_std) for r in results] == [(50, 1e-3), (50, 1e-2), (60, 2.5e-3), (70, None)]
+    assert [(run.values["num_samples"], run.values.get("init_std")) for run, _ in results] == [
+        (50, 1e-3),
+        (50, 1e-2),
+        (60, 2.5e-3),
+        (70, None),
+    ]
     assert common_target_rank(results) == 1
     methods = list(dict.fromkeys(row["method"] for row in summarize(results)))
     assert methods == ["linear", "tf, factor init 1e-2", "tf, factor init 2.5e-3", "tf, factor init 1e-3", "model"]
@@ -61,7 +65,7 @@ def test_unusable_folders_are_skipped_with_reason(tmp_path):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "a_file.txt").write_text("x")
     results, skipped = read_results(str(tmp_path))
-    assert [result.run.path.name for result in results] == ["good", "rank_not_found"]
+    assert [run.path.name for run, _ in results] == ["good", "rank_not_found"]
     expected = {
         "rank_not_found": "rank of the model was not found",
         "nan": "not a number",
@@ -83,11 +87,6 @@ def test_different_targets_raise(tmp_path):
     make_run_folder(tmp_path, "a", parameters)
     make_run_folder(tmp_path, "b", parameters, target=TARGET + 1)
     with pytest.raises(ValueError, match="a and b have different targets"):
-        read_results(str(tmp_path))
-
-
-def test_empty_folder_raises(tmp_path):
-    with pytest.raises(ValueError, match="holds no experiment that can be drawn"):
         read_results(str(tmp_path))
 
 
@@ -146,7 +145,6 @@ def test_figure_matches_paper(tmp_path):
     assert truth.get_color() == "red"
     assert set(truth.get_ydata()) == {1}
     assert figure.get_suptitle() == "title"
-    plt.close(figure)
 
 
 def test_error_bars_of_methods_do_not_overlap(tmp_path):
@@ -158,7 +156,6 @@ def test_error_bars_of_methods_do_not_overlap(tmp_path):
         assert all(abs(x - linear).max() < 2 for x in others)
         assert all(tick == round(tick) for tick in axes.get_xticks())
     assert all(tick == round(tick) for tick in figure.axes[1].get_yticks())
-    plt.close(figure)
 
 
 def test_linear_counts_once_for_each_dataset(tmp_path):
@@ -175,14 +172,13 @@ def test_long_legend_is_inside_figure(tmp_path):
         parameters = {"num_samples": 50 + 50 * (k % 2), "init_std": 1e-3, "lr": 0.01 + k, "epochs": 1000 + k}
         make_run_folder(tmp_path, str(k), parameters)
     figure = draw_tensor_completion(summarize(read_results(str(tmp_path))[0]), 1, "")
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     box, axes = figure.axes[1].get_legend().get_window_extent(), figure.axes[1]
     assert figure.bbox.x1 >= box.x1
     assert figure.bbox.y0 <= box.y0
     assert box.y1 <= axes.xaxis.get_tightbbox().y0
     names = [text.get_text() for text in axes.get_legend().get_texts()]
     assert names[1] == "tf, factor init 1e-3,\nepochs 1000, lr 0.01"
-    plt.close(figure)
 
 
 def test_figure_without_ranks_has_one_panel(tmp_path):
@@ -191,7 +187,6 @@ def test_figure_without_ranks_has_one_panel(tmp_path):
     (axes,) = figure.axes
     assert axes.get_ylabel() == "reconstruction error"
     assert axes.get_legend() is not None
-    plt.close(figure)
 
 
 def test_default_title_describes_the_target(tmp_path):

@@ -26,14 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib import pyplot as plt
 
 from common.cli import Parser, UserError, flag_errors, run_script
 from common.datasets.flags import load_samples
 from common.files import sha256_of_file
 from common.flags import integer
 from common.plotting.against_loss import draw_against_loss
-from common.plotting.curves import read_lines
+from common.plotting.histories import load_curve
+from common.plotting.runs import read_groups, require_matrix_run
 from common.plotting.tensor_completion import common_target_rank, read_results, summarize, table
 from common.sweeps.experiment import _load_checkpoint
 from common.sweeps.sweep import run_sweep
@@ -314,9 +314,8 @@ def make_targets(directory: Path) -> list[FuzzTarget]:
 
         def draw(runs=runs) -> None:
             with flag_errors("experiments_dir", runs):
-                lines, _ = read_lines(str(runs))
-                figure, _ = draw_against_loss(lines, "", 1e-4)
-            plt.close(figure)
+                groups, _ = read_groups(str(runs), require_matrix_run, load_curve)
+                draw_against_loss(groups, "", 1e-4)
 
         def summary(runs=runs) -> None:
             with flag_errors("experiments_dir", runs):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from common.cli import UserError
-from common.plotting.curves import read_lines
+from common.plotting.histories import load_curve
+from common.plotting.runs import read_groups, require_matrix_run
 from common.problems.matrix_factorization import MatrixFactorization
 from common.sweeps.sweep import run_sweep
 from tests.conftest import folders_in, make_experiment, parse_parameters, train
@@ -142,8 +143,8 @@ def test_origin_of_continued_runs(tmp_path):
         (folder,) = folders_in(tmp_path / name)
         recorded = json.loads((folder / "run_params.json").read_text())["provenance"]["identity"].get("origin")
         origins[name] = recorded and (recorded["init_alpha"], recorded["use_balanced_init"], recorded["random_seed"])
-        ((line,), _) = read_lines(str(tmp_path / name))
-        names[name] = line.name
+        ((group,), _) = read_groups(str(tmp_path / name), require_matrix_run, load_curve)
+        names[name] = group.name
     assert origins == {"first": None, "second": (1e-3, True, 3), "third": (1e-3, True, 3), "unknown": (None,) * 3}
     assert names["first"] == names["second"] == names["third"] == "lr 3e-3 init 1e-3 (b)"
     assert names["unknown"] == f"lr 3e-3 init unknown, from {path.name}"
