@@ -1,7 +1,7 @@
 """Deep matrix factorization, fitted to linear observations of a matrix."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
@@ -20,7 +20,7 @@ from common.models.deep_matrix_factorization import (
     initial_factors,
     step_multiplications,
 )
-from common.problems.problem import Results, optimizer_of
+from common.problems.problem import Results, as_metrics, optimizer_of
 from common.recorded_runs import MATRIX_METRICS
 from common.training.history import Metrics, TrainingState
 from common.training.native_metrics import metrics_2x2
@@ -67,13 +67,16 @@ class MatrixFactorization:
             (entry,) = set(range(rows * cols)) - set(self.dataset.observed_entries.tolist())
             self.recorded["unobserved_entry"] = list(divmod(entry, cols))
             self._tracked = list(dict.fromkeys([*self._tracked, divmod(entry, cols)]))
-        # What is measured besides norms and ranks, as metrics_2x2 expects it.
+        # What is measured of the product besides norms and ranks, by the names in metrics_2x2.
         self._others = [f"e2e_{row}_{col}_value" for row, col in self._tracked]
         self._others += ["singular_value_0"] * parameters["track_singular_values"]
         self._others += ["reconstruction_error"] * bool(self._target.any())
         self._others += ["schatten_half_quasi_norm"] * parameters["track_schatten_norm"]
-        is_2x2 = self.output_shape == (2, 2)
-        self._metrics_2x2 = metrics_2x2(np.dtype(parameters["dtype"]), tuple(self._others)) if is_2x2 else None
+        self._metrics_2x2 = None
+        if self.output_shape == (2, 2):
+            others = *self._others, *["singular_value_1"] * parameters["track_singular_values"]
+            self._metrics_2x2 = metrics_2x2(np.dtype(parameters["dtype"]), others)
+            self._names_2x2 = ("mse_loss", "sse_loss_div_2"), (*_NORMS_AND_RANKS, *others)
         # With other sensing matrices than single entries, a batch shares them.
         sensing = () if self.observes_entries else (parameters["dataset_path"],)
         depth, width = parameters["depth"], parameters["hidden_dim"]
@@ -135,32 +138,28 @@ class MatrixFactorization:
         losses: np.ndarray,
         outputs: np.ndarray,
         factors: Sequence[Sequence[Tensor]] = (),
-    ) -> tuple[Metrics, Metrics]:
-        first, values = problems[0], problems[0].parameters
+    ) -> Metrics:
+        first = problems[0]
         targets = np.concatenate([problem._target for problem in problems]).reshape(-1, *first.output_shape)
         if first._metrics_2x2:
-            mse, loss, *others = first._metrics_2x2(losses, outputs, values["num_samples"], targets)
-            train = {"mse_loss": mse, "sse_loss_div_2": loss}
-            validation = dict(zip((*_NORMS_AND_RANKS, *first._others), others, strict=True))
-            if values["track_singular_values"]:
-                validation["singular_value_1"] = validation["distance_from_rank_1"]
+            num_samples = first.parameters["num_samples"]
+            names, values = first._names_2x2, first._metrics_2x2(losses, outputs, num_samples, targets)
         else:
-            train, validation = first._measure_with_torch(losses, outputs, targets)
-        if first.measures_at_once:
-            of_factors = {}
-            with one_thread():
-                if values["track_balancedness"]:
-                    doubles = [[factor.double() for factor in own] for own in factors]
-                    of_factors["balancedness"] = torch.stack([matrix_metrics.balancedness(own) for own in doubles])
-                if values["track_sharpness"]:
-                    each = [sharpness(problem._loss, own) for problem, own in zip(problems, factors, strict=True)]
-                    of_factors["sharpness"] = torch.stack(each)
-            validation |= _as_arrays(of_factors, losses)
-        return train, validation
+            names, values = first._measure_with_torch(losses, outputs, targets)
+        if not first.measures_at_once:
+            return names, values
+        of_factors = {}
+        with one_thread():
+            if first.parameters["track_balancedness"]:
+                doubles = [[factor.double() for factor in own] for own in factors]
+                of_factors["balancedness"] = torch.stack([matrix_metrics.balancedness(own) for own in doubles])
+            if first.parameters["track_sharpness"]:
+                each = [sharpness(problem._loss, own) for problem, own in zip(problems, factors, strict=True)]
+                of_factors["sharpness"] = torch.stack(each)
+        (_, more_names), more_values = as_metrics({}, of_factors, losses)
+        return (names[0], names[1] + more_names), np.concatenate([values, more_values])
 
-    def _measure_with_torch(
-        self, losses: np.ndarray, outputs: np.ndarray, targets: np.ndarray
-    ) -> tuple[Metrics, Metrics]:
+    def _measure_with_torch(self, losses: np.ndarray, outputs: np.ndarray, targets: np.ndarray) -> Metrics:
         """Returns the metrics of losses (B, K), products (B, K, rows, cols) and targets (B, rows, cols)."""
         loss, products = torch.from_numpy(losses).flatten(), torch.from_numpy(outputs).flatten(0, 1)
         # Each entry is contiguous in memory, so that operations on entries use long vectors.
@@ -183,7 +182,7 @@ class MatrixFactorization:
             validation["reconstruction_error"] = matrix_metrics.reconstruction_error(products.double(), each_target)
         if "schatten_half_quasi_norm" in self._others:
             validation["schatten_half_quasi_norm"] = matrix_metrics.schatten_quasi_norm(singular_values, 0.5)
-        return _as_arrays(train, losses), _as_arrays(validation, losses)
+        return as_metrics(train, validation, losses)
 
     def _loss(self, factors: Sequence[Tensor]) -> Tensor:
         """Returns the loss of float64 factors, for automatic differentiation."""
@@ -200,9 +199,3 @@ class MatrixFactorization:
             return Results()
         numbers = {**state.history.last_values(), "fit_epochs": state.epoch + 1}
         return Results({"final_e2e_matrix.pt": output}, MATRIX_METRICS, numbers)
-
-
-def _as_arrays(metrics: Mapping[str, Tensor], losses: np.ndarray) -> Metrics:
-    """Returns metrics as arrays with the dtype and shape of `losses`."""
-    dtype = torch.from_numpy(losses).dtype
-    return {name: values.to(dtype, copy=True).numpy().reshape(losses.shape) for name, values in metrics.items()}

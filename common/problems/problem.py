@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from common.flags import OPTIMIZERS
@@ -29,6 +30,13 @@ class Results:
 def optimizer_of(parameters: Mapping[str, Any]) -> type[Optimizer]:
     """Returns the class that -optimizer names."""
     return getattr(optimizers, OPTIMIZERS[parameters["optimizer"]])
+
+
+def as_metrics(train: Mapping[str, Tensor], validation: Mapping[str, Tensor], losses: np.ndarray) -> Metrics:
+    """Returns train and validation metrics with the dtype and shape (B, K) of `losses`, from B · K values of each."""
+    values, dtype = (*train.values(), *validation.values()), torch.from_numpy(losses).dtype
+    stacked = torch.stack([each.flatten().to(dtype) for each in values]).numpy()
+    return (tuple(train), tuple(validation)), stacked.reshape(-1, *losses.shape)
 
 
 class Problem(Protocol):
@@ -69,10 +77,10 @@ class Problem(Protocol):
         losses: np.ndarray,
         outputs: np.ndarray,
         factors: Sequence[Sequence[Tensor]] = (),
-    ) -> tuple[Metrics, Metrics]:
-        """Returns train and validation metrics (B, K) of B problems with equal keys, from losses (B, K) and end-to-end
-        matrices or tensors (B, K, rows, cols). If they measure at once, then K = 1, and `factors` are those of each
-        experiment, on the CPU.
+    ) -> Metrics:
+        """Returns metrics (metrics, B, K) of B problems with equal keys, from losses (B, K) and end-to-end matrices or
+        tensors (B, K, rows, cols). If they measure at once, then K = 1, and `factors` are those of each experiment, on
+        the CPU.
         """
 
     def results(self, state: TrainingState, output: Tensor) -> Results:

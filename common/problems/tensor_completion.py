@@ -25,7 +25,7 @@ from common.models.cp_factorization import (
     initial_factors,
     steps_on_observed_entries,
 )
-from common.problems.problem import Results, optimizer_of
+from common.problems.problem import Results, as_metrics, optimizer_of
 from common.recorded_runs import TENSOR_METRICS
 from common.training.history import INTERRUPTED, Metrics, TrainingState
 from common.training.objectives import EntryObjective, entry_objective
@@ -98,7 +98,7 @@ class TensorFactorization:
         losses: np.ndarray,
         outputs: np.ndarray,
         factors: Sequence[Sequence[Tensor]] = (),
-    ) -> tuple[Metrics, Metrics]:
+    ) -> Metrics:
         values, (size, count) = problems[0].parameters, losses.shape
         targets = [problem.dataset.target_tensor.double() for problem in problems]
         flat_targets = torch.stack(targets).view(size, 1, -1).expand(-1, count, -1).flatten(0, 1)
@@ -116,9 +116,7 @@ class TensorFactorization:
         if num_norms := values["track_component_norms"]:
             norms = torch.stack([component_norms([factor.double() for factor in own]) for own in factors])
             validation |= {f"component_norm_{index}": norms[:, index] for index in range(num_norms)}
-        dtype = getattr(torch, values["dtype"])
-        metrics = {name: each.to(dtype).view(size, count).numpy() for name, each in validation.items()}
-        return {"mse_loss": losses.copy()}, metrics
+        return as_metrics({"mse_loss": torch.from_numpy(losses)}, validation, losses)
 
     def _loss(self, factors: Sequence[Tensor]) -> Tensor:
         """Returns the loss of float64 factors, for automatic differentiation."""

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Metrics = Mapping[str, np.ndarray]
-Names = tuple[tuple[str, ...], tuple[str, ...]]  # of train and validation metrics
+# Names of train and validation metrics, and the values of all in this order: (metrics, …).
+Metrics = tuple[tuple[tuple[str, ...], tuple[str, ...]], np.ndarray]
 
 # Why an experiment ended, as in the `status` of run_params.json.
 FINAL_REASONS = DIVERGED, ZERO_LOSS, STALLED, EPOCHS = "diverged", "zero_loss", "stalled", "epochs"
@@ -30,9 +30,9 @@ class History:
 
     def __init__(self, train: Mapping[str, Series] | None = None, validation: Mapping[str, Series] | None = None):
         self._train, self._validation = dict(train or {}), dict(validation or {})
-        # Arguments of `extend` since a metric was read, and the names.
+        # Epochs and values that were appended since a metric was read, and their names.
         self._new: list[tuple[np.ndarray, np.ndarray]] = []
-        self._names: Names = ((), ())
+        self._names: tuple = ((), ())
 
     @property
     def train(self) -> dict[str, Series]:
@@ -44,8 +44,9 @@ class History:
         self._join()
         return dict(self._validation)
 
-    def extend(self, epochs: np.ndarray, names: Names, values: np.ndarray) -> None:
-        """Appends values (M, n) at `epochs` (n,) of M metrics, whose `names` are in this order."""
+    def extend(self, epochs: np.ndarray, metrics: Metrics) -> None:
+        """Appends values (metrics, n) at `epochs` (n,)."""
+        names, values = metrics
         if names != self._names or len(self._new) == _MOST_PARTS:
             self._join()
         self._names = names

@@ -11,7 +11,7 @@ from common.training.compilation import NativeUnavailable, compiled_kernel
 
 # The numbers of further metrics in the C code.
 _NUMBERS = {f"e2e_{row}_{col}_value": 2 * row + col for row in (0, 1) for col in (0, 1)}
-_NUMBERS |= {"singular_value_0": 4, "reconstruction_error": 5, "schatten_half_quasi_norm": 6}
+_NUMBERS |= {"singular_value_0": 4, "singular_value_1": 5, "reconstruction_error": 6, "schatten_half_quasi_norm": 7}
 
 
 @cache
@@ -20,7 +20,7 @@ def metrics_2x2(dtype: np.dtype, others: tuple[str, ...]) -> Callable[..., np.nd
     None if there is no C compiler. Losses and matrices have this `dtype`, targets float64. The function returns metrics
     (7 + len(others), B, K): the mean squared error of the observations, the loss, Frobenius norm, nuclear norm,
     effective rank, distance from rank 1, and rank; then those named in `others`: entries (e2e_0_0_value, …),
-    singular_value_0, schatten_half_quasi_norm, or reconstruction_error, which is relative to the norm of the target.
+    singular_value_0 and 1, schatten_half_quasi_norm, or reconstruction_error, which is relative to the target's norm.
 
     They are computed in float64 and rounded. In float32 they are equal to those of common/metrics/matrix.py or differ
     by one unit in the last place; in float64 they differ by at most 5, unless they are denormal or the nuclear norm

@@ -17,8 +17,8 @@ from common.models.factorization import BatchedFactorization, batch_views
 from common.training.objectives import Objective
 from common.training.optimizers import Optimizer
 
-# Seconds that one call may take before a signal is handled.
-_MAX_SECONDS = 0.3
+# Seconds that one call may take before a signal is handled, and those beyond the next validation.
+_MAX_SECONDS, _MAX_SECONDS_OF_CHUNK = 0.3, 0.03
 
 
 class Observations(NamedTuple):
@@ -44,11 +44,14 @@ class TorchEngine:
     seconds_per_step: float | None = None
 
     name = "torch"
-    max_steps_per_chunk = 0
 
     @property
     def max_steps_per_call(self) -> int:
         return 10 if self.seconds_per_step is None else max(1, min(1000, int(_MAX_SECONDS / self.seconds_per_step)))
+
+    @property
+    def max_steps_per_chunk(self) -> int:
+        return 0 if self.seconds_per_step is None else int(_MAX_SECONDS_OF_CHUNK / self.seconds_per_step)
 
     @torch.inference_mode()
     def advance(self, intervals: Sequence[int]) -> Observations:

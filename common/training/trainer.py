@@ -35,8 +35,8 @@ class Trainer:
     states : the experiments' states, in the order of the engine's batch.
     validate_every : epochs between validations.
     max_zero_loss_validations : an experiment ends at more validations in a row with zero loss than this.
-    measure : returns train and validation metrics (B, K) by name, from the states of B experiments, losses (B, K),
-        end-to-end matrices or tensors (B, K, rows, cols), and the factors of each experiment on the CPU.
+    measure : returns metrics (metrics, B, K) from the states of B experiments, losses (B, K), end-to-end matrices or
+        tensors (B, K, rows, cols), and the factors of each experiment on the CPU.
     measures_at_once : whether `measure` needs the factors, or may take long. Then K = 1; else it gets no factors.
 
     Attributes
@@ -51,7 +51,7 @@ class Trainer:
         states: Sequence[TrainingState],
         validate_every: int,
         max_zero_loss_validations: int,
-        measure: Callable[..., tuple[Metrics, Metrics]],
+        measure: Callable[..., Metrics],
         measures_at_once: bool = False,
     ):
         self.engine, self.running, self.epoch = engine, list(states), states[0].epoch
@@ -176,14 +176,12 @@ class Trainer:
                 if self._measures_at_once:
                     models = map(self.engine.model.experiment_state, indices[block])
                     factors = [list(model.values()) for model in models]
-                train, validation = self._measure(states[block], losses[block], outputs[block], factors)
-                names = tuple(train), tuple(validation)
-                values = np.stack([*train.values(), *validation.values()])  # (metrics, experiments, K)
+                names, values = self._measure(states[block], losses[block], outputs[block], factors)
                 for row, (state, count) in enumerate(zip(states[block], counts[block].tolist(), strict=True)):
                     first = 0
                     if not state.keeps_history:
                         state.history, first = History(), count - 1
-                    state.history.extend(epochs[begin + row, first:count], names, values[:, row, first:count])
+                    state.history.extend(epochs[begin + row, first:count], (names, values[:, row, first:count]))
 
         # PyTorch starts threads of its own for larger matrices or tensors.
         if outputs[0, 0].size <= 4 and not self._measures_at_once:

@@ -119,9 +119,9 @@ INLINE void measure(int64_t number, int64_t stride, const real *losses, const re
         doubles values;
         if (others[k] < 4) {
             values = entries[others[k]];
-        } else if (others[k] == 4) {
-            values = first * scale;
-        } else if (others[k] == 5) {
+        } else if (others[k] < 6) {
+            values = (others[k] == 4 ? first : second) * scale;
+        } else if (others[k] == 6) {
             doubles differences[4], squares = {0}, total = {0};
             for (int e = 0; e < 4; e++) differences[e] = entries[e] - target[e];
             const doubles power = scale_of(differences), inverse_power = 1 / power;
@@ -140,8 +140,8 @@ INLINE void measure(int64_t number, int64_t stride, const real *losses, const re
 
 /* Computes metrics (7 + num_others, batch_size, count) from losses (batch_size, count) and matrices (batch_size, count,
    2, 2): the mean squared error, the loss, Frobenius norm, nuclear norm, effective rank, second singular value and rank.
-   `others` selects what follows: an entry of the matrix (0 to 3), the first singular value (4), the distance from the
-   experiment's target in `targets` (batch_size, 2, 2) in units of its norm (5), or the Schatten-1/2 quasi-norm (6). `eps`
+   `others` selects what follows: an entry of the matrix (0 to 3), a singular value (4 and 5), the distance from the
+   experiment's target in `targets` (batch_size, 2, 2) in units of its norm (6), or the Schatten-1/2 quasi-norm (7). `eps`
    is that of REAL. */
 void metrics(int64_t batch_size, int64_t count, const real *losses, const real *matrices, const double *targets,
              const double *target_norms, double num_samples, double eps, int64_t num_others, const int64_t *others,
