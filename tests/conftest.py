@@ -105,6 +105,12 @@ def default_signal_handlers():
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread():
+    """Uses one thread of PyTorch, because small products take longer on several."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def run_script(tmp_path):
     """Returns a function that runs a script as a subprocess, in an empty folder and without a display."""
