@@ -107,6 +107,12 @@ def default_signal_handlers():
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread():
+    """Uses one thread of PyTorch, because small products take longer on several."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def frequent_outputs(monkeypatch):
     """Lets a sweep write in mid-run at every validation at which that is due."""

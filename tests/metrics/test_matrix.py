@@ -16,7 +16,6 @@ from common.metrics.matrix import (
     schatten_quasi_norm,
     singular_values,
 )
-from common.models.deep_matrix_factorization import balanced_factors
 from tests.conftest import make_experiment, train
 
 
@@ -39,29 +38,10 @@ def test_2x2_singular_values_match_svdvals(entries):
     assert values[0] >= values[1]
 
 
-def test_singular_values_of_non_finite_matrix_are_nan():
-    for size in (2, 3):
-        matrices = torch.eye(size).repeat(3, 1, 1)
-        matrices[0, 0, 0], matrices[1, 1, 0] = torch.inf, torch.nan
-        assert singular_values(matrices).isnan().all(-1).tolist() == [True, True, False]
-
-
-@pytest.mark.parametrize("size", [1, 2, 7])
-def test_effective_rank_of_identity(size):
-    values = singular_values(3 * torch.eye(size, dtype=torch.float64))
-    assert math.isclose(effective_rank(values), size)
-
-
 def test_effective_rank_known_value():
     shares = (0.5, 0.25, 0.25)
     entropy = -sum(p * math.log(p) for p in shares)
     assert math.isclose(effective_rank(torch.tensor([2.0, 1.0, 1.0, 0.0], dtype=torch.float64)), math.exp(entropy))
-
-
-@given(scale=st.floats(1e-30, 1e30))
-def test_effective_rank_is_scale_invariant(scale):
-    values = torch.tensor([1.0, 0.3, 0.01], dtype=torch.float64)
-    assert math.isclose(effective_rank(values * scale), effective_rank(values), rel_tol=1e-12)
 
 
 def test_effective_rank_and_rank_of_zero_matrix():
@@ -77,24 +57,15 @@ def test_rank_counts_singular_values_above_precision(dtype):
     assert rank(values, (3, 5), dtype) == 2
 
 
-@pytest.mark.parametrize("true_rank", [0, 1, 3, 4])
-def test_rank_of_random_products(true_rank):
-    generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(n, true_rank, generator=generator, dtype=torch.float64) for n in (6, 4))
-    assert rank(singular_values(left @ right.T), (6, 4), torch.float64) == true_rank
-
-
-def test_non_finite_matrix_does_not_affect_rest_of_batch():
-    matrices = torch.eye(2, dtype=torch.float64).repeat(3, 1, 1)
-    matrices[1, 0, 1] = torch.nan
+@pytest.mark.parametrize("size", [2, 3])
+def test_non_finite_matrix_does_not_affect_rest_of_batch(size):
+    matrices = 3 * torch.eye(size, dtype=torch.float64).repeat(4, 1, 1)
+    matrices[1, 0, 1], matrices[2, 0, 0] = torch.nan, torch.inf
     values = singular_values(matrices)
-    for metric in (
-        frobenius_norm(values),
-        nuclear_norm(values),
-        effective_rank(values),
-        rank(values, (2, 2), values.dtype),
-    ):
-        assert metric.isfinite().tolist() == [True, False, True]
+    assert values.isnan().all(-1).tolist() == [False, True, True, False]
+    for metric in (frobenius_norm(values), nuclear_norm(values), rank(values, (size, size), values.dtype)):
+        assert metric.isfinite().tolist() == [True, False, False, True]
+    torch.testing.assert_close(effective_rank(values)[[0, 3]], torch.full((2,), size, dtype=torch.float64))
 
 
 def gaussian(*shape, seed=0):
@@ -147,11 +118,6 @@ def test_balancedness_matches_loop():
     assert balancedness([*factors, torch.full((5, 5), torch.nan).double()]).isnan()
 
 
-@pytest.mark.parametrize("depth", [1, 2, 4])
-def test_balanced_factors_are_balanced(depth):
-    assert balancedness(balanced_factors(gaussian(4, 3), depth, 3)) < 1e-14
-
-
 @pytest.mark.parametrize("depth", [2, 3])
 def test_balancedness_is_constant_under_gradient_flow(depth):
     """In the same time, half the learning rate changes it half as much: the change is of first order."""
@@ -168,16 +134,6 @@ def test_balancedness_is_constant_under_gradient_flow(depth):
     _, half, _ = recorded(1e-3)
     assert largest < 0.01 * start
     assert change / half == pytest.approx(2, rel=0.02)
-
-
-@pytest.mark.parametrize("depth", [2, 3])
-def test_balanced_initialization_stays_balanced(depth):
-    given = {"dtype": "float64", "init_alpha": 0.1, "lr": 1e-3, "use_balanced_init": True, "track_balancedness": True}
-    experiment = make_experiment(depth=depth, epochs=10_000, **given)
-    train([experiment])
-    recorded = experiment.history.validation
-    assert (recorded["balancedness"].values < 1e-3).all()
-    assert recorded["fro_e2e_norm"].values[-1] > 1
 
 
 @given(rank=st.integers(1, 7), order=st.integers(2, 4), seed=st.integers(0, 1000))

@@ -1,4 +1,5 @@
 import math
+from functools import reduce
 
 import pytest
 import torch
@@ -7,8 +8,6 @@ from hypothesis import strategies as st
 
 from common.metrics.sharpness import TOLERANCE, largest_eigenvalue, sharpness
 from tests.conftest import ROOT, make_experiment, train
-
-ORDER_4 = ROOT / "data/tc/tensor_rank_1_fro_1_order_4_dim_8.pt"
 
 
 def reference(loss, factors):
@@ -22,78 +21,58 @@ def reference(loss, factors):
     return torch.linalg.eigvalsh(torch.func.hessian(of_vector)(vector))
 
 
-def matrix_loss(dataset):
-    """Returns half the sum of squared residuals as a function of the factors."""
+def loss_of(dataset, is_matrix):
+    """Returns the loss as a function of the factors."""
 
     def loss(factors):
-        product = factors[0]
-        for factor in factors[1:]:
-            product = product @ factor
-        return ((dataset.sensing_matrices.double() * product).sum((1, 2)) - dataset.observations).square().sum() / 2
-
-    return loss
-
-
-def tensor_loss(dataset):
-    """Returns the mean squared residual over the observed entries as a function of the factors."""
-
-    def loss(factors):
+        if is_matrix:
+            product = reduce(torch.matmul, factors)
+            predictions = (dataset.sensing_matrices.double() * product).sum((1, 2))
+            return (predictions - dataset.observations).square().sum() / 2
         modes = "abcd"[: len(factors)]
         tensor = torch.einsum(f"{','.join(mode + 'r' for mode in modes)}->{modes}", *factors)
-        residuals = (tensor - dataset.target_tensor).flatten()[dataset.observed_entries]
-        return residuals.square().sum() / len(residuals)
+        return (tensor - dataset.target_tensor).flatten()[dataset.observed_entries].square().mean()
 
     return loss
 
 
-def assert_sharpness_is_recorded(experiment, loss):
-    """Checks the sharpness of the last validation against the whole Hessian at the last factors."""
+@pytest.mark.parametrize(
+    "kind, given",
+    [
+        ("dmf", {"depth": 1, "init_alpha": 0.5}),
+        ("dmf", {"depth": 2, "init_alpha": 1e-3}),
+        ("dmf", {"depth": 3, "weight_init_type": "identity"}),
+        ("dmf", {"depth": 5, "init_alpha": 0.5}),
+        ("dmf", {"dataset_path": "sensing", "num_samples": 7, "lr": 1e-3, "init_alpha": 0.3}),
+        ("tc", {"num_samples": 100, "init_std": 0.3}),
+        ("tc", {"num_samples": 500, "init_std": 1e-3}),
+        ("tc", {"dataset_path": ROOT / "data/tc/tensor_rank_1_fro_1_order_4_dim_8.pt", "init_std": 0.3}),
+    ],
+)
+def test_recorded_sharpness_is_the_largest_eigenvalue_of_the_hessian(kind, given, tmp_path):
+    if given.get("dataset_path") == "sensing":
+        generator, given = torch.Generator().manual_seed(0), {**given, "dataset_path": tmp_path / "sensing.pt"}
+        matrices, target = (torch.randn(*shape, generator=generator) for shape in ((9, 3, 4), (3, 4)))
+        content = {"A": matrices, "y": (matrices * target).sum((1, 2)), "target_matrix": target}
+        torch.save(content, given["dataset_path"])
+    components = {"num_components": 4} if kind == "tc" else {}
+    experiment = make_experiment(kind, track_sharpness=True, dtype="float64", epochs=100, **components, **given)
     (factors,) = train([experiment])
-    values = reference(loss, factors)
+    values = reference(loss_of(experiment.problem.dataset, kind == "dmf"), factors)
     recorded = experiment.history.validation["sharpness"].values[-1]
     assert abs(recorded - values[-1].item()) <= TOLERANCE * values.abs().max().item()
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 5])
-@pytest.mark.parametrize("init", [{"init_alpha": 0.5}, {"init_alpha": 1e-3}, {"weight_init_type": "identity"}])
-def test_completion(depth, init):
-    experiment = make_experiment(depth=depth, **init, track_sharpness=True, dtype="float64", epochs=50)
-    assert_sharpness_is_recorded(experiment, matrix_loss(experiment.problem.dataset))
-
-
-def test_sensing(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    matrices, target = (torch.randn(*shape, generator=generator) for shape in ((9, 3, 4), (3, 4)))
-    content = {"A": matrices, "y": (matrices * target).sum((1, 2)), "target_matrix": target}
-    torch.save(content, tmp_path / "sensing.pt")
-    given = {"dataset_path": tmp_path / "sensing.pt", "num_samples": 7, "dtype": "float64", "epochs": 50, "lr": 1e-3}
-    experiment = make_experiment(**given, track_sharpness=True, init_alpha=0.3)
-    assert_sharpness_is_recorded(experiment, matrix_loss(experiment.problem.dataset))
-
-
-@pytest.mark.parametrize("init_std", [1e-3, 0.3])
-@pytest.mark.parametrize("given", [{"num_samples": 100}, {"num_samples": 500}, {"dataset_path": ORDER_4}])
-def test_tensor_completion(given, init_std):
-    given = {"dtype": "float64", "epochs": 100, "num_components": 4, "init_std": init_std, **given}
-    experiment = make_experiment("tc", track_sharpness=True, **given)
-    assert_sharpness_is_recorded(experiment, tensor_loss(experiment.problem.dataset))
-
-
-@pytest.mark.parametrize("dtype, accuracy", [("float32", 1e-5), ("float64", 1e-8)])
-@pytest.mark.parametrize("depth", [1, 2, 3, 5])
-def test_minimum_of_scalar_factorization(tmp_path, depth, dtype, accuracy):
+def test_float32_run_at_the_minimum_of_scalar_factorization():
     """At w_1 = … = w_L = s^(1/L), the Hessian of (w_1 ⋯ w_L − s)² / 2 is vvᵀ with v_l = s^(1 − 1/L), so that its
     largest eigenvalue is L s^(2 − 2/L).
     """
-    s = 2.5
-    content = {"A": torch.ones(1, 1, 1), "y": torch.tensor([s]), "target_matrix": torch.tensor([[s]])}
-    torch.save(content, tmp_path / "one.pt")
-    given = {"dataset_path": tmp_path / "one.pt", "num_samples": 1, "epochs": 5000, "lr": 1e-2}
+    given = {"dataset_path": ROOT / "data/dmf/completion_1x1_w_10.pt", "num_samples": 1, "epochs": 2000}
     init = {"weight_init_type": "identity", "init_alpha": 1.0, "stop_on_zero_loss_tol": 0.0}
-    experiment = make_experiment(depth=depth, **given, **init, dtype=dtype, track_sharpness=True)
+    experiment = make_experiment(depth=3, **given, **init, track_sharpness=True)
     train([experiment])
     recorded = experiment.history.validation["sharpness"].values
-    assert recorded[-1] == pytest.approx(depth * s ** (2 - 2 / depth), rel=accuracy)
+    assert recorded[-1] == pytest.approx(3 * 10 ** (4 / 3), rel=1e-5)
 
 
 @given(
@@ -116,12 +95,6 @@ def test_largest_eigenvalue(size, scale, kind, seed):
     matrix = (rotation * values) @ rotation.T
     found = largest_eigenvalue(lambda vector: matrix @ vector, size)
     assert abs(found - values.max().item()) <= TOLERANCE * values.abs().max().item()
-
-
-def test_too_many_products_give_lower_bound(monkeypatch):
-    monkeypatch.setattr("common.metrics.sharpness.MOST_PRODUCTS", 5)
-    values = torch.linspace(-1, 1, 100, dtype=torch.float64)
-    assert 0.5 < largest_eigenvalue(lambda vector: values * vector, 100) < 1
 
 
 def test_hessian_that_is_not_finite():

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from common.datasets.matrix_sensing import all_entries_but, entry_sensing, gaussian_sensing, sense
@@ -8,7 +8,7 @@ from common.models.deep_matrix_factorization import DeepMatrixFactorization, fac
 from common.training.objectives import SensingObjective, entry_objective
 from common.training.optimizers import Adam, GradientDescent, GroupRMSprop, Momentum
 from common.training.torch_engine import TorchEngine
-from tests.conftest import make_experiment, make_trainer, train
+from tests.conftest import make_experiment, make_trainer
 
 
 def completion_objective(entries, targets):
@@ -46,99 +46,39 @@ def reference_loss(factors, matrices, observations):
     return 0.5 * ((predictions - observations) ** 2).sum()
 
 
-def reference_run(factors, matrices, observations, lr, num_steps):
-    """Runs gradient descent with autograd and returns the final factors and the loss before the last step."""
-    factors = [factor.clone() for factor in factors]
-    for _ in range(num_steps):
-        leaves = [factor.requires_grad_() for factor in factors]
-        loss = reference_loss(leaves, matrices, observations)
-        gradients = torch.autograd.grad(loss, leaves)
-        factors = [(leaf - lr * gradient).detach() for leaf, gradient in zip(leaves, gradients, strict=True)]
-    return factors, loss.detach()
-
-
 @given(
     shape=st.tuples(st.integers(1, 8), st.integers(1, 8)),
     depth=st.integers(1, 5),
     seed=st.integers(0, 1000),
     dense=st.booleans(),
 )
-def test_loss_gradients_match_autograd(shape, depth, seed, dense):
+def test_step_is_the_gradient_of_autograd(shape, depth, seed, dense):
     factors, targets, entries = random_problem(shape, depth, seed)
     if dense:
         matrices = [gaussian_sensing(5, *shape, 1.0, make_generator(seed)).double()] * 3
-        observations = [sense(matrices[b], targets[b]).observations for b in range(3)]
-        objective = SensingObjective(matrices[0], torch.stack(observations))
     else:
         matrices = [entry_sensing(each, *shape).double() for each in entries]
-        observations = [sense(matrices[b], targets[b]).observations for b in range(3)]
-        objective = completion_objective(entries, targets)
-    model = DeepMatrixFactorization(factors)
-    outputs = model.forward()
-    losses = objective.loss(outputs)
-    model.backpropagate(objective.gradient(outputs))
-
-    for b in range(3):
-        leaves = [factor[b].clone().requires_grad_() for factor in factors]
-        loss = reference_loss(leaves, matrices[b], observations[b])
-        torch.testing.assert_close(losses[b], loss.detach())
-        for gradient, wanted in zip(model.factor_gradients, torch.autograd.grad(loss, leaves), strict=True):
-            torch.testing.assert_close(gradient[b], wanted)
-
-
-@pytest.mark.parametrize("dense", [False, True])
-@pytest.mark.parametrize("shape, depth", [((2, 2), 3), ((3, 4), 2), ((9, 10), 2), ((4, 3), 1)])
-def test_training_matches_reference_loop(shape, depth, dense):
-    num_steps, lrs = 2000, [1e-2, 3e-3]
-    factors, targets, entries = random_problem(shape, depth, seed=1, batch_size=2, alpha=0.3)
-    if dense:
-        matrices = [gaussian_sensing(6, *shape, 0.5, make_generator(2)).double()] * 2
-    else:
-        matrices = [entry_sensing(each, *shape).double() for each in entries]
-    observations = [sense(matrices[b], targets[b]).observations for b in range(2)]
+    observations = [sense(matrices[b], targets[b]).observations for b in range(3)]
     objective = (
         SensingObjective(matrices[0], torch.stack(observations)) if dense else completion_objective(entries, targets)
     )
-    model = DeepMatrixFactorization(factors)
-    engine = TorchEngine(model, objective, gradient_descent(model, lrs))
-    losses = engine.advance([num_steps - 7, 7]).losses[:, 1]
-    for b in range(2):
-        expected, loss = reference_run([f[b] for f in factors], matrices[b], observations[b], lrs[b], num_steps)
-        assert losses[b] == pytest.approx(loss.item(), rel=1e-9, abs=1e-14)
-        for factor, wanted in zip(model.views, expected, strict=True):
-            torch.testing.assert_close(factor[b], wanted, rtol=1e-9, atol=1e-12)
-
-
-@given(shape=st.tuples(st.integers(2, 5), st.integers(2, 5)), depth=st.integers(2, 4), seed=st.integers(0, 1000))
-@settings(max_examples=10)
-def test_balancedness_is_conserved(shape, depth, seed):
-    """W_{l+1} W_{l+1}ᵀ − W_lᵀ W_l is constant under gradient flow; a step of size lr changes it by O(lr²)."""
-
-    def imbalances(model):
-        pairs = zip(model.views[:-1], model.views[1:], strict=True)
-        return [right @ right.mT - left.mT @ left for left, right in pairs]
-
-    def drift(lr, num_steps):
-        factors, targets, entries = random_problem(shape, depth, seed)
-        model = DeepMatrixFactorization(factors)
-        before = imbalances(model)
-        start = model.values.clone()
-        optimizer = gradient_descent(model, [lr] * 3)
-        TorchEngine(model, completion_objective(entries, targets), optimizer).advance([num_steps])
-        assert (model.values - start).abs().max() > 1e-3
-        return max((after - b).abs().max() for after, b in zip(imbalances(model), before, strict=True))
-
-    assert drift(1e-4, 2000) < 2e-3
-    # Same training time, step size divided by 10: the drift is divided by about 10.
-    assert drift(1e-5, 20000 // 4) < 0.2 * drift(1e-4, 2000 // 4) + 1e-12
+    model, lrs = DeepMatrixFactorization(factors), [1e-2, 1.0, 1e-3]
+    losses = TorchEngine(model, objective, gradient_descent(model, lrs)).advance([1]).losses[:, 0]
+    for b, lr in enumerate(lrs):
+        leaves = [factor[b].clone().requires_grad_() for factor in factors]
+        loss = reference_loss(leaves, matrices[b], observations[b])
+        assert losses[b] == pytest.approx(loss.item())
+        for view, leaf, gradient in zip(model.views, leaves, torch.autograd.grad(loss, leaves), strict=True):
+            torch.testing.assert_close(view[b], leaf.detach() - lr * gradient)
 
 
 def to_bits(factors):
     return [factor.view(torch.int32).tolist() for factor in factors]
 
 
-@pytest.mark.parametrize("shape", [(2, 2), (3, 5), (5, 7), (7, 7), (8, 7), (9, 9), (10, 11), (50, 50)])
-@pytest.mark.parametrize("num_dense", [0, 5, 30])
+@pytest.mark.parametrize(
+    "shape, num_dense", [((2, 2), 0), ((5, 7), 0), ((50, 50), 0), ((3, 5), 5), ((9, 9), 30), ((50, 50), 30)]
+)
 def test_engine_results_do_not_depend_on_batch(shape, num_dense):
     """Compares one experiment alone with a batch from which experiments are removed, with other numbers of steps."""
     batch_size, depth, dense = 7, 3, num_dense > 0
@@ -177,16 +117,6 @@ def test_engine_results_do_not_depend_on_batch(shape, num_dense):
         assert to_bits([view[position] for view in engine.model.views]) == to_bits(alone[b])
 
 
-def test_training_results_do_not_depend_on_batch():
-    def experiments(seeds):
-        return [make_experiment(random_seed=s, epochs=1000 + 137 * s, lr=1e-2 / (1 + s), init_alpha=0.3) for s in seeds]
-
-    together = train(experiments(range(6)))
-    for seed in range(6):
-        (alone,) = train(experiments([seed]))
-        assert to_bits(alone) == to_bits(together[seed])
-
-
 def test_completion_does_not_use_sensing_matrices():
     engine = make_trainer([make_experiment()]).engine
     assert not isinstance(engine.objective, SensingObjective)
@@ -194,12 +124,16 @@ def test_completion_does_not_use_sensing_matrices():
 
 def test_loss_of_many_samples_does_not_depend_on_batch():
     """PyTorch sums a single long row on several threads, but uses one thread per row for several rows."""
-    matrices = gaussian_sensing(40_000, 1, 1, 1.0, make_generator(0))
-    observations = torch.randn(7, 40_000, generator=make_generator(1))
-    outputs = torch.randn(7, 1, 1, generator=make_generator(2))
-    together = SensingObjective(matrices, observations).loss(outputs)
-    for b in range(7):
-        assert SensingObjective(matrices, observations[b : b + 1]).loss(outputs[b : b + 1])[0] == together[b]
+    torch.set_num_threads(2)
+    try:
+        matrices = gaussian_sensing(40_000, 1, 1, 1.0, make_generator(0))
+        observations = torch.randn(7, 40_000, generator=make_generator(1))
+        outputs = torch.randn(7, 1, 1, generator=make_generator(2))
+        together = SensingObjective(matrices, observations).loss(outputs)
+        for b in range(7):
+            assert SensingObjective(matrices, observations[b : b + 1]).loss(outputs[b : b + 1])[0] == together[b]
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
