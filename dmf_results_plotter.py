@@ -33,7 +33,7 @@ add("-show_bound", action="store_true", help=text)
 add("-min_loss", type=real(0, above=True), default=1e-4, help="where the curves and the loss axis end")
 add_figure_flags(parser)
 more = ", or ratio_to_bound: |unobserved entry| divided by its theoretical lower bound at the loss of the run"
-add_map_flags(parser, None, "", f"{more} (default: |unobserved entry|)")
+add_map_flags(parser, None, f"{more} (default: |unobserved entry|)")
 text = "take the metric of a map at the first validation with at most this loss; runs that do not reach it have none"
 add("-at_loss", type=real(0, above=True), metavar="X", help=text)
 

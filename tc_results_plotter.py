@@ -15,7 +15,7 @@ text = "plot these recorded metrics, or patterns such as 'component_norm_*', aga
 text += "for each kind of run"
 parser.add_argument("-against_epochs", nargs="+", default=[], metavar="METRIC", help=text)
 add_figure_flags(parser)
-add_map_flags(parser, "reconstruction_error", ", or target_rank, dimension or order of the target")
+add_map_flags(parser, "reconstruction_error")
 
 
 def draw_figure(parameters: Parameters) -> tuple:

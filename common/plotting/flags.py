@@ -21,12 +21,12 @@ def add_figure_flags(parser: Parser) -> None:
     parser.add_argument("-statistic", choices=["median", "mean"], default="median", help=text)
 
 
-def add_map_flags(parser: Parser, metric: str | None, derived: str, metrics: str = "") -> None:
-    """Adds the flags of a map. `metric` is the default of -metric, `derived` names parameters that are not flags, and
-    `metrics` metrics that are not recorded, each with a comma in front.
+def add_map_flags(parser: Parser, metric: str | None, metrics: str = "") -> None:
+    """Adds the flags of a map. `metric` is the default of -metric, and `metrics` names metrics that are not recorded,
+    with a comma in front.
     """
     maps = parser.add_argument_group("a map over two parameters")
-    text = f"draw a map over two parameters, on the x and the y axis: flags of the runner, such as num_samples{derived}"
+    text = "draw a map over two parameters, on the x and the y axis: flags of the runner, such as num_samples"
     maps.add_argument("-map", nargs=2, metavar=("PARAM", "PARAM"), help=text)
     text = f"colour the map by the -statistic over seeds of this metric at the end of a run: a recorded one{metrics}"
     maps.add_argument("-metric", default=metric, metavar="METRIC", help=text)

@@ -1,14 +1,12 @@
 """The runs of a map over two parameters: the final metric of each, or its metric at a loss."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from glob import escape
 from typing import Any
 
 import numpy as np
 
-from common.datasets.tensor_completion import load_tensor_completion
 from common.metrics import theory
 from common.plotting.histories import NotRecorded, corner_of, entry_of, load_curve, read_history
 from common.plotting.runs import checkpoint_of, read_each
@@ -16,15 +14,13 @@ from common.recorded_runs import TENSOR_METRICS, RecordedRun, compared, final_me
 
 # |unobserved entry| divided by its theoretical lower bound at the loss of the run; see metrics/theory.py.
 RATIO_TO_BOUND = "ratio_to_bound"
-# What is read from the dataset of a tensor.
-TENSOR_FACTS = ("target_rank", "dimension", "order")
 
 
 @dataclass(frozen=True)
 class MapRun:
     """A run of a map."""
 
-    values: dict[str, Any]  # its parameters, and what was read from its dataset
+    values: dict[str, Any]  # its parameters
     compared: dict[str, Any]  # the parameters that tell runs apart; input files by their digests
     finished: bool
     value: float | None  # of the metric; None if the run did not finish, diverged or did not reach the loss
@@ -34,26 +30,20 @@ def read_map_runs(
     directory: str,
     require: Callable[[RecordedRun], None],
     measure: Callable[[RecordedRun], float | None],
-    names: Sequence[str],
 ) -> tuple[list[MapRun], list[str]]:
     """Returns the runs in a directory, also unfinished and diverged ones, and a line of text for each folder that is
-    skipped. `measure` returns the value of a finished run. `names` are the parameters of the map: if one is of
-    `TENSOR_FACTS`, these facts of its target tell runs apart instead of the dataset. Raises as `read_each` does.
+    skipped. `measure` returns the value of a finished run. Raises as `read_each` does.
     """
 
-    def read(run: RecordedRun) -> tuple[dict[str, Any], bool, float | None]:
-        facts = _tensor_facts(run.parameters.get("dataset_path") or "") if {*names} & {*TENSOR_FACTS} else {}
+    def read(run: RecordedRun) -> tuple[bool, float | None]:
         # The original code recorded no status.
         finished = bool(run.status.get("finished", newest_checkpoint(run.path) or (run.path / TENSOR_METRICS).exists()))
         value = measure(run) if finished and run.status.get("stop_reason") != "diverged" else None
-        return facts, finished, None if value is None or not np.isfinite(value) else value
+        return finished, None if value is None or not np.isfinite(value) else value
 
     found, skipped = read_each(directory, require, read)
-    runs = []
-    for (run, (facts, *rest)), known in zip(found, compared([run for run, _ in found]), strict=True):
-        known = {name: value for name, value in known.items() if not (facts and name == "dataset_path")}
-        runs.append(MapRun({**run.values, **facts}, {**known, **facts}, *rest))
-    return runs, skipped
+    parameters = compared([run for run, _ in found])
+    return [MapRun(run.values, known, *rest) for (run, rest), known in zip(found, parameters, strict=True)], skipped
 
 
 def measure_matrix(
@@ -94,19 +84,3 @@ def measure_tensor(run: RecordedRun, metric: str) -> float | None:
         return float(read_history(checkpoint, run, [escape(metric)])[metric].values[-1])
     except NotRecorded as error:
         raise NotRecorded(", ".join([str(error), *final])) from None
-
-
-@lru_cache(maxsize=4096)
-def _tensor_facts(path: str) -> dict[str, Any]:
-    """Returns the rank with which a dataset's target was made, the dimension of its modes (2x3x4 if they differ), and
-    its order. Raises ValueError if the dataset cannot be read.
-    """
-    if not path:
-        raise ValueError("records no dataset, which has the rank and the shape of its target")
-    try:
-        dataset = load_tensor_completion(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"its dataset {path:.200} cannot be read ({error!s:.200})") from None
-    shape = tuple(dataset.target_tensor.shape)
-    dimension = shape[0] if len(set(shape)) == 1 else "x".join(map(str, shape))
-    return {"target_rank": dataset.target_cp_rank, "dimension": dimension, "order": len(shape)}

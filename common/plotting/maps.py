@@ -14,7 +14,7 @@ from common.cli import Parameters, flag_errors
 from common.datasets.matrix_sensing import load_matrix_sensing
 from common.naming import scientific, span
 from common.plotting.figures import MOST_COLUMNS, MOST_PANELS, Row, metric_label, new_figure, wrapped
-from common.plotting.map_runs import RATIO_TO_BOUND, TENSOR_FACTS, MapRun, read_map_runs
+from common.plotting.map_runs import RATIO_TO_BOUND, MapRun, read_map_runs
 from common.plotting.runs import number_of, report
 from common.recorded_runs import RecordedRun, canonical, is_number
 
@@ -32,7 +32,7 @@ def map_figure(
     """Returns the map that a plotter's flags ask for, and its data. Raises as `read_map_runs` does, and UserError if
     the map cannot be drawn.
     """
-    runs, skipped = read_map_runs(parameters["experiments_dir"], require, measure, parameters["map"])
+    runs, skipped = read_map_runs(parameters["experiments_dir"], require, measure)
     found = f"{number_of(len(runs), 'experiment')}, {sum(run.finished for run in runs)} of them finished"
     report(f"{found}, {number_of(len(skipped), 'folder')} skipped", skipped, parameters["list_skipped"])
     with flag_errors("map", parameters["map"]):
@@ -183,22 +183,22 @@ def _theory_line(
     """Returns the points, in cells, and the label of the line that theory predicts for runs with these parameters; None
     if none is known. `x` and `y` are the values of the parameters `names` on the axes.
 
-    num_samples and target_rank or dimension: the number of free parameters of a tensor of CP rank r, r (Σ d_k − N + 1),
-    if all targets agree in the rest. A CP decomposition has r Σ d_k numbers, of which each component can be rescaled in
-    N − 1 ways. lr and depth: the learning rate 2 / sharpness at the minimum, above which gradient descent oscillates,
-    if the matrices are 1×1, and all runs plain gradient descent. For a product of L equal numbers with target σ and
-    half the squared error, the sharpness is L |σ|^(2 − 2/L).
+    num_samples and target_tensor_cp_rank or mode_dim_size of random targets: the number of free parameters of a tensor
+    of CP rank r, r (Σ d_k − N + 1), if all targets agree in the rest. A CP decomposition has r Σ d_k numbers, of which
+    each component can be rescaled in N − 1 ways. lr and depth: the learning rate 2 / sharpness at the minimum, above
+    which gradient descent oscillates, if the matrices are 1×1, and all runs plain gradient descent. For a product of L
+    equal numbers with target σ and half the squared error, the sharpness is L |σ|^(2 − 2/L).
     """
     is_first = names[1] in ("num_samples", "depth")
     (first, second), (a, b) = (names, (x, y)) if is_first else (names[::-1], (y, x))
-    facts = [name for name in TENSOR_FACTS if name != first]
-    if second == "num_samples" and first in ("target_rank", "dimension") and all(map(is_number, a)):
-        known = dict(runs[0])
-        if any(run[name] != known[name] or not is_number(known[name], 1) for run in runs for name in facts):
+    facts = "target_tensor_cp_rank", "mode_dim_size", "order"
+    if second == "num_samples" and first in facts[:2] and all(run.get("random_target") for run in runs):
+        known = {name: runs[0][name] for name in facts}
+        if any(run[name] != known[name] or run[name] < 1 for run in runs for name in facts if name != first):
             return None
         known[first] = np.linspace(a[0], a[-1], 200)
-        order = known["order"]
-        numbers = known["target_rank"] * (order * known["dimension"] - order + 1)
+        rank, dim, order = known.values()
+        numbers = rank * (order * dim - order + 1)
         inside = (numbers >= b[0]) & (numbers <= b[-1])
         points = _places(known[first][inside], a), _places(numbers[inside], b)
         label = f"free parameters, {'r(d₁ + d₂ + d₃ − 2)' if order == 3 else 'r(Σd − N + 1)'}"

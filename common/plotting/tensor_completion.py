@@ -37,7 +37,9 @@ def read_results(directory: str) -> tuple[list[Result], list[str]]:
         for name in ("model", "memorizer"):
             if result[f"{name}_rank"] is None and result["targets_rank"] is not None:
                 left_out.append(f"{run.path.name}: the rank of the {name} was not found; left out of the ranks")
-    targets = [(run.path.name, result["target"]) for run, result in results if result["target"] is not None]
+    # Each seed has a random target of its own.
+    known = [(run, result["target"]) for run, result in results if result["target"] is not None]
+    targets = [(run.path.name, target) for run, target in known if not run.values.get("random_target")]
     for name, target in targets[1:]:
         first_name, first = targets[0]
         if target.shape != first.shape or not torch.allclose(target, first):
@@ -76,7 +78,7 @@ def summarize(results: Sequence[Result], statistic: str = "median") -> list[Row]
     """Returns a row for each method and number of samples: linear, then initialization stds from large to small.
 
     Runs that differ in anything but number of samples and seed are different methods. Linear depends only on the
-    observed entries, the first of the dataset, so it has one repetition for each dataset and number of samples.
+    observed entries, so it has one repetition for each number of samples of a dataset, or of a seed's random target.
     """
     stds = {run.path: run.values.get("init_std") for run, _ in results}
     results = sorted(results, key=lambda each: (stds[each[0].path] is None, -(stds[each[0].path] or 0)))
@@ -89,7 +91,8 @@ def summarize(results: Sequence[Result], statistic: str = "median") -> list[Row]
         for num_samples in sorted({run.values["num_samples"] for run, _ in members}):
             repetitions: dict[Any, list[dict[str, Any]]] = {}
             for run, result in members:
-                key = run.path if source == "model" else run.inputs.get("dataset_path")
+                target = run.inputs.get("dataset_path") or run.values.get("random_seed")
+                key = run.path if source == "model" else target
                 if run.values["num_samples"] == num_samples:
                     repetitions.setdefault(key, []).append(result)
             row: Row = {"method": method, "num_samples": num_samples}

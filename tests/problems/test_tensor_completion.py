@@ -11,7 +11,7 @@ from common.cli import UserError
 from common.datasets.flags import load_samples
 from common.datasets.tensor_completion import random_tensor
 from common.problems import tensor_completion
-from common.sweeps import batch
+from common.sweeps import training
 from common.sweeps.sweep import run_sweep
 from tests.conftest import ROOT, TENSOR, make_experiment, make_trainer, parse_parameters, runs_by_number, train
 from tests.models.test_cp_factorization import reference_tensor
@@ -145,12 +145,12 @@ def test_ranks_use_loaded_dataset_if_file_is_deleted(tmp_path, monkeypatch):
     path, each = Path(shutil.copy(TENSOR, tmp_path)), {"compute_final_tensor_ranks": True, "epochs": 10}
     (expected,) = run_experiments(tmp_path / "a", each)
 
-    def build_engine(*arguments, build=batch.build_engine):
+    def build_engine(*arguments, build=training.build_engine):
         path.unlink()
         load_samples.cache_clear()
         return build(*arguments)
 
-    monkeypatch.setattr(batch, "build_engine", build_engine)
+    monkeypatch.setattr(training, "build_engine", build_engine)
     (folder,) = run_experiments(tmp_path / "b", {**each, "dataset_path": path})
     assert read_metrics(folder) == read_metrics(expected)
 
