@@ -171,11 +171,6 @@ def test_flags_that_name_what_was_not_recorded(plot, folders):
     refused(DMF, "dmf/plan", "-map lr nope", f"-map lr nope: nope {differing}")
     bound = "needs the observations of dmf/plan/run_0, but no run_params.json names them; leave it out"
     refused(DMF, "dmf/plan", "-map lr depth -metric ratio_to_bound", f"-metric ratio_to_bound: {bound}")
-    problem = (
-        "2 folders: records no dataset, which has the rank and the shape of its target; give a folder of such folders"
-    )
-    message = f"-experiments_dir tc/plan: holds no experiment that can be drawn; {problem}"
-    refused(TC, "tc/plan", "-map target_rank num_samples", message)
 
 
 def test_figures_against_epochs_and_with_means(plot, folders):

@@ -4,7 +4,6 @@ from functools import partial
 
 import numpy as np
 import pytest
-import torch
 from matplotlib.colors import LogNorm
 
 from common.plotting.histories import NoBound, NotRecorded
@@ -121,11 +120,13 @@ def test_colours_of_several_magnitudes_are_logarithmic():
         assert isinstance(figure.axes[0].collections[-1].norm, LogNorm) == log
 
 
-@pytest.mark.parametrize("axis, facts, formula", [("target_rank", {}, "r(d₁"), ("dimension", {"order": 4}, "r(Σd")])
+@pytest.mark.parametrize(
+    "axis, facts, formula", [("target_tensor_cp_rank", {}, "r(d₁"), ("mode_dim_size", {"order": 4}, "r(Σd")]
+)
 def test_free_parameters_of_tensors(axis, facts, formula):
     """r (3 d − 2) of order 3, r (4 d − 3) of order 4. The line goes through the middle of the cells that it meets."""
-    facts = {"order": 3, "dimension": 8, "target_rank": 2, **facts}
-    sizes = {2: 44, 5: 110} if axis == "target_rank" else {4: 26, 8: 58}
+    facts = {"random_target": True, "order": 3, "mode_dim_size": 8, "target_tensor_cp_rank": 2, **facts}
+    sizes = {2: 44, 5: 110} if axis == "target_tensor_cp_rank" else {4: 26, 8: 58}
     runs = [
         map_run(1.0, **{**facts, axis: value, "num_samples": num_samples})
         for value in (1, *sizes, 9)
@@ -137,8 +138,9 @@ def test_free_parameters_of_tensors(axis, facts, formula):
         x, y = line.get_data() if names[0] == axis else line.get_data()[::-1]
         np.testing.assert_allclose(np.interp([1.5, 2.5], x, y), [1.5, 2.5], atol=0.02)
         assert f"red: free parameters, {formula}" in texts_of(figure)[1]
-    different = [map_run(1.0, num_samples=5, target_rank=rank, dimension=rank, order=3) for rank in (1, 2)]
-    figure, _ = draw(different, ("target_rank", "num_samples"))
+    facts |= {"order": 3, "num_samples": 5}
+    different = [map_run(1.0, **{**facts, "target_tensor_cp_rank": rank, "mode_dim_size": rank}) for rank in (1, 2)]
+    figure, _ = draw(different, ("target_tensor_cp_rank", "num_samples"))
     assert len(figure.axes[0].lines) == 0
 
 
@@ -172,7 +174,7 @@ HISTORY = {"sse_loss_div_2": ([9, 19, 29], [1.0, 1e-2, 1e-4]), "e2e_0_0_value": 
 
 def read_matrices(directory, metric="", at_loss=None, entry=None):
     measure = partial(measure_matrix, metric=metric, entry=entry, at_loss=at_loss)
-    return read_map_runs(str(directory), require_matrix_run, measure, ("lr", "depth"))
+    return read_map_runs(str(directory), require_matrix_run, measure)
 
 
 @pytest.mark.parametrize(
@@ -236,48 +238,15 @@ def test_unfinished_and_diverged_runs_have_no_value(tmp_path):
 
 @pytest.fixture
 def tensors(tmp_path):
-    """Makes datasets of two ranks, and two runs on each: of one the dataset is missing."""
-    for rank, dims in ((1, (3, 3, 3)), (2, (3, 3, 3)), (5, (2, 3, 4))):
-        content = {"target_tensor": torch.ones(dims), "target_cp_rank": rank}
-        content["train_indices_order"] = list(range(torch.ones(dims).numel()))
-        torch.save(content, tmp_path / f"rank_{rank}.pt")
+    """Makes two runs for each of three ranks; each run has a target of its own."""
+    for rank in (1, 2, 5):
         for seed in range(2):
-            parameters = {"num_samples": 5 * rank, "init_std": 1e-3, "random_seed": seed}
-            parameters |= {"dataset_path": str(tmp_path / f"rank_{rank}.pt"), "provenance": {"commit": None}}
+            parameters = {"num_samples": 5 * rank, "init_std": 1e-3, "random_seed": seed, "random_target": True}
+            parameters["target_tensor_cp_rank"] = rank
+            parameters["provenance"] = {"identity": {"run": {"target_tensor_cp_rank": 1, "num_samples": None}}}
             error = 10.0 ** -(rank + seed)
             make_tensor_run(tmp_path / "runs", f"{rank}_{seed}", parameters, errors=(error, 0.5), target=None)
     return tmp_path
-
-
-def test_facts_of_tensors(tensors):
-    names = ("target_rank", "num_samples")
-    runs, skipped = read_map_runs(
-        str(tensors / "runs"), require_tensor_run, partial(measure_tensor, metric="reconstruction_error"), names
-    )
-    found = {(run.values["target_rank"], run.values["dimension"], run.values["order"], run.value) for run in runs}
-    assert found == {
-        (rank, "2x3x4" if rank == 5 else 3, 3, 10.0 ** -(rank + seed)) for rank in (1, 2, 5) for seed in (0, 1)
-    }
-    assert skipped == []
-    assert len({row["panel"] for row in draw(runs, names)[1]}) == 1
-    # Without these facts, the datasets tell runs apart.
-    runs, _ = read_map_runs(
-        str(tensors / "runs"),
-        require_tensor_run,
-        partial(measure_tensor, metric="model_tensor_rank"),
-        ("init_std", "lr"),
-    )
-    assert all("dataset_path" in run.compared for run in runs)
-    assert {run.value for run in runs} == {1}
-
-
-def test_tensors_whose_dataset_is_missing_are_skipped(tensors):
-    names, measure = ("target_rank", "num_samples"), partial(measure_tensor, metric="reconstruction_error")
-    (tensors / "rank_2.pt").rename(tensors / "moved.pt")
-    runs, skipped = read_map_runs(str(tensors / "runs"), require_tensor_run, measure, names)
-    assert {run.values["target_rank"] for run in runs} == {1, 5}
-    assert all("its dataset" in line and "cannot be read" in line for line in skipped)
-    assert len(skipped) == 2
 
 
 def test_metric_of_a_tensor_from_its_checkpoint(tmp_path):
@@ -285,9 +254,7 @@ def test_metric_of_a_tensor_from_its_checkpoint(tmp_path):
     (tmp_path / "a" / METRICS).write_text('{"model_reconstruction_error": 0.5}')
 
     def values(metric):
-        runs, _ = read_map_runs(
-            str(tmp_path), require_tensor_run, partial(measure_tensor, metric=metric), ("num_samples", "init_std")
-        )
+        runs, _ = read_map_runs(str(tmp_path), require_tensor_run, partial(measure_tensor, metric=metric))
         return [run.value for run in runs]
 
     assert (values("component_norm_0"), values("reconstruction_error")) == ([3], [0.5])
@@ -296,13 +263,13 @@ def test_metric_of_a_tensor_from_its_checkpoint(tmp_path):
 
 
 def test_map_of_the_script(tensors, run_main):
-    flags = ["-experiments_dir", "runs", "-map", "target_rank", "num_samples", "-below", 0.02, "-map_counts"]
+    flags = ["-experiments_dir", "runs", "-map", "target_tensor_cp_rank", "num_samples", "-below", 0.02, "-map_counts"]
     result = run_main("tc_results_plotter.py", *flags, "-save_plot_to", "x.png", "-save_data_to", "x.csv")
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("6 experiments, 6 of them finished, 0 folders skipped\n")
     with open(tensors / "x.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["panel", "target_rank", "num_samples", *COUNTS]
+    assert list(rows[0]) == ["panel", "target_tensor_cp_rank", "num_samples", *COUNTS]
     assert len(rows) == 9
-    cells = {(row["target_rank"], row["num_samples"]): (row["value"], row["runs"]) for row in rows}
+    cells = {(row["target_tensor_cp_rank"], row["num_samples"]): (row["value"], row["runs"]) for row in rows}
     assert [cells[key] for key in (("1", "5"), ("2", "10"), ("1", "10"))] == [("0.5", "2"), ("1.0", "2"), ("", "0")]
