@@ -242,7 +242,7 @@ def tensors(tmp_path):
     for rank in (1, 2, 5):
         for seed in range(2):
             parameters = {"num_samples": 5 * rank, "init_std": 1e-3, "random_seed": seed, "random_target": True}
-            parameters["target_tensor_cp_rank"] = rank
+            parameters |= {"target_tensor_cp_rank": rank, "mode_dim_size": 3, "order": 3}
             parameters["provenance"] = {"identity": {"run": {"target_tensor_cp_rank": 1, "num_samples": None}}}
             error = 10.0 ** -(rank + seed)
             make_tensor_run(tmp_path / "runs", f"{rank}_{seed}", parameters, errors=(error, 0.5), target=None)
