@@ -20,21 +20,22 @@ from common.tensor_files import load_dictionary, load_tensors
 from tests.conftest import MATRIX
 
 
-def test_write_atomically(tmp_path):
+def test_write_atomically(tmp_path, monkeypatch):
     path = tmp_path / "x.txt"
-    write_atomically(path, lambda temporary: temporary.write_text("old"))
+    write_atomically(path, b"old")
 
-    def write_partially(temporary):
-        temporary.write_text("half of the n")
+    def write_partially(self, content):
+        self.open("wb").write(content[:1])
         raise OSError("no space left on device")
 
-    with pytest.raises(OSError, match="no space"):
-        write_atomically(path, write_partially)
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="no space"):
+        patched.setattr(type(path), "write_bytes", write_partially)
+        write_atomically(path, b"new")
     assert path.read_text() == "old"
     with pytest.raises(FileExistsError):
-        write_atomically(path, lambda temporary: temporary.write_text("new"), overwrite=False)
+        write_atomically(path, b"new", overwrite=False)
     assert path.read_text() == "old"
-    write_atomically(path, lambda temporary: temporary.write_text("new"))
+    write_atomically(path, b"new")
     assert [each.read_text() for each in tmp_path.iterdir()] == ["new"]
     umask = os.umask(0)
     os.umask(umask)
