@@ -1,10 +1,8 @@
-"""What all figures share: panels, lines over seeds, labels, legends, and saving of figures and their data."""
+"""What all figures share: panels, lines over seeds, labels and legends."""
 
-import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -16,8 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
-from common.cli import print_line
-from common.files import csv_bytes, write_atomically
 from common.naming import span
 
 # A point of a line, a cell of a map, or a method at a number of observations: what is drawn and written to the CSV.
@@ -186,21 +182,3 @@ def add_legends(
         legend = axes.legend(of_panel, labels[axes], **style)
         # Otherwise the layout would shrink the axes to make room for long names.
         legend.set_in_layout(is_below)
-
-
-def save_and_show(figure: Figure, rows: Sequence[Row], save_plot_to: str, save_data_to: str) -> None:
-    """Saves the rows of a figure as CSV, with a column for each key, and the figure (250 dpi, tight), if paths are
-    given, and opens a window if there is a screen.
-    """
-    picture = io.BytesIO()
-    if save_plot_to:
-        figure.savefig(picture, format=Path(save_plot_to).suffix[1:].lower(), dpi=250, bbox_inches="tight")
-    for path, content in ((save_data_to, csv_bytes(rows, list(rows[0]))), (save_plot_to, picture.getvalue())):
-        if path:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(Path(path), content)
-            print_line(f"saved {Path(path)}")
-    if has_screen():
-        from matplotlib import pyplot as plt
-
-        plt.show()

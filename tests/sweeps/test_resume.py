@@ -15,12 +15,10 @@ from common.cli import UserError
 from common.files import sha256_of_file
 from common.flags import load_samples
 from common.problems import tensor_completion
-from common.recorded_runs import differing_names, read_runs
 from common.signals import Interrupted
 from common.sweeps import batch
 from common.sweeps.experiment import identify
 from common.sweeps.processes import World, hold_run_lock
-from common.sweeps.resume import match_previous_runs
 from common.sweeps.sweep import run_sweep
 from common.training import native_engine
 from common.training.trainer import Trainer
@@ -483,37 +481,6 @@ def test_resume_ignores_folders_without_identity(tmp_path, damage):
     assert len(folders_in(tmp_path)) == 2
 
 
-def test_resume_matches_runs_of_earlier_versions(tmp_path):
-    """Runs of earlier versions have no identity and are matched by their parameters."""
-    experiments = [{}, {"lr": 1e-3}, {"random_seed": 8}, {"random_seed": 7}]
-    run_sweep(DMF, parameter_list(tmp_path, *experiments))
-    for runs in runs_by_number(tmp_path).values():
-        ((parameters, folder),) = runs
-        digests = parameters["provenance"].pop("identity")["inputs"].values()
-        parameters["provenance"]["inputs_sha256"] = " ".join(digests)
-        (folder / "run_params.json").write_text(json.dumps(parameters))
-    run_sweep(DMF, parameter_list(tmp_path, *experiments), resume=True)
-    assert len(folders_in(tmp_path)) == 4
-    # Runs with random seeds are also matched.
-    runs, problems = read_runs(tmp_path)
-    random_seeds = parameter_list(tmp_path, *({"random_seed": -1} for _ in range(4)))
-    equal = Counter()
-    wanted = {index: identify(parameters, parameters.values, equal) for index, parameters in enumerate(random_seeds)}
-    matches = match_previous_runs(wanted, runs, random_seeds[0])
-    assert (len(matches), len({run.path for run in matches.values()}), problems) == (3, 3, [])
-
-
-def test_resume_matches_fixed_and_random_seeds_of_earlier_versions(tmp_path):
-    experiments = parameter_list(tmp_path, *({"random_seed": seed} for seed in (0, 1, -1, -1, 2)))
-    run_sweep(DMF, experiments)
-    for ((parameters, folder),) in runs_by_number(tmp_path).values():
-        digests = parameters["provenance"].pop("identity")["inputs"].values()
-        parameters["provenance"]["inputs_sha256"] = " ".join(digests)
-        (folder / "run_params.json").write_text(json.dumps(parameters))
-    run_sweep(DMF, experiments, resume=True)
-    assert len(folders_in(tmp_path)) == 5
-
-
 def test_random_seeds_do_not_continue_several_sweeps(tmp_path):
     """Of an older sweep, no run is continued, even if the newest one has fewer."""
     experiments = parameter_list(tmp_path, {"random_seed": -1}, {"random_seed": -1}, {"random_seed": -1, "lr": 1e-3})
@@ -522,29 +489,6 @@ def test_random_seeds_do_not_continue_several_sweeps(tmp_path):
     run_sweep(DMF, experiments[:1])
     run_sweep(DMF, experiments, resume=True)
     assert len(folders_in(tmp_path)) == 6
-
-
-@pytest.mark.parametrize("adaptive", [False, True])
-def test_runs_recorded_before_optimizers_could_be_chosen(tmp_path, adaptive):
-    """They have the defaults of the new flags, and the optimizer that -use_adaptive_lr chose."""
-    given = {"epochs": 300, "use_adaptive_lr": adaptive}
-    run_sweep(TC, parameter_list(tmp_path, given, {**given, "random_seed": 6}, kind="tc"))
-    ((parameters, folder),) = runs_by_number(tmp_path)[1]
-    assert parameters["use_adaptive_lr"] == adaptive
-    identity = parameters["provenance"]["identity"]["run"]
-    for name in ("optimizer", "momentum", "weight_decay"):
-        del parameters[name], identity[name]
-    identity["use_adaptive_lr"] = False
-    (folder / "run_params.json").write_text(json.dumps(parameters))
-    runs, damaged = read_runs(tmp_path)
-    assert damaged == []
-    assert differing_names(runs) == []
-    run_sweep(TC, parameter_list(tmp_path, given, {**given, "random_seed": 6}, kind="tc"), resume=True)
-    assert len(folders_in(tmp_path)) == 2
-    # Another optimizer is another run.
-    run_sweep(TC, parameter_list(tmp_path, {**given, "use_adaptive_lr": not adaptive}, kind="tc"), resume=True)
-    assert len(folders_in(tmp_path)) == 3
-    assert differing_names(read_runs(tmp_path)[0]) == ["optimizer"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
