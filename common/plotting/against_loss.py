@@ -100,7 +100,7 @@ def draw_against_loss(
                 curve = {"cmap": _COLOURS, "norm": scale, "linewidths": style["linewidth"], "capstyle": "round"}
                 axes.add_collection(LineCollection(segments, array=[row["iteration"] for row in table[1:]], **curve))
                 # Invisible: the legend avoids lines, but not collections.
-                axes.plot(*points.T, linestyle="none")
+                axes.plot(*points[:: len(points) // 200 + 1].T, linestyle="none")
                 marker = {"marker": figures.MARKERS[index % len(figures.MARKERS)], "color": greys[index]}
                 # The layout takes a line without points to be in the corner of the figure.
                 marker |= {"markersize": 5.5, "linestyle": "none", "zorder": 3, "clip_on": False, "in_layout": False}
@@ -110,7 +110,11 @@ def draw_against_loss(
     first = panels[0]
     if not metric:
         columns = {"value", *COLUMNS[statistic]}
-        first.set_ylim(0, 1.05 * max((row[name] or 0) for row in rows for name in columns & row.keys()))
+        values = [(row["loss"], row[name] or 0) for row in rows for name in columns & row.keys()]
+        highest = max(value for _, value in values)
+        # Curves that level off early leave no room for the legend below them.
+        early = any(value > highest / 2 and loss**2 > largest * min_loss for loss, value in values)
+        first.set_ylim(0, highest * (1.7 if early else 1.05))
     elif _LOGARITHMIC.fullmatch(metric):
         first.set_yscale("log")
     elif of_excess:
@@ -137,7 +141,9 @@ def draw_against_loss(
         bar.set_ticks(ticks, labels=[scientific(tick) for tick in ticks])
         for axes, depth in zip(panels, depths, strict=True):
             _set_markers(axes, [group.values[0] for group in groups if group.depth == depth], handles[axes], min_loss)
-    figures.add_legends(figure, handles, 34 if of_seeds else 26, "x-small" if of_seeds else "small")
+    width, fontsize = (34, "x-small") if of_seeds else (26, "small")
+    # There is room above curves of |unobserved entry|.
+    figures.add_legends(figure, handles, width, fontsize, most_lines=3 if metric else 6)
     return figure, rows
 
 

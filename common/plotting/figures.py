@@ -1,10 +1,8 @@
-"""What all figures share: panels, lines over seeds, labels, legends, and saving of figures and their data."""
+"""What all figures share: panels, lines over seeds, labels and legends."""
 
-import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -16,8 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.transforms import ScaledTranslation
 
-from common.cli import print_line
-from common.files import csv_bytes, write_atomically
 from common.naming import span
 
 # A point of a line, a cell of a map, or a method at a number of observations: what is drawn and written to the CSV.
@@ -34,8 +30,6 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#
 _LABELS = {"": "|unobserved entry|", "fro_e2e_norm": "Frobenius norm", "nuc_e2e_norm": "nuclear norm"}
 _LABELS |= {"e2e_effective_rank": "effective rank", "e2e_rank": "rank"}
 MOST_PANELS, MOST_COLUMNS = 12, 4
-# A legend with more lines of text stands below its panel.
-_MOST_LINES_INSIDE = 6
 # Inches: of the labels between a panel and the legend below it, and of a line of a legend.
 _BELOW_PANEL, _LINE_OF_LEGEND = 0.45, 0.15
 
@@ -59,8 +53,17 @@ def metric_label(metric: str) -> str:
 
 
 def wrapped(label: str, width: int) -> str:
-    """Returns a label in lines of at most `width` characters; mathematical text as it is."""
-    return label if "$" in label else "\n".join(textwrap.fill(line, width) for line in label.split("\n"))
+    """Returns a label in lines of at most `width` characters, broken after commas where this suffices; mathematical
+    text as it is.
+    """
+    if "$" in label:
+        return label
+    # Textwrap does not break at no-break spaces.
+    lines = [
+        [part.replace(" ", "\xa0" if len(part) < width else " ") for part in line.split(", ")]
+        for line in label.split("\n")
+    ]
+    return "\n".join(textwrap.fill(", ".join(parts), width) for parts in lines).replace("\xa0", " ")
 
 
 def new_figure(
@@ -87,7 +90,7 @@ def line_styles(number: int) -> list[dict[str, Any]]:
     visible.
     """
     colours = _COLOURS if number <= len(_COLOURS) else colormaps["viridis"](np.linspace(0, 0.95, number))
-    widths = np.linspace(2.8, 1.2, number) if number > 1 else [1.6]
+    widths = np.linspace(3.0, max(1.0, 3.6 - 0.6 * number), number) if number > 1 else [1.6]
     return [{"color": colour, "linewidth": width} for colour, width in zip(colours, widths, strict=False)]
 
 
@@ -159,13 +162,15 @@ def draw_line(axes: Axes, rows: Sequence[Row], x_name: str, statistic: str, **st
     return solid
 
 
-def add_legends(figure: Figure, handles: Mapping[Axes, Sequence[Any]], width: int, fontsize: str) -> None:
-    """Adds the legend of each panel, with labels of at most `width` characters a line: inside if all legends have few
-    lines, otherwise below, for which the figure becomes higher.
+def add_legends(
+    figure: Figure, handles: Mapping[Axes, Sequence[Any]], width: int, fontsize: str, most_lines: int = 6
+) -> None:
+    """Adds the legend of each panel, with labels of at most `width` characters a line: inside if all legends have at
+    most `most_lines` lines, otherwise below, for which the figure becomes higher.
     """
     labels = {axes: [wrapped(handle.get_label(), width) for handle in each] for axes, each in handles.items()}
     lines = max(sum(label.count("\n") + 1 for label in each) for each in labels.values())
-    is_below = lines > _MOST_LINES_INSIDE
+    is_below = lines > most_lines
     style = {"fontsize": fontsize, "handletextpad": 0.4, "borderpad": 0.3, "framealpha": 0.7}
     if is_below:
         figure.set_figheight(figure.get_figheight() + _LINE_OF_LEGEND * (lines + 1))
@@ -177,21 +182,3 @@ def add_legends(figure: Figure, handles: Mapping[Axes, Sequence[Any]], width: in
         legend = axes.legend(of_panel, labels[axes], **style)
         # Otherwise the layout would shrink the axes to make room for long names.
         legend.set_in_layout(is_below)
-
-
-def save_and_show(figure: Figure, rows: Sequence[Row], save_plot_to: str, save_data_to: str) -> None:
-    """Saves the rows of a figure as CSV, with a column for each key, and the figure (250 dpi, tight), if paths are
-    given, and opens a window if there is a screen.
-    """
-    picture = io.BytesIO()
-    if save_plot_to:
-        figure.savefig(picture, format=Path(save_plot_to).suffix[1:].lower(), dpi=250, bbox_inches="tight")
-    for path, content in ((save_data_to, csv_bytes(rows, list(rows[0]))), (save_plot_to, picture.getvalue())):
-        if path:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(Path(path), content)
-            print_line(f"saved {Path(path)}")
-    if has_screen():
-        from matplotlib import pyplot as plt
-
-        plt.show()

@@ -1,8 +1,11 @@
 """Flags that both plotters share, and what the scripts do with them. Importing this does not import matplotlib."""
 
+import io
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from common.cli import Parameters, Parser, UserError, flag_error
+from common.cli import Parameters, Parser, UserError, flag_error, print_line
+from common.files import csv_bytes, write_atomically
 from common.flags import optional, output_file, real
 
 
@@ -59,10 +62,11 @@ def refuse_with(flag: str, parameters: Parameters, names: Sequence[str]) -> None
 
 
 def save_or_show(draw: Callable[[Parameters], tuple], parameters: Parameters) -> None:
-    """Saves and shows the figure that `draw` returns, and saves its data, as the flags of `add_figure_flags` say.
-    Raises UserError, also if the figure can neither be saved nor shown.
+    """Saves the rows of the figure that `draw` returns as CSV, with a column for each key, and the figure (250 dpi,
+    tight), as the flags of `add_figure_flags` say, and opens a window if there is a screen. Raises UserError, also if
+    the figure can neither be saved nor shown.
     """
-    from common.plotting.figures import has_screen, save_and_show
+    from common.plotting.figures import has_screen
 
     save_plot_to, title = parameters["save_plot_to"], parameters["plot_title"] or ""
     if not save_plot_to and not has_screen():
@@ -75,4 +79,16 @@ def save_or_show(draw: Callable[[Parameters], tuple], parameters: Parameters) ->
         reason = str(error).strip().splitlines()[-1][:80]
         problem = f"it or a name is not valid mathematical text ({reason}); write \\$ for a dollar"
         raise flag_error("plot_title", title, problem) from None
-    save_and_show(figure, rows, save_plot_to, parameters["save_data_to"])
+    picture = io.BytesIO()
+    if save_plot_to:
+        figure.savefig(picture, format=Path(save_plot_to).suffix[1:].lower(), dpi=250, bbox_inches="tight")
+    data = csv_bytes(rows, list(rows[0]))
+    for path, content in ((parameters["save_data_to"], data), (save_plot_to, picture.getvalue())):
+        if path:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(Path(path), content)
+            print_line(f"saved {Path(path)}")
+    if has_screen():
+        from matplotlib import pyplot as plt
+
+        plt.show()

@@ -13,7 +13,6 @@ import torch
 
 from common.cli import UserError
 from common.problems import tensor_completion
-from common.recorded_runs import differing_names, read_runs
 from common.signals import Interrupted
 from common.sweeps.experiment import identify
 from common.sweeps.processes import World, folder_lock
@@ -398,29 +397,6 @@ def test_random_seeds_do_not_continue_several_sweeps(tmp_path):
     run_sweep(DMF, experiments[:1])
     run_sweep(DMF, experiments, resume=True)
     assert len(folders_in(tmp_path)) == 6
-
-
-@pytest.mark.parametrize("adaptive", [False, True])
-def test_runs_recorded_before_optimizers_could_be_chosen(tmp_path, adaptive):
-    """They have the defaults of the new flags, and the optimizer that -use_adaptive_lr chose."""
-    given = {"epochs": 300, "use_adaptive_lr": adaptive}
-    run_sweep(TC, parameter_list(tmp_path, given, {**given, "random_seed": 6}, kind="tc"))
-    ((parameters, folder),) = runs_by_number(tmp_path)[1]
-    assert parameters["use_adaptive_lr"] == adaptive
-    identity = parameters["provenance"]["identity"]["run"]
-    for name in ("optimizer", "momentum", "weight_decay"):
-        del parameters[name], identity[name]
-    identity["use_adaptive_lr"] = False
-    (folder / "run_params.json").write_text(json.dumps(parameters))
-    runs, damaged = read_runs(tmp_path)
-    assert damaged == []
-    assert differing_names(runs) == []
-    run_sweep(TC, parameter_list(tmp_path, given, {**given, "random_seed": 6}, kind="tc"), resume=True)
-    assert len(folders_in(tmp_path)) == 2
-    # Another optimizer is another run.
-    run_sweep(TC, parameter_list(tmp_path, {**given, "use_adaptive_lr": not adaptive}, kind="tc"), resume=True)
-    assert len(folders_in(tmp_path)) == 3
-    assert differing_names(read_runs(tmp_path)[0]) == ["optimizer"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
