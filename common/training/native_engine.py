@@ -60,7 +60,7 @@ def native_kernel(
     real, integer = {torch.float32: ("float", "int32_t"), torch.float64: ("double", "int64_t")}[dtype]
     macros = {"REAL": real, "INTEGER": integer, **step.macros, **optimizer.kernel_constants}
     macros["WEIGHT_DECAY"] = int(decays)
-    library = compiled_kernel(*step.sources, **macros)
+    library = compiled_kernel("advance", *step.sources, **macros)
     library.advance.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p]
     library.experiments_at_once.restype = ctypes.c_int64
     return Kernel(step.name, library.advance, library.experiments_at_once(), step.multiplications)

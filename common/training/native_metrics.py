@@ -28,7 +28,7 @@ def metrics_2x2(dtype: np.dtype, others: tuple[str, ...]) -> Callable[..., np.nd
     """
     real, integer = {"float32": ("float", "int32_t"), "float64": ("double", "int64_t")}[dtype.name]
     try:
-        kernel = compiled_kernel("matrix_metrics_2x2.c", REAL=real, INTEGER=integer).metrics
+        kernel = compiled_kernel("metrics", "matrix_metrics_2x2.c", REAL=real, INTEGER=integer).metrics
     except NativeUnavailable:
         return None
     size, number, address = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
