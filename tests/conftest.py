@@ -73,6 +73,13 @@ def train(experiments, native=False):
     return [factors[experiment] for experiment in experiments]
 
 
+def measure(problem, losses, outputs):
+    """Returns train and validation metrics (n,) by name, of losses (n,) and matrices or tensors (n, rows, cols)."""
+    (train, validation), values = problem.measure([problem], losses[None], outputs[None])
+    named = dict(zip(train + validation, values[:, 0], strict=True))
+    return {name: named[name] for name in train}, {name: named[name] for name in validation}
+
+
 def recorded_metrics(experiment):
     """Returns the recorded train and validation metrics of an experiment, by name."""
     return experiment.history.train | experiment.history.validation

@@ -8,9 +8,9 @@ import hashlib
 import os
 import platform
 import shutil
-import stat
 import subprocess
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from common.cli import warn_once
 _SOURCES = Path(__file__).with_name("kernels")
 # Not -ffast-math: NaN and infinity must be recognized, and sums must keep their order.
 _OPTIONS = ["-x", "c", "-std=gnu11", "-O3", "-fPIC", "-shared"]
+_MOST_SECONDS = 120  # a kernel takes the compiler a second
 
 
 class NativeUnavailable(Exception):
@@ -27,7 +28,7 @@ class NativeUnavailable(Exception):
 
 @cache
 def compiled_kernel(function: str, *sources: str, **macros: int | float | str) -> ctypes.CDLL:
-    """Returns the library with this `function`, compiled with these macros from kernels/simd.h and `sources` in
+    """Returns the library with `function` that is compiled with these macros from kernels/simd.h and `sources` in
     kernels/, in this order.
 
     It is stored in the user's cache by source, options, compiler and processor. If that fails, it is not stored, and a
@@ -37,73 +38,67 @@ def compiled_kernel(function: str, *sources: str, **macros: int | float | str) -
     code += "".join((_SOURCES / name).read_text(encoding="utf-8") for name in ("simd.h", *sources))
     name = Path(sources[-1]).stem
     try:
-        return _find_or_compile(function, name, code, _cache_folder())
+        directory = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "implicit_regularization"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if (status := directory.stat()).st_uid != os.geteuid() or status.st_mode & 0o022:
+            # Loading a library executes it.
+            raise PermissionError(errno.EACCES, f"others can write to {directory}")
+        return _load_or_compile(function, name, code, directory)
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         warn_once(f"compiled kernels are not stored in the cache ({reason})")
     try:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
-            return _find_or_compile(function, name, code, Path(temporary))
+            return _load_or_compile(function, name, code, Path(temporary))
     except OSError as error:
         raise NativeUnavailable(f"was not compiled ({error.strerror})") from None
 
 
-def _cache_folder() -> Path:
-    """Returns the folder of the stored libraries, made if missing. Raises OSError, also if others can write to it,
-    because loading a library executes it, and RuntimeError if the user has no home folder.
+def _load_or_compile(function: str, name: str, code: str, directory: Path) -> ctypes.CDLL:
+    """Loads the library from `directory`, where it is compiled if missing or damaged: for this processor, or if the
+    compiler rejects -march=native, for any of its architecture. Raises OSError if `directory` cannot be written to.
     """
-    directory = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "implicit_regularization"
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = directory.stat()
-    if status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(errno.EACCES, f"others can write to {directory}")
-    return directory
-
-
-def _find_or_compile(function: str, name: str, code: str, directory: Path) -> ctypes.CDLL:
-    """Loads the library from `directory`, where it is compiled if missing: for this processor, or if the compiler
-    rejects -march=native, for any of its architecture. Raises OSError if `directory` cannot be written to.
-    """
-    compiler = next(filter(None, (shutil.which(each) for each in (os.environ.get("CC", ""), "cc", "gcc", "clang"))), "")
-    if not compiler:
+    compiler = next(
+        filter(None, (shutil.which(each or "") for each in (os.environ.get("CC"), "cc", "gcc", "clang"))), None
+    )
+    if compiler is None:
         raise NativeUnavailable("needs a C compiler (cc, gcc or clang), which was not found")
     compiler = os.path.realpath(compiler)
     for options in ([*_OPTIONS, "-march=native"], _OPTIONS):
         identity = [code, *options, compiler, str(os.stat(compiler).st_mtime_ns), _processor()]
-        key = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:32]
-        library = directory / f"{name}_{key}.so"
-        if library.exists() or _compile([compiler, *options], code, library):
+        stored = directory / f"{name}_{hashlib.sha256(chr(0).join(identity).encode()).hexdigest()[:32]}.so"
+        with suppress(NativeUnavailable):
+            return _load(stored, function)
+        with tempfile.TemporaryDirectory(dir=directory, ignore_cleanup_errors=True) as temporary:
+            source, library, messages = (Path(temporary) / each for each in ("kernel.c", "kernel.so", "messages"))
+            source.write_text(code, encoding="utf-8")
+            command = [compiler, *options, str(source), "-o", str(library), "-lm"]
+            with open(messages, "wb") as file:  # a pipe would stay open as long as a server that a compiler has started
+                try:
+                    environment = {**os.environ, "TMPDIR": temporary}
+                    status = subprocess.call(command, stdout=file, stderr=file, timeout=_MOST_SECONDS, env=environment)
+                except (OSError, subprocess.TimeoutExpired) as error:
+                    raise NativeUnavailable(f"was not compiled: {error}") from None
+            message = messages.read_text(errors="replace")
+            if status == 0 and library.exists():
+                loaded = _load(library, function)
+                with open(library, "rb") as file:
+                    os.fsync(file.fileno())  # loading an incomplete one, as after a power cut, would crash
+                library.replace(stored)
+                return loaded
+        if not (status > 0 and "march" in message):
             break
+    reason = next((line for line in message.splitlines() if "error" in line), f"exit status {status}")
+    raise NativeUnavailable(f"was not compiled: {compiler} failed ({reason.strip()})")
+
+
+def _load(library: Path, function: str) -> ctypes.CDLL:
     try:
         loaded = ctypes.CDLL(str(library))
         getattr(loaded, function)
+        return loaded
     except (OSError, AttributeError) as error:
-        library.unlink(missing_ok=True)
         raise NativeUnavailable(f"was compiled but cannot be loaded ({error})") from None
-    return loaded
-
-
-def _compile(command: list[str], code: str, library: Path) -> bool:
-    """Compiles a library. Returns False if the compiler rejects -march=native. Raises OSError if its folder cannot be
-    written to.
-    """
-    with tempfile.TemporaryDirectory(dir=library.parent, ignore_cleanup_errors=True) as directory:
-        temporary, environment = Path(directory) / "kernel.so", {**os.environ, "TMPDIR": directory, "LC_ALL": "C"}
-        try:
-            command = [*command, "-", "-o", str(temporary), "-lm"]
-            done = subprocess.run(
-                command, input=code, capture_output=True, env=environment, text=True, errors="replace"
-            )
-        except OSError as error:
-            raise NativeUnavailable(f"was not compiled: {command[0]} did not run ({error})") from None
-        if done.returncode == 0 and temporary.exists():
-            os.replace(temporary, library)
-            return True
-    if "-march=native" in command and "march" in done.stderr:
-        return False
-    lines = done.stderr.splitlines()
-    reason = next((line for line in lines if "error" in line), f"exit status {done.returncode}")
-    raise NativeUnavailable(f"was not compiled: {command[0]} failed ({reason.strip()})")
 
 
 @cache

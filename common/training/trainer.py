@@ -114,45 +114,42 @@ class Trainer:
         ends does so, by index.
         """
         losses, outputs, moved = observed
-        is_validation = ends % self.validate_every == 0  # (K,): all but the last are
-        at_last_epoch, stateless = ends[-1] == self._last_epochs + 1, self.engine.optimizer.is_stateless
-        # Extreme values show that most experiments do not end, and have no zero loss.
-        entries = outputs.reshape(len(outputs), -1)
+        stateless, entries = self.engine.optimizer.is_stateless, outputs.reshape(len(outputs), -1)
         with np.errstate(over="ignore", invalid="ignore"):
+            # No metric exceeds twice the loss, which is the sum of squares, or the sum of the output's absolute values,
+            # which bounds its norms. For most experiments, extreme values show that both are finite.
             largest = np.maximum(entries.max(axis=1), -entries.min(axis=1))
-            finite = np.isfinite(2 * losses.max(axis=1) + outputs[0, 0].size * largest)  # see _all_finite
-        may_end = at_last_epoch | ~finite | (losses.min(axis=1) < self._tolerances)
+            finite = np.isfinite(2 * losses.max(axis=1) + outputs[0, 0].size * largest)
+        may_end = ~finite | (losses.min(axis=1) < self._tolerances) | (ends[-1] == self._last_epochs + 1)
         if stateless:
             may_end |= ~moved.all(axis=1)
 
-        end_columns = {}
+        end_columns, is_validation = {}, (ends % self.validate_every == 0).tolist()  # all but the last are
         for index, state in enumerate(self.running):
             state.epoch = self.epoch
-            if not may_end[index] and is_validation[-1]:
-                state.zero_loss_validations, state.moved_since_validation = 0, False
+            if not may_end[index]:
+                if is_validation[0]:
+                    state.zero_loss_validations, state.moved_since_validation = 0, False
+                if not is_validation[-1]:
+                    state.moved_since_validation |= bool(moved[index, -1])
                 continue
-            is_zero, is_finite = losses[index] < self._tolerances[index], _all_finite(losses[index], outputs[index])
-            is_special = is_zero | ~is_finite | (~moved[index] & stateless)
-            is_special[-1] = True
-            first = int(is_special.argmax())
-            if first > 0:
-                state.zero_loss_validations, state.moved_since_validation = 0, False
-            for column in range(first, len(ends)):
-                reason, has_moved = None, state.moved_since_validation or bool(moved[index, column])
+            with np.errstate(over="ignore", invalid="ignore"):
+                finite = np.isfinite(2 * losses[index] + np.abs(outputs[index]).reshape(len(ends), -1).sum(axis=1))
+            for column, end in enumerate(ends.tolist()):
+                state.moved_since_validation |= bool(moved[index, column])
+                reason = EPOCHS if end == state.last_epoch + 1 else None
                 if is_validation[column]:
-                    state.zero_loss_validations = state.zero_loss_validations + 1 if is_zero[column] else 0
-                state.moved_since_validation = has_moved and not is_validation[column]
-                is_last = at_last_epoch[index] and column == len(ends) - 1
-                if not is_finite[column] and (is_validation[column] or is_last):
+                    is_zero = float(losses[index, column]) < state.zero_loss_tol
+                    state.zero_loss_validations = state.zero_loss_validations + 1 if is_zero else 0
+                    if stateless and not state.moved_since_validation:
+                        reason = STALLED
+                    if state.zero_loss_validations > self._max_zero_losses:
+                        reason = ZERO_LOSS
+                    state.moved_since_validation = False
+                if not finite[column] and (is_validation[column] or reason):
                     reason = DIVERGED
-                elif is_validation[column] and state.zero_loss_validations > self._max_zero_losses:
-                    reason = ZERO_LOSS
-                elif is_validation[column] and stateless and not has_moved:
-                    reason = STALLED
-                elif is_last:
-                    reason = EPOCHS
                 if reason:
-                    end_columns[index], state.epoch, state.stop_reason = column, int(ends[column]) - 1, reason
+                    end_columns[index], state.epoch, state.stop_reason = column, end - 1, reason
                     break
         return end_columns
 
@@ -200,11 +197,3 @@ class Trainer:
         for state in self.running:
             state.stop_reason = INTERRUPTED
         return [Ended(state, self.engine, index, outputs[index, 0].copy()) for index, state in enumerate(self.running)]
-
-
-def _all_finite(losses: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-    """Returns whether all metrics of an experiment are finite (K,): none exceeds twice the loss, which is the sum of
-    squares, or the sum of the output's absolute values, which bounds its norms.
-    """
-    with np.errstate(over="ignore", invalid="ignore"):
-        return np.isfinite(2 * losses + np.abs(outputs).reshape(*losses.shape, -1).sum(axis=-1))

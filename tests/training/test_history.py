@@ -1,21 +1,24 @@
-from typing import get_type_hints
-
 import numpy as np
 import torch
 
-from common.training.history import History, TrainingState, evaluator_state, metrics_of_evaluator
+from common.training.history import History, evaluator_state, metrics_of_evaluator
+
+NAMES = ("a", "b"), ("c",)
 
 
 def make_history():
     history = History()
     for start in (0, 10):
         epochs = np.arange(start, start + 10)
-        history.extend(epochs, {"a": epochs.astype(np.float32), "b": -epochs.astype(np.float32)}, {})
+        history.extend(epochs, (NAMES, np.stack([epochs, -epochs, 2 * epochs]).astype(np.float32)))
     return history
 
 
 def test_evaluator_state_round_trip():
-    state = evaluator_state(make_history().train)
+    history = make_history()
+    state = evaluator_state(history.train)
+    assert list(state) == ["a", "b"]
+    assert list(history.validation) == ["c"]
     assert state["b"]["name"] == "b"
     assert (state["b"]["current_value"], state["b"]["epoch_last_updated"]) == (-19.0, 19)
     assert state["b"]["epoch_values"].dtype == torch.float32
@@ -25,38 +28,47 @@ def test_evaluator_state_round_trip():
     assert back["b"].values.tolist() == [-float(n) for n in range(20)]
 
 
-def test_last_values():
-    """Only metrics recorded at the last epoch are included."""
-    history = make_history()
-    history.extend(np.array([30]), {"a": np.array([7.0], dtype=np.float32)}, {})
-    assert history.last_values() == {"a": 7.0}
-    assert History().last_values() == {}
+def test_many_short_parts():
+    history = History()
+    for epoch in range(2000):
+        history.extend(np.array([epoch]), (NAMES, np.full((3, 1), epoch, np.float32)))
+    assert history.train["a"].epochs.tolist() == history.validation["c"].values.tolist() == list(range(2000))
 
 
 def test_shared_epochs_are_stored_once():
     history = make_history()
-    assert history.train["a"].epochs is history.train["b"].epochs
-    state = evaluator_state(history.train)
-    assert state["a"]["epochs_with_values"] is state["b"]["epochs_with_values"]
+    for part in (20, 30):
+        state = evaluator_state(history.train)
+        assert state["a"]["epochs_with_values"] is state["b"]["epochs_with_values"]
+        assert len(state["a"]["epochs_with_values"]) == part
+        history.extend(np.arange(part, part + 10), (NAMES, np.zeros((3, 10), np.float32)))
 
 
 def test_metrics_with_different_epochs():
+    """Only metrics recorded at the last epoch are among the last values."""
     continued = History(metrics_of_evaluator(evaluator_state(make_history().train), np.dtype(np.float32)))
-    epochs = np.array([20, 21])
-    continued.extend(epochs, {"a": np.array([1.0, 2.0], np.float32)}, {"new": np.array([3.0, 4.0], np.float32)})
+    values = np.array([[1, 2], [3, 4]], np.float32)
+    continued.extend(np.array([20, 21]), ((("a",), ("new",)), values))
     assert continued.train["a"].epochs.tolist() == list(range(22))
     assert continued.train["b"].epochs.tolist() == list(range(20))
     assert continued.validation["new"].epochs.tolist() == [20, 21]
     state = evaluator_state(continued.train)
     assert [len(state[name]["epochs_with_values"]) for name in "ab"] == [22, 20]
+    assert continued.last_values() == {"a": 2, "new": 4}
+    assert History().last_values() == {}
+
+
+def test_records_of_last_epoch_are_dropped():
+    history = make_history()
+    history.extend(np.array([25]), ((("a",), ("new",)), np.zeros((2, 1), np.float32)))
+    history = History(history.train, history.validation)
+    history.drop_last(25)
+    assert history.train["a"].epochs.tolist() == history.train["b"].epochs.tolist() == list(range(20))
+    assert list(history.validation) == ["c"]
+    assert history.last_values() == {"a": 19, "b": -19, "c": 38}
 
 
 def test_lists_of_original_code_are_read():
     state = {"loss": {"name": "loss", "epoch_values": [0.5, 0.25], "epochs_with_values": [0, 1]}}
     series = metrics_of_evaluator(state, np.dtype(np.float32))["loss"]
     assert (series.epochs.tolist(), series.values.tolist()) == ([0, 1], [0.5, 0.25])
-
-
-def test_moved_since_validation_defaults_to_false():
-    assert get_type_hints(TrainingState)["moved_since_validation"] is bool
-    assert TrainingState(1, 0.0, lambda losses, outputs: ({}, {})).moved_since_validation is False
