@@ -223,34 +223,6 @@ def test_last_values_without_history(native, tracked):
         assert experiment.history.last_values() == full.history.last_values()
 
 
-@pytest.mark.parametrize("tracked", [{}, OF_FACTORS["dmf"]])
-@pytest.mark.parametrize("validate_every", [20, 10**12])
-def test_interrupted_run(validate_every, tracked, native):
-    """Between validations, the last finished epoch is recorded."""
-    experiment = make_experiment(**SHORT["dmf"] | {"lr": 1e-5}, epochs=10**12, validate_every=validate_every, **tracked)
-    trainer = make_trainer([experiment], native=native)
-    for _ in range(3):
-        assert trainer.advance() == []
-    (ended,) = trainer.interrupt()
-    state, factors = experiment.state, list(ended.engine.model.experiment_state(ended.index).values())
-    assert (ended.state, state.stop_reason, state.epoch) == (state, "interrupted", trainer.epoch)
-    np.testing.assert_allclose(ended.output, torch.linalg.multi_dot(factors), rtol=1e-4)
-    epochs = list(range(validate_every - 1, state.epoch + 1, validate_every))
-    if (state.epoch + 1) % validate_every:
-        assert state.moved_since_validation
-        epochs.append(state.epoch)
-    assert {tuple(series.epochs) for series in recorded_metrics(experiment).values()} == {tuple(epochs)}
-    for name, value in expected_metrics(experiment, factors).items() if tracked else ():
-        assert state.history.validation[name].values[-1] == value
-
-
-def test_interrupted_before_the_first_step():
-    experiment = make_experiment()
-    (ended,) = make_trainer([experiment]).interrupt()
-    np.testing.assert_array_equal(ended.output, torch.linalg.multi_dot(experiment.factors))
-    assert (experiment.epoch, recorded_metrics(experiment)) == (-1, {})
-
-
 @pytest.mark.parametrize("kind", ["dmf", "tc"])
 def test_metrics_of_factors_at_validations(kind, native):
     """They are of the moment of the other metrics of an epoch: after its step. The batch has other experiments that end
