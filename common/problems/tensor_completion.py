@@ -27,7 +27,7 @@ from common.models.cp_factorization import (
 )
 from common.problems.problem import Results, as_metrics, optimizer_of
 from common.recorded_runs import TENSOR_METRICS
-from common.training.history import INTERRUPTED, Metrics, TrainingState
+from common.training.history import Metrics, TrainingState
 from common.training.objectives import EntryObjective, entry_objective
 from common.training.threads import one_thread
 
@@ -126,16 +126,11 @@ class TensorFactorization:
         return (output[observed] - self.dataset.target_tensor.flatten()[observed]).square().mean()
 
     def results(self, state: TrainingState, output: Tensor) -> Results:
-        """The tensors, and their errors and ranks. The file of errors and ranks marks a finished experiment, so an
-        interrupted one has none.
-        """
+        """The tensors, and their errors and ranks."""
         target, values = self.dataset.target_tensor, self.parameters
         memorizer = self.dataset.memorizer
         tensors = {"model": output.reshape(target.shape), "memorizer": memorizer, "targets": target.clone()}
         files = {f"{name}_tensor.pt": tensor for name, tensor in tensors.items()}
-        if state.stop_reason == INTERRUPTED:
-            return Results(files)
-
         rows = torch.stack([tensors[name].double().flatten() for name in ("model", "memorizer")])
         errors = reconstruction_error(rows, target.double().flatten()).tolist()
         numbers = {"model_reconstruction_error": errors[0], "memorizer_reconstruction_error": errors[1]}

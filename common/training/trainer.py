@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from common.training.history import DIVERGED, EPOCHS, INTERRUPTED, STALLED, ZERO_LOSS, History, Metrics, TrainingState
+from common.training.history import DIVERGED, EPOCHS, STALLED, ZERO_LOSS, History, Metrics, TrainingState
 from common.training.native_engine import Engine, in_parallel
-from common.training.torch_engine import Observations, on_host
+from common.training.torch_engine import Observations
 
 # The most validations in a call of the engine, and entries of their matrices or tensors.
 _MOST_VALIDATIONS, _MOST_NUMBERS = 8192, 2**24
@@ -59,7 +59,6 @@ class Trainer:
         self._measure, self._measures_at_once = measure, measures_at_once
         self._last_epochs = np.array([state.last_epoch for state in states])
         self._tolerances = np.array([state.zero_loss_tol for state in states])
-        self._last: tuple[np.ndarray, np.ndarray] | None = None  # losses (B, 1) and outputs of the last finished epoch
 
     def advance(self) -> list[Ended]:
         """Trains to a later validation, to the last epoch of an experiment, or for the time that one call may take, and
@@ -87,7 +86,6 @@ class Trainer:
             for index, position in zip(indices, positions, strict=True):
                 ended.append(Ended(self.running[index], engine, position, observed.outputs[index, column].copy()))
         kept = [index for index in range(len(self.running)) if index not in end_columns]
-        self._last = observed.losses[kept, -1:], observed.outputs[kept, -1:]
         if ended:
             self.running = [self.running[index] for index in kept]
             self._last_epochs, self._tolerances = self._last_epochs[kept], self._tolerances[kept]
@@ -185,15 +183,3 @@ class Trainer:
             in_parallel(measure, len(states), size)
         else:
             measure((0, len(states)))
-
-    def interrupt(self) -> list[Ended]:
-        """Ends all experiments at the last finished epoch. If no validation is there, appends a record."""
-        if self._last is None:
-            outputs = on_host(self.engine.model.forward())[:, None]
-        else:
-            losses, outputs = self._last
-            if (self.epoch + 1) % self.validate_every:
-                self._record(np.array([self.epoch]), losses, outputs, np.ones(len(losses), dtype=int))
-        for state in self.running:
-            state.stop_reason = INTERRUPTED
-        return [Ended(state, self.engine, index, outputs[index, 0].copy()) for index, state in enumerate(self.running)]
