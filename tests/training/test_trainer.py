@@ -176,7 +176,7 @@ def test_histories_do_not_depend_on_validations_per_call(monkeypatch, native, st
             for state in trainer.running:
                 assert state.epoch == trainer.epoch
                 assert state.history.train["mse_loss"].epochs[-1] == (trainer.epoch + 1) // 5 * 5 - 1
-        return experiments, [factors[experiment.state] for experiment in experiments]
+        return experiments, [factors[experiment] for experiment in experiments]
 
     expected, expected_factors = run(None)
     monkeypatch.setattr(TorchEngine, "max_steps_per_chunk", steps_per_chunk)
