@@ -90,8 +90,6 @@ def our_trainer(experiments: list[Experiment], min_steps: int) -> Steps:
         begin = trainer.epoch
         while trainer.epoch - begin < max(num_steps, min_steps):
             trainer.advance()
-        for position in range(len(experiments)):
-            trainer.sync(position)
         return trainer.epoch - begin
 
     return run_steps

@@ -2,56 +2,71 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import make_experiment
+from tests.conftest import make_experiment, measure
 
-SIZES = [(n, m) for n in range(1, 17) for m in sorted({n, 17 - n, 16})]
+TRACKED = {"num_samples": 1, "track_singular_values": True, "tracked_e2e_value_of": [[0, 0]]}
+
+
+def save_dataset(path, target):
+    """Saves a dataset in which the first entry is observed."""
+    matrices = torch.zeros(1, *target.shape)
+    matrices[0, 0, 0] = 1
+    torch.save({"A": matrices, "y": target[0, :1].clone(), "target_matrix": target}, path)
+    return path
+
+
+def random_outputs(number, rows, cols, dtype="float32"):
+    """Returns losses (n,) and matrices (n, rows, cols)."""
+    generator = np.random.default_rng(17 * rows + cols)
+    return generator.random(number).astype(dtype), generator.standard_normal((number, rows, cols)).astype(dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("rows, cols", SIZES, ids=lambda size: str(size))
-def test_metrics_do_not_depend_on_history_chunking(rows, cols, dtype, tmp_path):
-    content = {"A": torch.zeros(1, rows, cols), "y": torch.ones(1), "target_matrix": torch.ones(rows, cols)}
-    torch.save(content, tmp_path / "data.pt")
-    given = {"num_samples": 1, "dtype": dtype, "track_singular_values": True, "tracked_e2e_value_of": [[0, 0]]}
-    given["track_schatten_norm"] = True
-    problem = make_experiment(dataset_path=tmp_path / "data.pt", **given).problem
-    generator = np.random.default_rng(17 * rows + cols)
-    outputs = generator.standard_normal((64, rows, cols)).astype(dtype)
-    losses = generator.random(64).astype(dtype)
-    train, validation = problem.measure(losses, outputs)
-    assert len(train | validation) == 10 + min(rows, cols)
-    for begin, end in [(1, 64), (2, 3), (3, 40), (5, 6), (17, 63), (63, 64)]:
-        cut = problem.measure(losses[begin:end], outputs[begin:end])
-        for whole, part in zip((train, validation), cut, strict=True):
-            for name, values in part.items():
-                assert values.tobytes() == whole[name][begin:end].tobytes(), name
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 11, 16])
+def test_metrics_do_not_depend_on_their_number(rows, dtype, tmp_path):
+    for cols in sorted({rows, 17 - rows, 16}):
+        path = save_dataset(tmp_path / f"{cols}.pt", torch.ones(rows, cols))
+        problem = make_experiment(dataset_path=path, dtype=dtype, track_schatten_norm=True, **TRACKED).problem
+        losses, outputs = random_outputs(64, rows, cols, dtype)
+        train, validation = measure(problem, losses, outputs)
+        assert len(train | validation) == 10 + min(rows, cols)
+        for begin, end in [(1, 64), (2, 3), (3, 40), (5, 6), (17, 63), (63, 64)]:
+            part = measure(problem, losses[begin:end], outputs[begin:end])
+            for name, values in (part[0] | part[1]).items():
+                assert values.tobytes() == (train | validation)[name][begin:end].tobytes(), name
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("scale", [0.0, 1.5])
-def test_reconstruction_error_is_left_out_without_target(size, scale, tmp_path):
-    """Where the target is zero, there is no relative error."""
-    target = scale * torch.eye(size)
-    content = {"A": torch.ones(1, size, size), "y": torch.ones(1), "target_matrix": target}
-    torch.save(content, tmp_path / "data.pt")
-    problem = make_experiment(dataset_path=tmp_path / "data.pt", num_samples=1).problem
-    outputs = np.random.default_rng(0).standard_normal((5, size, size)).astype(np.float32)
-    _, validation = problem.measure(np.ones(5, np.float32), outputs)
-    if scale == 0:
-        assert "reconstruction_error" not in validation
-    else:
-        expected = [np.linalg.norm(output - target.numpy()) / np.linalg.norm(target.numpy()) for output in outputs]
+def test_metrics_of_a_batch(size, tmp_path):
+    """Each experiment has its own target."""
+    targets = torch.randn(3, size, size, generator=torch.Generator().manual_seed(0))
+    paths = [save_dataset(tmp_path / f"{k}.pt", target) for k, target in enumerate(targets)]
+    problems = [make_experiment(dataset_path=path, **TRACKED).problem for path in paths]
+    assert len({problem.batch_key for problem in problems}) == 1
+    losses, outputs = random_outputs(12, size, size)
+    names, values = problems[0].measure(problems, losses.reshape(3, 4), outputs.reshape(3, 4, size, size))
+    for index, problem in enumerate(problems):
+        part = slice(4 * index, 4 * index + 4)
+        train, validation = measure(problem, losses[part], outputs[part])
+        assert names == (tuple(train), tuple(validation))
+        np.testing.assert_array_equal(values[:, index], list((train | validation).values()))
+        expected = np.linalg.norm(outputs[part] - targets[index].numpy(), axis=(1, 2)) / targets[index].norm().item()
         np.testing.assert_allclose(validation["reconstruction_error"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_reconstruction_error_is_left_out_without_target(size, tmp_path):
+    """Where the target is zero, there is no relative error."""
+    path = save_dataset(tmp_path / "zero.pt", torch.zeros(size, size))
+    without = make_experiment(dataset_path=path, **TRACKED).problem
+    assert "reconstruction_error" not in measure(without, *random_outputs(5, size, size))[1]
 
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_schatten_norm_is_recorded_if_tracked(size, tmp_path):
-    content = {"A": torch.ones(1, size, size), "y": torch.ones(1), "target_matrix": torch.eye(size)}
-    torch.save(content, tmp_path / "data.pt")
-    given = {"dataset_path": tmp_path / "data.pt", "num_samples": 1, "track_singular_values": True}
-    outputs = np.random.default_rng(0).standard_normal((5, size, size)).astype(np.float32)
-    _, validation = make_experiment(**given, track_schatten_norm=True).problem.measure(np.ones(5, np.float32), outputs)
+    given = {"dataset_path": save_dataset(tmp_path / "data.pt", torch.eye(size)), **TRACKED}
+    outputs = random_outputs(5, size, size)
+    _, validation = measure(make_experiment(**given, track_schatten_norm=True).problem, *outputs)
     expected = sum(np.sqrt(validation[f"singular_value_{k}"].astype(np.float64)) for k in range(size)) ** 2
     np.testing.assert_allclose(validation["schatten_half_quasi_norm"], expected, rtol=1e-5)
-    _, without = make_experiment(**given).problem.measure(np.ones(5, np.float32), outputs)
-    assert "schatten_half_quasi_norm" not in without
+    assert "schatten_half_quasi_norm" not in measure(make_experiment(**given).problem, *outputs)[1]

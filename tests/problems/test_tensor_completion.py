@@ -13,7 +13,7 @@ from common.datasets.tensor_completion import random_tensor
 from common.problems import tensor_completion
 from common.sweeps import training
 from common.sweeps.sweep import run_sweep
-from tests.conftest import ROOT, TENSOR, make_experiment, make_trainer, parse_parameters, runs_by_number, train
+from tests.conftest import TENSOR, make_experiment, make_trainer, parse_parameters, runs_by_number, train
 from tests.models.test_cp_factorization import reference_tensor
 from tests.sweeps.test_continuation import assert_same
 
@@ -49,31 +49,17 @@ def reference_run(experiment, num_steps):
     return factors, loss.item()
 
 
-@pytest.mark.parametrize("adaptive, lr", [(True, 1e-2), (False, 0.5)])
-@pytest.mark.parametrize("num_components", [0, 3])
+@pytest.mark.parametrize("adaptive, lr, num_components", [(True, 1e-2, 0), (False, 0.5, 3)])
 def test_training_matches_reference_loop(adaptive, lr, num_components):
-    settings = {"dtype": "float64", "use_adaptive_lr": adaptive, "lr": lr, "init_std": 0.1, "epochs": 100}
+    settings = {"dtype": "float64", "use_adaptive_lr": adaptive, "lr": lr, "init_std": 0.1, "epochs": 40}
     settings["num_components"] = num_components
     experiments = [make_experiment("tc", num_samples=n, random_seed=n, **settings) for n in (60, 400)]
     for experiment, factors in zip(experiments, train(experiments), strict=True):
         assert {len(factor[0]) for factor in factors} == {num_components or 64}
-        expected, loss = reference_run(experiment, 100)
+        expected, loss = reference_run(experiment, 40)
         assert experiment.history.train["mse_loss"].values[-1] == pytest.approx(loss, rel=1e-9)
         for factor, wanted in zip(factors, expected, strict=True):
             torch.testing.assert_close(factor, wanted, rtol=1e-8, atol=1e-10)
-
-
-def test_results_do_not_depend_on_batch():
-    def experiments(seeds):
-        return [
-            make_experiment("tc", random_seed=s, num_samples=100 * (1 + s), use_adaptive_lr=True, epochs=150 + 20 * s)
-            for s in seeds
-        ]
-
-    together = train(experiments(range(4)))
-    for seed in range(4):
-        (alone,) = train(experiments([seed]))
-        assert all(torch.equal(left, right) for left, right in zip(alone, together[seed], strict=True))
 
 
 def test_outputs_of_finished_experiment(tmp_path):
@@ -119,12 +105,6 @@ def test_outputs_of_metrics_of_factors(tmp_path):
     assert plots == {"mse_loss.png", "reconstruction_error.png", "component_norms.png", "sharpness.png"}
 
 
-def test_more_component_norms_than_components_are_refused():
-    make_experiment("tc", num_components=5, track_component_norms=5)
-    with pytest.raises(UserError, match="-track_component_norms 6: the factorization has 5 components; give at most"):
-        make_experiment("tc", num_components=5, track_component_norms=6)
-
-
 def test_dataset_ranks_are_estimated_once(tmp_path, monkeypatch):
     estimated = []
 
@@ -165,27 +145,13 @@ def test_continuing_from_checkpoint_matches_single_run(tmp_path, adaptive, lr):
         return path, torch.load(path, weights_only=True)
 
     path, part = run("first", epochs=250)
-    assert part["optimizer"]["state"] == ({} if not adaptive else {"step": 250, **_square_avg(part)})
+    assert set(part["optimizer"]["state"]) == ({"step", "square_avg"} if adaptive else set())
     _, continued = run("second", epochs=250, trainer_checkpoint=str(path))
     _, whole = run("whole", epochs=500)
     assert_same(continued["model"], whole["model"])
     assert_same(continued["optimizer"], whole["optimizer"])
     recorded = continued["val_evaluator"]["reconstruction_error"]["epochs_with_values"].tolist()
     assert recorded == [99, 199, 249, 299, 399, 499]
-
-
-def _square_avg(checkpoint):
-    return {"square_avg": checkpoint["optimizer"]["state"]["square_avg"]}
-
-
-def test_checkpoint_with_other_optimizer_or_shape_is_refused(tmp_path):
-    (folder,) = run_experiments(tmp_path / "a", {"epochs": 100, "store_checkpoints": True})
-    (path,) = (folder / "checkpoints").iterdir()
-    with pytest.raises(UserError, match="was not written by GradientDescent"):
-        make_experiment("tc", trainer_checkpoint=path)
-    order_4 = ROOT / "data/tc/tensor_rank_1_fro_1_order_4_dim_8.pt"
-    with pytest.raises(UserError, match=r"has 3 factors of shapes .*, not 4"):
-        make_experiment("tc", **BASE, trainer_checkpoint=path, dataset_path=order_4)
 
 
 def test_tracked_rank_is_estimated_once_per_validation(monkeypatch):
@@ -200,7 +166,7 @@ def test_tracked_rank_is_estimated_once_per_validation(monkeypatch):
     for validations in range(1, 4):
         while trainer.epoch < 100 * validations - 1:
             trainer.advance()
-        assert trainer.latest(0)["model_tensor_rank"] == 1
+        assert trainer.running[0].history.last_values()["model_tensor_rank"] == 1
         assert len(estimated) == validations
 
 
@@ -212,20 +178,6 @@ def test_diverged_run_writes_null_metrics(tmp_path):
     assert metrics["model_reconstruction_error"] is None
     assert metrics["model_tensor_rank"] is None
     assert metrics["targets_tensor_rank"] == 1
-
-
-def test_smaller_init_gives_smaller_error():
-    """Compares medians over 5 seeds at 350 observations, where those in the paper differ by orders of magnitude."""
-
-    def errors(std):
-        experiments = [
-            make_experiment("tc", random_seed=s, num_samples=350, init_std=std, use_adaptive_lr=True) for s in range(5)
-        ]
-        train(experiments)
-        assert all(experiment.stop_reason == "zero_loss" for experiment in experiments)
-        return [experiment.history.validation["reconstruction_error"].values[-1] for experiment in experiments]
-
-    assert 10 * np.median(errors(1e-3)) < np.median(errors(1e-2)) < 1e-2
 
 
 def test_smaller_init_gives_lower_rank_and_smaller_error(tmp_path):
@@ -247,6 +199,9 @@ def test_smaller_init_gives_lower_rank_and_smaller_error(tmp_path):
     assert np.median(ranks[0]) > np.median(ranks[2]) == 1
 
 
-def test_more_components_than_entries_are_refused():
+def test_too_many_components_are_refused():
+    make_experiment("tc", num_components=5, track_component_norms=5)
+    with pytest.raises(UserError, match="-track_component_norms 6: the factorization has 5 components; give at most"):
+        make_experiment("tc", num_components=5, track_component_norms=6)
     with pytest.raises(UserError, match="-num_components 513: a tensor of 512 entries needs no more"):
         make_experiment("tc", num_components=513)

@@ -155,12 +155,11 @@ def test_diverged_run_stops_and_keeps_history(dtype, native):
     assert not np.isfinite(values[:, -1]).all()
 
 
-@pytest.mark.parametrize("steps_per_chunk", [0, 35])
-def test_histories_do_not_depend_on_validations_per_call(monkeypatch, native, steps_per_chunk):
+def test_results_do_not_depend_on_validations_per_call(monkeypatch, native):
     """Some experiments end by zero loss, some by divergence, some between validations; one keeps no history."""
-    monkeypatch.setattr(TorchEngine, "max_steps_per_chunk", 200)
 
-    def run(chunk):
+    def run(steps_per_chunk):
+        monkeypatch.setattr(TorchEngine, "max_steps_per_chunk", steps_per_chunk)
         common = {"validate_every": 5, "init_alpha": 0.3, "track_singular_values": True, "stop_on_zero_loss_tol": 0.1}
         experiments = [
             make_experiment(random_seed=seed, epochs=400 + 37 * seed, lr=lr, **common)
@@ -169,8 +168,8 @@ def test_histories_do_not_depend_on_validations_per_call(monkeypatch, native, st
         experiments[-1].keeps_history = False
         trainer, factors = make_trainer(experiments, native=native), {}
         while trainer.running:
-            if native and chunk is not None:
-                trainer.engine.max_steps_per_chunk = chunk
+            if native:
+                trainer.engine.max_steps_per_chunk = steps_per_chunk
             for state, engine, index, _ in trainer.advance():
                 factors[state] = torch.cat([each.flatten() for each in engine.model.experiment_state(index).values()])
             for state in trainer.running:
@@ -178,19 +177,19 @@ def test_histories_do_not_depend_on_validations_per_call(monkeypatch, native, st
                 assert state.history.train["mse_loss"].epochs[-1] == (trainer.epoch + 1) // 5 * 5 - 1
         return experiments, [factors[experiment] for experiment in experiments]
 
-    expected, expected_factors = run(None)
-    monkeypatch.setattr(TorchEngine, "max_steps_per_chunk", steps_per_chunk)
-    seen, factors = run(steps_per_chunk)
+    expected, expected_factors = run(200)
     assert {each.stop_reason for each in expected} == {"zero_loss", "diverged", "epochs"}
-    for experiment, other in zip(seen, expected, strict=True):
-        assert (experiment.epoch, experiment.stop_reason) == (other.epoch, other.stop_reason)
-        metrics = recorded_metrics(experiment)
-        for name, series in recorded_metrics(other).items():
-            assert metrics[name].epochs.tolist() == series.epochs.tolist()
-            assert metrics[name].values.tobytes() == series.values.tobytes()
-    for left, right in zip(factors, expected_factors, strict=True):
-        np.testing.assert_array_equal(left, right)
-    assert len(recorded_metrics(seen[-1])["mse_loss"].epochs) == 1
+    assert len(recorded_metrics(expected[-1])["mse_loss"].epochs) == 1
+    for steps_per_chunk in (0, 35):
+        seen, factors = run(steps_per_chunk)
+        for experiment, other in zip(seen, expected, strict=True):
+            state = experiment.state
+            assert (state.epoch, state.stop_reason) == (other.epoch, other.stop_reason)
+            for name, series in recorded_metrics(other).items():
+                assert recorded_metrics(experiment)[name].epochs.tolist() == series.epochs.tolist()
+                assert recorded_metrics(experiment)[name].values.tobytes() == series.values.tobytes()
+        for left, right in zip(factors, expected_factors, strict=True):
+            np.testing.assert_array_equal(left, right)
 
 
 def test_targets_may_differ_within_a_batch(native):
@@ -223,13 +222,20 @@ def test_last_values_without_history(native, tracked):
         assert experiment.history.last_values() == full.history.last_values()
 
 
+def test_interrupted_before_the_first_step():
+    experiment = make_experiment()
+    (ended,) = make_trainer([experiment]).interrupt()
+    np.testing.assert_array_equal(ended.output, torch.linalg.multi_dot(experiment.factors))
+    assert (experiment.epoch, recorded_metrics(experiment)) == (-1, {})
+
+
 @pytest.mark.parametrize("kind", ["dmf", "tc"])
 def test_metrics_of_factors_at_validations(kind, native):
     """They are of the moment of the other metrics of an epoch: after its step. The batch has other experiments that end
-    earlier, between validations, and later.
+    earlier, between validations.
     """
     common = {**SHORT[kind], "validate_every": 20}
-    others = [make_experiment(kind, **common, **OF_FACTORS[kind], epochs=n, random_seed=n) for n in (33, 50, 100)]
+    others = [make_experiment(kind, **common, **OF_FACTORS[kind], epochs=n, random_seed=n) for n in (33, 50)]
     experiment = make_experiment(kind, **common, **OF_FACTORS[kind], epochs=75, random_seed=1)
     train([*others, experiment], native=native)
     recorded = experiment.history.validation
@@ -241,28 +247,6 @@ def test_metrics_of_factors_at_validations(kind, native):
     assert {len(series.epochs) for series in recorded.values()} == {4}
     assert others[1].history.validation["sharpness"].epochs.tolist() == [19, 39, 49]
     assert make_experiment(kind, **common).problem.batch_key != experiment.problem.batch_key
-
-
-@pytest.mark.parametrize(
-    "given", [{"stop_on_zero_loss_tol": 1e-2, "enforce_pos_det": True}, {"lr": 10.0, "validate_every": 1}]
-)
-def test_metrics_of_factors_do_not_change_other_metrics(given, native):
-    """Without them, an engine takes the steps between several validations in one call."""
-    given = {**SHORT["dmf"], "epochs": 100_000, **given}
-    without = make_experiment(**given)
-    (factors,) = train([without], native=native)
-    tracked = make_experiment(**given, **OF_FACTORS["dmf"])
-    (tracked_factors,) = train([tracked], native=native)
-    assert without.stop_reason == tracked.stop_reason != "epochs"
-    assert without.epoch == tracked.epoch
-    for left, right in zip(factors, tracked_factors, strict=True):
-        assert torch.equal(left, right) or not left.isfinite().all()
-    metrics = recorded_metrics(tracked)
-    for name, series in recorded_metrics(without).items():
-        assert metrics[name].values.tobytes() == series.values.tobytes()
-    for name in ("balancedness", "sharpness"):
-        assert metrics[name].epochs.tolist() == metrics["mse_loss"].epochs.tolist()
-        assert np.isfinite(metrics[name].values[:2]).all()
 
 
 def determinant_sign(factors):
@@ -309,8 +293,8 @@ def test_unobserved_entry_exceeds_bound(monkeypatch, bound, given):
     """Checks |W_00| > bound at every validation, at depth 3 with balanced initialization."""
     monkeypatch.setattr(TorchEngine, "max_steps_per_chunk", 0)
     common = {"use_balanced_init": True, "init_alpha": 1e-2, "lr": 6e-3, **given}
-    experiments = [make_experiment(random_seed=seed, **common) for seed in range(6)]
-    assert count_bound_checks(experiments, bound) > 1000
+    experiments = [make_experiment(random_seed=seed, **common) for seed in range(3)]
+    assert count_bound_checks(experiments, bound) > 500
     for experiment in experiments if bound is bound_of_completion else ():
         assert experiment.stop_reason == "zero_loss"
         assert experiment.history.validation["fro_e2e_norm"].values[-1] > 20
