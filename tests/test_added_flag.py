@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from common.plotting.curves import read_lines
 
 from common.cli import Parser
 from common.flags import OPTIMIZERS
-from common.plotting.histories import load_curve
-from common.plotting.runs import read_groups, require_matrix_run
 from common.plotting.tensor_completion import read_results, summarize
 from common.sweeps.sweep import run_sweep
 from common.training import optimizers
@@ -33,30 +32,41 @@ def parser_with_added_flag(kind, *more):
     return parser
 
 
-def parameter_list(kind, directory, *experiments, parser=None):
-    parser = parser or parser_with_added_flag(kind)
-    base = {"dataset_path": KINDS[kind][2], "output_dir": directory, **SHORT}
-    return [parser.parse(parser.words({**base, **each})) for each in experiments]
+def drawn_lines(kind, directory):
+    """Returns the number of runs in each line of a plot, by its name."""
+    if kind == "dmf":
+        lines, skipped = read_lines(str(directory))
+        found = {line.name: len(line.runs) for line in lines}
+    else:
+        results, skipped = read_results(str(directory))
+        found = {row["method"]: row["repetitions"] for row in summarize(results)}
+        assert found.pop("linear") == 1
+    assert skipped == []
+    return found
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_added_flag_distinguishes_runs(kind, tmp_path):
-    problem = KINDS[kind][0]
-    run_sweep(problem, parameter_list(kind, tmp_path, {"noise": 0.5}))
-    # A finished run, a run with another seed, and a run that differs only in the added flag.
-    wanted = [{"noise": 0.5}, {"noise": 0.5, "random_seed": 4}, {"noise": 0.25}]
-    run_sweep(problem, parameter_list(kind, tmp_path, *wanted), resume=True)
-    runs = [parameters for found in runs_by_number(tmp_path).values() for parameters, _ in found]
-    assert sorted((each["noise"], each["random_seed"]) for each in runs) == [(0.25, 3), (0.5, 3), (0.5, 4)]
+    """Also from runs that were made before the flag was added: they have its default."""
 
-    if kind == "dmf":
-        groups, skipped = read_groups(str(tmp_path), require_matrix_run, load_curve)
-        assert {group.name: len(group.values) for group in groups} == {"noise 0.5": 2, "noise 0.25": 1}
-    else:
-        results, skipped = read_results(str(tmp_path))
-        rows = {row["method"]: row["repetitions"] for row in summarize(results)}
-        assert rows == {"linear": 1, "tf, factor init 1e-3, noise 0.5": 2, "tf, factor init 1e-3, noise 0.25": 1}
-    assert skipped == []
+    def sweep(parser, *experiments):
+        base = {"dataset_path": KINDS[kind][2], "output_dir": tmp_path, **SHORT}
+        run_sweep(KINDS[kind][0], [parser.parse(parser.words({**base, **each})) for each in experiments], resume=True)
+        runs = [parameters for found in runs_by_number(tmp_path).values() for parameters, _ in found]
+        return sorted((each["noise"], each.get("clip", 1.5), each["random_seed"]) for each in runs)
+
+    parser, prefix = parser_with_added_flag(kind), "" if kind == "dmf" else "tf, factor init 1e-3, "
+    sweep(parser, {"noise": 0.5})
+    # A finished run, a run with another seed, and a run that differs only in the added flag.
+    found = sweep(parser, {"noise": 0.5}, {"noise": 0.5, "random_seed": 4}, {"noise": 0.25})
+    assert found == [(0.25, 1.5, 3), (0.5, 1.5, 3), (0.5, 1.5, 4)]
+    assert drawn_lines(kind, tmp_path) == {f"{prefix}noise 0.5": 2, f"{prefix}noise 0.25": 1}
+
+    later = parser_with_added_flag(kind, '    add("-clip", type=real(0), default=1.5, help="largest gradient")\n')
+    assert sweep(later, {"noise": 0.5}, {"noise": 0.25, "clip": 1.5}) == found
+    assert len(sweep(later, {"noise": 0.5, "clip": 2, "random_seed": 4})) == 4
+    names = {"clip 1.5, noise 0.5": 2, "clip 1.5, noise 0.25": 1, "clip 2.0, noise 0.5": 1}
+    assert drawn_lines(kind, tmp_path) == {f"{prefix}{name}": number for name, number in names.items()}
 
 
 class AveragedSigns(optimizers.Optimizer):
@@ -84,12 +94,9 @@ def test_added_optimizer_with_state(kind, tmp_path, monkeypatch):
 
     def run(name, *epochs, **more):
         directory = tmp_path / name
-        experiments = [
-            {"optimizer": "averaged_signs", "epochs": each, "random_seed": each, "output_dir": directory, **more}
-            for each in epochs
-        ]
-        parsed = [parse_parameters(kind, store_checkpoints=True, **each) for each in experiments]
-        run_sweep(KINDS[kind][0], parsed)
+        common = {"optimizer": "averaged_signs", "store_checkpoints": True, "output_dir": directory}
+        experiments = [{**common, "epochs": each, "random_seed": each, **more} for each in epochs]
+        run_sweep(KINDS[kind][0], [parse_parameters(kind, **each) for each in experiments])
         found = runs_by_number(directory)
         paths = [next((found[n + 1][0][1] / "checkpoints").iterdir()) for n in range(len(epochs))]
         return [(path, torch.load(path, weights_only=True)) for path in paths]
@@ -104,24 +111,3 @@ def test_added_optimizer_with_state(kind, tmp_path, monkeypatch):
     ((_, continued),) = run("continued", 250, trainer_checkpoint=str(first))
     assert_same(continued["model"], whole["model"])
     assert_same(continued["optimizer"], whole["optimizer"])
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_runs_without_added_flag_have_its_default(kind, tmp_path):
-    run_sweep(KINDS[kind][0], parameter_list(kind, tmp_path, {"noise": 0.5}))
-    later = parser_with_added_flag(
-        kind, '    add("-clip", type=real(0), default=1.5, help="largest norm of a gradient")\n'
-    )
-    run_sweep(
-        KINDS[kind][0], parameter_list(kind, tmp_path, {"noise": 0.5}, {"noise": 0.5, "clip": 2}, parser=later), True
-    )
-    runs = [parameters for found in runs_by_number(tmp_path).values() for parameters, _ in found]
-    assert sorted(each.get("clip", 0) for each in runs) == [0, 2]
-    # Plotters treat a run without the flag as a run with its default.
-    run_sweep(KINDS[kind][0], parameter_list(kind, tmp_path, {"noise": 0.5, "random_seed": 4}, parser=later))
-    if kind == "dmf":
-        groups, _ = read_groups(str(tmp_path), require_matrix_run, load_curve)
-        assert {group.name: len(group.values) for group in groups} == {"clip 1.5": 2, "clip 2.0": 1}
-    else:
-        rows = {row["method"]: row["repetitions"] for row in summarize(read_results(str(tmp_path))[0])}
-        assert rows == {"linear": 1, "tf, factor init 1e-3, clip 1.5": 2, "tf, factor init 1e-3, clip 2.0": 1}

@@ -34,28 +34,25 @@ def test_defaults_and_given_flags(parser):
     assert parser.parse([]).values == DEFAULTS
 
 
-def test_dashes_and_repeated_flags(parser):
+def test_forms_of_flags(parser):
     assert parser.parse(["-size", "4", "--size", "5", "-size=6"])["size"] == 6
-    assert parser.parse(["--size=7", "-rate=-2e-1"]).values == {**DEFAULTS, "size": 7, "rate": -0.2}
-
-
-def test_repeated_and_negative_values(parser):
+    assert parser.parse(["--size=5e6", "-rate=-2e-1"]).values == {**DEFAULTS, "size": 5_000_000, "rate": -0.2}
     parameters = parser.parse(["-entry", "0", "1", "-entry", "2", "3", "-values", "-1", "-2e-3", "-.5", "4"])
     assert parameters["entry"] == [[0, 1], [2, 3]]
     assert parameters["values"] == [-1, -2e-3, -0.5, 4]
 
 
-@pytest.fixture
-def parser_with_short_form():
+@given(number=st.floats(allow_nan=False, allow_infinity=False), integer=st.integers(1, 2**70))
+def test_numbers_are_parsed_exactly(parser, number, integer):
+    parameters = parser.parse(["-rate", repr(number), "-size", str(integer)])
+    assert (parameters["rate"], parameters["size"]) == (number, integer)
+
+
+def test_short_form_of_a_flag():
     parser = Parser()
     parser.add_argument("-kind", choices=["a", "b", "c"], default="a", help="help")
     short = {"action": "store_const", "dest": "kind", "const": "b", "default": SUPPRESS}
     parser.add_argument("-quick", **short, help="short form of -kind b")
-    return parser
-
-
-def test_short_form_of_a_flag(parser_with_short_form):
-    parser = parser_with_short_form
     for words in (["-quick"], ["-kind", "b"], ["-kind", "b", "--quick"], ["-quick", "-kind=b"]):
         parameters = parser.parse(words)
         assert (parameters.values, parameters.given) == ({"kind": "b"}, {"kind"})
@@ -69,25 +66,10 @@ def test_short_form_of_a_flag(parser_with_short_form):
         parser.words({"quick": False, "kind": "b"})
 
 
-@given(number=st.floats(allow_nan=False, allow_infinity=False))
-def test_finite_floats_are_parsed(parser, number):
-    assert parser.parse(["-rate", repr(number)])["rate"] == number
-
-
-@given(number=st.integers(1, 2**70))
-def test_integers_are_parsed(parser, number):
-    assert parser.parse(["-size", str(number)])["size"] == number
-
-
-def test_integer_in_scientific_notation(parser):
-    assert parser.parse(["-size", "5e6"])["size"] == 5_000_000
-
-
 @pytest.mark.parametrize(
     "words, message",
     [
         (["-size", "0"], "-size 0: must be an integer of at least 1"),
-        (["-size", "1.5"], "-size 1.5: must be an integer of at least 1"),
         (["-size", "inf"], "-size inf: must be an integer"),
         (["-rate", "nan"], "-rate nan: must be a finite number"),
         (["-rate"], "-rate: expected one argument; -h lists the flags"),
@@ -97,12 +79,9 @@ def test_integer_in_scientific_notation(parser):
         (["-name", "a/b"], "-name a/b: must be part of a file name"),
         (["-siz", "3"], "-siz 3: unknown flag; did you mean -size?"),
         (["-xyz=3"], "-xyz=3: unknown flag; -h lists the flags"),
-        (["-r", "3"], "-r 3: unknown flag; did you mean -rate?"),
-        (["-my_size", "3"], "-my_size 3: unknown flag; did you mean -size?"),
         (["--rat", "3"], "--rat 3: unknown flag; did you mean -rate?"),
         (["--"], "--: unknown flag"),
         (["-quick", "yes"], "-quick yes: takes no value; give -quick alone, or leave it out"),
-        (["-quick=yes"], "-quick=yes: takes no value"),
         (["--quick", "1", "-size", "4"], "--quick 1: takes no value"),
         (["-size", "4", "5"], "5: belongs to no flag; -h lists the flags"),
     ],
@@ -133,17 +112,11 @@ def test_words_of_dictionary(parser):
     "wrong, message",
     [
         ({"size": True}, "-size True: must be an integer"),
-        ({"size": False}, "-size False: must be an integer"),
         ({"size": None}, "-size None: must be a number or a string"),
-        ({"size": []}, "-size []: must be a number or a string"),
-        ({"size": [1, 2]}, "-size [1, 2]: must be a number or a string"),
         ({"name": ["a"]}, "-name ['a']: must be a number or a string"),
-        ({"quick": "yes"}, "-quick yes: must be True or False"),
         ({"quick": 1}, "-quick 1: must be True or False"),
-        ({"entry": [[0, 1, 2]]}, "-entry [[0, 1, 2]]: must be a list of lists of 2 values, such as [[0, 0]]"),
         ({"entry": [[0, None]]}, "-entry [[0, None]]: must be a list of lists of 2 values, such as [[0, 0]]"),
         ({"entry": 5}, "-entry 5: must be a list of lists of 2 values, such as [[0, 0]]"),
-        ({"entry": [0, 1, 2]}, "-entry [0, 1, 2]: must be a list of lists of 2 values, such as [[0, 0]]"),
         ({"sice": 5}, "-sice 5: unknown flag; did you mean -size?"),
         ({"experiment_size": 5}, "-experiment_size 5: unknown flag; did you mean -size?"),
         ({"h": True}, "-h True: unknown flag"),

@@ -3,7 +3,6 @@
 import importlib.util
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import torch
@@ -38,14 +37,6 @@ def test_links_lead_somewhere(page):
         path = page.parent / path if path else page
         assert path.exists(), target
         assert not anchor or anchor in anchors(path), target
-
-
-@page_of
-def test_lines_fit_on_a_page(page):
-    lines = page.read_text(encoding="utf-8").splitlines()
-    assert [
-        line for line in lines if len(line) > 120 and not line.startswith(("|", "    -", "python", "torchrun"))
-    ] == []
 
 
 @page_of
@@ -85,7 +76,3 @@ def test_shipped_datasets_are_those_of_the_commands(run_main, tmp_path):
             torch.equal(ours[key], shipped[key]) if isinstance(ours[key], torch.Tensor) else ours[key] == shipped[key]
             for key in ours
         ), path
-
-
-def test_readme_is_short():
-    assert len(Path(ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -23,6 +22,9 @@ from common.flags import integer
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = {
+    "many seeds": [
+        *("dmf_multiple_experiments_runner.py", "-plan", "many_seeds", "-repetitions", "1", "-epochs", "300000"),
+    ],
     "dmf": ["dmf_multiple_experiments_runner.py", "-plan", "figure_1_depth_3", "-save_every_num_val", "5"],
     "tc": ["tc_multiple_experiments_runner.py", "-repetitions", "1"],
     "tc with momentum": [
@@ -36,54 +38,51 @@ parser.add_argument("-kills", type=integer(1), default=200, help="total number o
 parser.add_argument("-random_seed", type=integer(0), default=0, help="seed of the kill times")
 
 
-def start(command: list[str], output_dir: Path) -> subprocess.Popen:
-    """Starts a sweep in a new process group."""
-    command = [sys.executable, *command, "-output_dir", str(output_dir)]
+def run(command: list[str], seconds: float | None = None) -> bool:
+    """Runs a sweep, and kills it and its children after `seconds`. Returns whether it ended before that. Raises
+    RuntimeError if it fails.
+    """
     quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, start_new_session=True, **quiet)
-
-
-def finish(process: subprocess.Popen) -> None:
-    """Waits for a sweep to end. Raises RuntimeError if it fails."""
-    output, _ = process.communicate()
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, start_new_session=True, **quiet)
+    try:
+        output, _ = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return False
     if process.returncode:
         raise RuntimeError(f"exit status {process.returncode}: {output}")
+    return True
 
 
 def read_outputs(output_dir: Path) -> dict[str, object]:
-    """Returns the content of all output files that kills must not change, by experiment number and file name."""
+    """Returns all that kills must not change, by name: the content of each experiment's files, and the table's rows."""
     found: dict[str, object] = {"hidden": sorted(path.name for path in output_dir.glob(".*"))}
-    for folder in output_dir.iterdir():
-        if not (folder / "run_params.json").is_file():  # made by a process that was killed
+    for path in output_dir.glob("*/*"):
+        folder = path.parent
+        if not (folder / "run_params.json").is_file():  # of a process that was killed just after it made the folder
             continue
         parameters = json.loads((folder / "run_params.json").read_text())
         number = parameters.pop("provenance")["sweep"]["experiment"]
-        parameters.pop("output_dir")
-        for path in sorted(folder.rglob("*")):
-            name = path.relative_to(folder).as_posix()
-            if path.name == "run_params.json":
-                content: object = parameters
-            elif path.suffix == ".pt":
-                name = "checkpoint" if path.parent.name == "checkpoints" else name
-                content = torch.load(path, weights_only=True)
-            elif path.suffix == ".log":
+        for file in path.rglob("*") if path.is_dir() else [path]:
+            name = file.relative_to(folder).as_posix()
+            content: object = file.read_bytes()
+            if file.name == "run_params.json":
+                content = {key: value for key, value in parameters.items() if key != "output_dir"}
+            elif file.suffix == ".pt":
+                name = "checkpoint" if path.name == "checkpoints" else name
+                content = torch.load(file, weights_only=True)
+            elif file.suffix == ".log":
                 name, content = "log", None
-            else:
-                content = path.read_bytes() if path.is_file() else None
-            key = f"{number} {name}"
-            if key in found:
-                raise ValueError(f"{key} occurs twice")
-            found[key] = content
-    return found
-
-
-def read_table(output_dir: Path) -> dict[str, dict[str, str]]:
-    """Returns the rows of results.csv by experiment number, without what differs between two runs of a sweep."""
+            if f"{number} {name}" in found:
+                raise ValueError(f"{number} {name} occurs twice")
+            found[f"{number} {name}"] = content
     with open(output_dir / "results.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    for row in rows:
-        del row["folder"], row["sweep"], row["output_dir"]
-    return {row["experiment"]: row for row in rows}
+        for row in csv.DictReader(file):
+            for name in ("folder", "sweep", "output_dir"):
+                del row[name]
+            found[f"{row['experiment']} results.csv"] = row
+    return found
 
 
 def differences(first: object, second: object, path: str = "") -> list[str]:
@@ -100,59 +99,24 @@ def differences(first: object, second: object, path: str = "") -> list[str]:
     return [] if repr(first) == repr(second) else [f"{path} differs: {str(first)[:80]} and {str(second)[:80]}"]
 
 
-def stage(output_dir: Path) -> str:
-    """Returns a description of the progress of a killed sweep."""
-    folders = [path for path in output_dir.glob("[!.]*") if path.is_dir()]
-    statuses = [json.loads((folder / "run_params.json").read_text())["status"] for folder in folders]
-    if not folders:
-        return "before the first folder"
-    if all(status["finished"] for status in statuses):
-        return "between batches, or after the last file"
-    checkpoints = list(output_dir.glob("*/checkpoints/[!.]*.pt"))
-    return "with checkpoints" if checkpoints else "before the first checkpoint"
-
-
-def run_with_kills(command: list[str], output_dir: Path, max_seconds: float, kills: int, rng: random.Random) -> Counter:
-    """Runs a sweep to its end with up to `kills` kills after at most `max_seconds` each; returns counts of stages."""
-    stages: Counter = Counter()
-    while True:
-        process = start(command if not stages.total() else [*command, "-resume"], output_dir)
-        if stages.total() == kills:
-            finish(process)
-            return stages
-        try:
-            process.wait(rng.uniform(0, max_seconds))
-            finish(process)
-            return stages
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            stages[stage(output_dir)] += 1
-
-
-def run_kill_test(name: str, kills: int, seed: int, directory: Path) -> Counter:
-    """Kills the sweep `name` `kills` times in total, over as many runs as needed. Returns the counts of the stages at
-    which it was killed. Raises RuntimeError if any output differs.
+def run_kill_test(name: str, kills: int, seed: int, directory: Path) -> int:
+    """Kills the sweep `name` `kills` times in total, over as many runs as needed. Returns the number of files that were
+    compared after each. Raises RuntimeError if any output differs.
     """
-    command, rng = SWEEPS[name], random.Random(seed)
-    begin = time.monotonic()
-    finish(start(command, directory / "uninterrupted"))
-    max_seconds = time.monotonic() - begin
-    expected, table = read_outputs(directory / "uninterrupted"), read_table(directory / "uninterrupted")
-    stages: Counter = Counter()
-    runs = 0
-    while stages.total() < kills:
+    rng, begin = random.Random(seed), time.monotonic()
+    run([*SWEEPS[name], "-output_dir", str(directory / "uninterrupted")])
+    seconds = time.monotonic() - begin
+    expected, done, runs = read_outputs(directory / "uninterrupted"), 0, 0
+    while done < kills:
         runs += 1
         output_dir = directory / f"killed_{runs}"
-        stages += run_with_kills(command, output_dir, max_seconds, kills - stages.total(), rng)
-        problems = differences(expected, read_outputs(output_dir))
-        problems += differences(table, read_table(output_dir), "results.csv")
-        if problems:
-            raise RuntimeError(f"{name}, {output_dir}: {len(problems)} differences: " + "; ".join(problems[:10]))
-    shown = ", ".join(f"{count} {stage}" for stage, count in sorted(stages.items()))
-    files = sum(content is not None for key, content in expected.items() if key != "hidden")
-    print(f"{name}: {kills} kills ({shown}) in {runs} runs; all {files} files equal to an uninterrupted run")
-    return stages
+        command, resume = [*SWEEPS[name], "-output_dir", str(output_dir)], []
+        while not run([*command, *resume], rng.uniform(0, seconds) if done < kills else None):
+            done, resume = done + 1, ["-resume"]
+        if found := differences(expected, read_outputs(output_dir)):
+            raise RuntimeError(f"{name}, {output_dir}: {len(found)} differences: {'; '.join(found[:10])}")
+    print(f"{name}: {kills} kills in {runs} runs; all {len(expected)} files equal to those of an uninterrupted run")
+    return len(expected)
 
 
 def main() -> None:
