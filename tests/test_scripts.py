@@ -1,7 +1,6 @@
 """Runs the scripts as subprocesses."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -14,7 +13,6 @@ import torch
 from common.cli import Parser
 from common.sweeps.plans import planned_jobs
 from tests.conftest import ROOT, folders_in
-from tests.training.test_compilation import hanging_compiler, is_running
 
 SCRIPTS = [
     "dmf_data_generator.py",
@@ -232,22 +230,6 @@ def test_interrupted_run_is_saved_and_continued(number, run_script, tmp_path, da
     assert_success(run_script("dmf_experiment_runner.py", *common, *more))
     continued = json.loads((single_item(folders_in(tmp_path / "more")) / "final_metrics_values.json").read_text())
     assert continued["fit_epochs"] == status["last_epoch"] + 1001
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_during_compilation_ends_process(number, tmp_path, dataset):
-    compiler, calls = hanging_compiler(tmp_path)
-    command = [sys.executable, str(ROOT / "dmf_experiment_runner.py"), "-dataset_path", str(dataset)]
-    environment = {**os.environ, "CC": compiler, "XDG_CACHE_HOME": str(tmp_path)}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    while not (calls.exists() and calls.read_text()) and process.poll() is None:
-        time.sleep(0.02)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=10)
-    assert process.returncode == 128 + number
-    assert errors == "dmf_experiment_runner.py: interrupted; what was written so far is kept\n"
-    assert not any(map(is_running, calls.read_text().split()))
-    assert list((tmp_path / "implicit_regularization").iterdir()) == []
 
 
 @pytest.mark.parametrize("asked, used", [("auto", "native"), ("native", "native"), ("torch", "torch")])
