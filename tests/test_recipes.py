@@ -68,7 +68,7 @@ def test_flag_and_optimizer(project):
 
 def test_metric(project):
     insert(project / "common/metrics/matrix.py", "from torch import Tensor\n", f"\n\n{METRIC}")
-    line = "            train, validation = first._measure_with_torch(losses, outputs, targets)\n"
+    line = "        added = {}\n"
     insert(project / "common/problems/matrix_factorization.py", line, MEASURE)
     runner = ["dmf_experiment_runner.py", "-random_seed", 1, "-epochs", 300, "-save_results", "-store_checkpoints"]
     run(project, *runner, "-track_singular_values", "-output_dir", "out")

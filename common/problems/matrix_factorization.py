@@ -146,18 +146,19 @@ class MatrixFactorization:
             names, values = first._names_2x2, first._metrics_2x2(losses, outputs, num_samples, targets)
         else:
             names, values = first._measure_with_torch(losses, outputs, targets)
-        if not first.measures_at_once:
-            return names, values
-        of_factors = {}
-        with one_thread():
-            if first.parameters["track_balancedness"]:
+        added = {}
+        if first.parameters["track_balancedness"]:
+            with one_thread():
                 doubles = [[factor.double() for factor in own] for own in factors]
-                of_factors["balancedness"] = torch.stack([matrix_metrics.balancedness(own) for own in doubles])
-            if first.parameters["track_sharpness"]:
+                added["balancedness"] = torch.stack([matrix_metrics.balancedness(own) for own in doubles])
+        if first.parameters["track_sharpness"]:
+            with one_thread():
                 each = [sharpness(problem._loss, own) for problem, own in zip(problems, factors, strict=True)]
-                of_factors["sharpness"] = torch.stack(each)
-        (_, more_names), more_values = as_metrics({}, of_factors, losses)
-        return (names[0], names[1] + more_names), np.concatenate([values, more_values])
+                added["sharpness"] = torch.stack(each)
+        if added:
+            (_, added_names), added_values = as_metrics({}, added, losses)
+            names, values = (names[0], names[1] + added_names), np.concatenate([values, added_values])
+        return names, values
 
     def _measure_with_torch(self, losses: np.ndarray, outputs: np.ndarray, targets: np.ndarray) -> Metrics:
         """Returns the metrics of losses (B, K), products (B, K, rows, cols) and targets (B, rows, cols)."""

@@ -31,16 +31,19 @@ def cache(tmp_path, monkeypatch):
     compiled_kernel.cache_clear()
 
 
+def write_compiler(path, script):
+    path.write_text("#!/bin/sh\n" + script)
+    path.chmod(0o700)
+    return str(path)
+
+
 @pytest.fixture
 def set_compiler(tmp_path, monkeypatch):
     """Returns a function that makes a shell script the compiler."""
 
     def set_compiler(script):
-        path = tmp_path / "some_cc"
-        path.write_text("#!/bin/sh\n" + script)
-        path.chmod(0o700)
-        os.utime(path, (1, 1))  # the same compiler to the cache
-        monkeypatch.setenv("CC", str(path))
+        monkeypatch.setenv("CC", write_compiler(tmp_path / "some_cc", script))
+        os.utime(tmp_path / "some_cc", (1, 1))  # the same compiler to the cache
 
     return set_compiler
 
