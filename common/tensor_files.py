@@ -32,8 +32,10 @@ def save_tensors(content: Any, path: Path, overwrite: bool = True) -> None:
 
 def load_tensors(path: str | Path) -> Any:
     """Returns the content of a file written by torch.save, with its tensors on the CPU. Nothing in the file is
-    executed. Raises OSError, and ValueError if the file is damaged or holds more than plain data.
+    executed. Raises OSError, and ValueError if the file is damaged, no regular file, or holds more than plain data.
     """
+    if Path(path).exists() and not Path(path).is_file():
+        raise ValueError("is not a regular file; give one")
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -21,7 +21,7 @@ from common.problems.tensor_completion import TensorFactorization
 from common.sweeps import progress
 from common.sweeps.experiment import identify, prepare, resolve
 from common.sweeps.training import build_engine, build_trainer
-from common.training import native_engine
+from common.training import native_engine, torch_engine
 from common.training.native_engine import native_kernel
 from dmf_experiment_runner import add_flags as add_dmf_flags
 from tc_experiment_runner import add_flags as add_tc_flags
@@ -126,6 +126,7 @@ def frequent_outputs(monkeypatch):
     monkeypatch.setattr(progress, "PAUSE_TIMES", 0)
     monkeypatch.setattr(progress, "PAUSE_SECONDS", 0)
     monkeypatch.setattr(native_engine, "_MAX_MULTIPLICATIONS_PER_CHUNK", 0)
+    monkeypatch.setattr(torch_engine, "_MAX_SECONDS_OF_CHUNK", 0)
 
 
 @pytest.fixture

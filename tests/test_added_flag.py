@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from common.plotting.curves import read_lines
 
 from common.cli import Parser
 from common.flags import OPTIMIZERS
+from common.plotting.histories import load_curve
+from common.plotting.runs import read_groups, require_matrix_run
 from common.plotting.tensor_completion import read_results, summarize
 from common.sweeps.sweep import run_sweep
 from common.training import optimizers
@@ -35,7 +36,7 @@ def parser_with_added_flag(kind, *more):
 def drawn_lines(kind, directory):
     """Returns the number of runs in each line of a plot, by its name."""
     if kind == "dmf":
-        lines, skipped = read_lines(str(directory))
+        lines, skipped = read_groups(str(directory), require_matrix_run, load_curve)
         found = {line.name: len(line.runs) for line in lines}
     else:
         results, skipped = read_results(str(directory))

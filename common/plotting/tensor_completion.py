@@ -91,7 +91,8 @@ def summarize(results: Sequence[Result], statistic: str = "median") -> list[Row]
         for num_samples in sorted({run.values["num_samples"] for run, _ in members}):
             repetitions: dict[Any, list[dict[str, Any]]] = {}
             for run, result in members:
-                target = run.inputs.get("dataset_path") or run.values.get("random_seed")
+                random = run.values.get("random_target")
+                target = run.values.get("random_seed") if random else run.inputs.get("dataset_path")
                 key = run.path if source == "model" else target
                 if run.values["num_samples"] == num_samples:
                     repetitions.setdefault(key, []).append(result)
