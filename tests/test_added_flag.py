@@ -37,7 +37,7 @@ def drawn_lines(kind, directory):
     """Returns the number of runs in each line of a plot, by its name."""
     if kind == "dmf":
         lines, skipped = read_groups(str(directory), require_matrix_run, load_curve)
-        found = {line.name: len(line.runs) for line in lines}
+        found = {line.name: len(line.values) for line in lines}
     else:
         results, skipped = read_results(str(directory))
         found = {row["method"]: row["repetitions"] for row in summarize(results)}
