@@ -90,6 +90,4 @@ class MetricPlots:
             self.collect(1.0)
         self._threads.shutdown()
         for process in self._processes:
-            process.stdin.close()
-            process.stdout.close()
-            process.wait()
+            process.communicate()  # its input may be closed already
