@@ -1,6 +1,6 @@
 """Generates a dataset for tensor completion: a target tensor, and the order in which its entries are observed."""
 
-from common.cli import Parser, exclusive, flag_error, print_line, run_script
+from common.cli import Parser, exclusive, flag_errors, print_line, run_script
 from common.datasets.flags import add_generator_flags, add_random_tensor_flags, check_random_tensor, save_dataset
 from common.flags import drawn_seed
 
@@ -22,9 +22,8 @@ def main() -> None:
 
     norm, seed = parameters["target_fro_norm"], drawn_seed(parameters["random_seed"])
     generator = torch.Generator().manual_seed(seed)
-    target = random_tensor((dim,) * order, cp_rank, norm, generator)
-    if not target.isfinite().all() or not target.any():
-        raise flag_error("target_fro_norm", norm, "makes entries that float32 cannot hold; give another")
+    with flag_errors("target_fro_norm", norm):
+        target = random_tensor((dim,) * order, cp_rank, norm, generator)
     content = {
         "target_tensor": target,
         "target_cp_rank": cp_rank,

@@ -69,14 +69,13 @@ def load_samples(load: Callable[[str], Any], path: str, num_samples: int | None 
     if num_samples is None:
         with flag_errors("dataset_path", path):
             return load(path)
-    dataset = load_samples(load, path)
+    return first_samples(load_samples(load, path), num_samples)
+
+
+def first_samples(dataset: Any, num_samples: int) -> Any:
+    """Returns a dataset with its first `num_samples` samples. Raises UserError if there are fewer."""
     with flag_errors("num_samples", num_samples):
         return dataset.first(num_samples)
-
-
-def forget_samples() -> None:
-    """Forgets the files that `load_samples` has read, because they may change."""
-    load_samples.cache_clear()
 
 
 def save_dataset(content: dict[str, Any], parameters: Parameters, default_name: str) -> Path:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.cli import UserError, exclusive, flag_error, flag_errors
-from common.datasets.flags import check_random_matrix, load_samples
+from common.cli import UserError, exclusive, flag_error
+from common.datasets.flags import check_random_matrix, first_samples, load_samples
 from common.datasets.matrix_sensing import load_matrix_sensing, random_completion
 from common.metrics import matrix as matrix_metrics
 from common.metrics.sharpness import sharpness
@@ -47,8 +47,7 @@ class MatrixFactorization:
             check_random_matrix(parameters)
             rows, cols, rank = (parameters[name] for name in self.target_flags)
             available = random_completion(rows, cols, rank, parameters["random_seed"])
-            with flag_errors("num_samples", parameters["num_samples"]):
-                self.dataset = available.first(parameters["num_samples"])
+            self.dataset = first_samples(available, parameters["num_samples"])
         else:
             self.dataset = load_samples(load_matrix_sensing, parameters["dataset_path"], parameters["num_samples"])
             available = load_samples(load_matrix_sensing, parameters["dataset_path"])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from common.cli import flag_error, flag_errors
-from common.datasets.flags import check_random_tensor, load_samples
+from common.datasets.flags import check_random_tensor, first_samples, load_samples
 from common.datasets.tensor_completion import load_tensor_completion, random_completion
 from common.metrics.cp_rank import estimate_cp_rank, unfolding_rank_bound
 from common.metrics.cp_solver import khatri_rao
@@ -50,9 +50,9 @@ class TensorFactorization:
         if parameters["random_target"]:
             check_random_tensor(parameters)
             cp_rank, norm, dim, order = (parameters[name] for name in self.target_flags)
-            with flag_errors("num_samples", parameters["num_samples"]):
-                dataset = random_completion((dim,) * order, cp_rank, norm, parameters["random_seed"])
-                self.dataset = dataset.first(parameters["num_samples"])
+            with flag_errors("target_fro_norm", norm):
+                available = random_completion((dim,) * order, cp_rank, norm, parameters["random_seed"])
+            self.dataset = first_samples(available, parameters["num_samples"])
         else:
             self.dataset = load_samples(load_tensor_completion, parameters["dataset_path"], parameters["num_samples"])
         self.optimizer, self.decays = optimizer_of(parameters), parameters["weight_decay"] > 0

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from common.cli import Parameters, flag_error, flag_errors
+from common.datasets.flags import load_samples
 from common.files import sha256_of_file
 from common.flags import OPTIMIZERS, drawn_seed
 from common.problems.problem import Problem, optimizer_of
@@ -24,8 +25,8 @@ _digest = lru_cache(maxsize=None)(sha256_of_file)
 
 def forget_files() -> None:
     """Forgets the files that were read: a sweep reads each of them once, and the next sweep reads them again."""
-    _load_checkpoint.cache_clear()
-    _digest.cache_clear()
+    for read in (load_samples, _load_checkpoint, _digest):
+        read.cache_clear()
 
 
 class Identity(NamedTuple):
@@ -85,7 +86,7 @@ def resolve(kind: type[Problem], parameters: Parameters) -> dict[str, Any]:
     elif "dataset_path" in given:
         raise flag_error("dataset_path", values["dataset_path"], "contradicts -random_target; give only one of the two")
     else:
-        values |= {"dataset_path": "", "random_seed": drawn_seed(values["random_seed"])}
+        values["dataset_path"] = ""
         if values["trainer_checkpoint"]:
             values |= _target_of_origin(kind, values, given)
     if values["trainer_checkpoint"]:
@@ -122,7 +123,7 @@ def _target_of_origin(kind: type[Problem], values: Mapping[str, Any], given: fro
     for name in names:
         if name in given and known.get(name, values[name]) != values[name]:
             raise flag_error(name, values[name], f"the run that is continued has {known[name]}; leave it out")
-    if "random_seed" not in known and "random_seed" not in given:
+    if known.get("random_seed", values["random_seed"]) < 0:
         raise flag_error("random_target", True, "the seed of the run that is continued is unknown; give -random_seed")
     return known
 

@@ -26,18 +26,15 @@ def write_results_table(directory: Path) -> None:
     try:
         with suppress(OSError):  # the file system has no locks
             fcntl.flock(handle, fcntl.LOCK_EX)
-        _write(directory, path)
+        if path.exists() and not path.read_bytes().startswith(",".join(_FIRST).encode()):
+            raise ValueError("there is another file of this name; move it away")
+        runs, _ = read_runs(directory)
+        rows = [_row(run) for run in runs if is_experiment(run.path)]
+        columns = list(dict.fromkeys(name for row in reversed(rows) for name in row))
+        if rows:
+            write_atomically(path, csv_bytes(rows, columns))
     finally:
         os.close(handle)
-
-
-def _write(directory: Path, path: Path) -> None:
-    if path.exists() and not path.read_bytes().startswith(",".join(_FIRST).encode()):
-        raise ValueError("there is another file of this name; move it away")
-    runs, _ = read_runs(directory)
-    rows = [_row(run) for run in runs if is_experiment(run.path)]
-    if rows:
-        write_atomically(path, csv_bytes(rows, list(dict.fromkeys(name for row in reversed(rows) for name in row))))
 
 
 def _row(run: RecordedRun) -> dict[str, str]:

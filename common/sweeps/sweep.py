@@ -7,17 +7,15 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from common.cli import Parameters, RunFailed, UserError
-from common.datasets.flags import forget_samples
 from common.files import utc_time
 from common.naming import span
 from common.problems.problem import Problem
 from common.signals import Interrupted, signals_noted
-from common.sweeps.batches import make_batches, threads_for
+from common.sweeps.batches import Batch, make_batches, threads_for
 from common.sweeps.experiment import Experiment, Identity, forget_files, identify, prepare, resolve
 from common.sweeps.plans import Job
 from common.sweeps.plots import MetricPlots
@@ -35,6 +33,7 @@ class Sweep:
     """A list of experiments, of which this process runs some."""
 
     experiments: dict[int, Experiment]  # those that this process runs, by index
+    batches: Sequence[Batch]  # of these
     parameters: Sequence[Parameters]  # of all
     identities: Sequence[Identity]
     num_repeats: int  # further experiments that are equal to one of these
@@ -82,7 +81,6 @@ def run_sweep(kind: type[Problem], experiments: Sequence[Parameters], resume: bo
 def _prepare(kind: type[Problem], experiments: Sequence[Parameters], world: World) -> Sweep:
     """Checks all experiments, and makes those of this process. Of equal experiments, the first one is run."""
     forget_files()
-    forget_samples()
     kept, equal, prepared, number = [], Counter(), {}, 0
     try:
         for number, parameters in enumerate(experiments, start=1):
@@ -93,16 +91,17 @@ def _prepare(kind: type[Problem], experiments: Sequence[Parameters], world: Worl
         for index in partition([identity.group for *_, identity in kept], world):
             number, _, values, identity = kept[index]
             prepared[index] = prepare(kind, values, identity, index + 1)
-        make_batches(prepared.values(), world)  # to check devices and engines
     except UserError as error:
         raise error if len(experiments) == 1 else UserError(f"experiment {number} of the list: {error}") from None
     _, parameters, _, identities = zip(*kept, strict=True)
-    return Sweep(prepared, parameters, identities, len(experiments) - len(kept))
+    batches = make_batches(prepared.values(), world)
+    return Sweep(prepared, batches, parameters, identities, len(experiments) - len(kept))
 
 
 def _run(sweep: Sweep, world: World, resume: bool) -> None:
     """Runs this process's part of a sweep. Raises as `run_sweep` does."""
-    experiments, total, own = list(sweep.experiments.values()), len(sweep.parameters), len(sweep.experiments)
+    experiments, batches = list(sweep.experiments.values()), sweep.batches
+    total, own = len(sweep.parameters), len(experiments)
     directories = {experiment.output_dir for experiment in experiments}
     with signals_noted() as stop, ExitStack() as stack:
         for directory in directories:
@@ -116,11 +115,14 @@ def _run(sweep: Sweep, world: World, resume: bool) -> None:
             summary += f", {own} of them for process {world.rank} of {world.size}"
         if resume:
             experiments = resume_experiments(sweep.experiments, sweep.identities, sweep.parameters, records)
+            batches = make_batches(experiments, world)
             continued = sum(experiment.previous is not None and experiment.epoch >= 0 for experiment in experiments)
             summary += f": {own - len(experiments)} finished before, {continued} to continue"
             summary += f", {len(experiments) - continued} to start"
         say(summary)
-        context = _train(experiments, world, stop, total, records)
+        plots = MetricPlots(sum(experiment.parameters["plot_metrics"] for experiment in experiments))
+        context = SweepContext(total, records, world.rank, stop, plots)
+        _train(batches, context)
         reasons = Counter(each.stop_reason for each in experiments if each.has_results)
         if reasons[DIVERGED] and total < MANY:
             say(f"{reasons[DIVERGED]} of {own} experiment{'s' if own != 1 else ''} diverged")
@@ -141,22 +143,17 @@ def _run(sweep: Sweep, world: World, resume: bool) -> None:
         raise RunFailed(f"{failed}; {_how_to_resume(sweep)}")
 
 
-def _train(
-    experiments: Sequence[Experiment], world: World, stop: Any, total: int, records: dict[Path, dict[str, Any]]
-) -> SweepContext:
+def _train(batches: Sequence[Batch], context: SweepContext) -> None:
     """Trains batch after batch, until a signal comes."""
-    plots = MetricPlots(sum(experiment.parameters["plot_metrics"] for experiment in experiments))
-    context = SweepContext(total, records, world.rank, stop, plots)
     try:
-        for batch, device, kernel in make_batches(experiments, world):
+        for batch, device, kernel in batches:
             torch.set_num_threads(threads_for(batch[0]))
-            if not stop:
+            if not context.stop:
                 train_batch(batch, device, kernel, context)
     finally:
         torch.set_num_threads(NUM_THREADS)
-        plots.close()
+        context.plots.close()
         context.mark_finished()
-    return context
 
 
 def _observations(experiments: Iterable[Experiment]) -> str:

@@ -107,7 +107,7 @@ def build_trainer(experiments: Sequence[Experiment], engine: Engine) -> Trainer:
     """Returns the trainer of a batch."""
     problem, every = experiments[0].problem, experiments[0].parameters["validate_every"]
 
-    def measure(states: Sequence[Experiment], *observed: Any) -> tuple[Metrics, Metrics]:
+    def measure(states: Sequence[Experiment], *observed: Any) -> Metrics:
         return problem.measure([state.problem for state in states], *observed)
 
     return Trainer(engine, experiments, every, problem.max_zero_loss_validations, measure, problem.measures_at_once)
@@ -167,7 +167,7 @@ def _train(trainer: Trainer, context: SweepContext) -> None:
                 _save_checkpoint(experiment, engine, index)
             _finish([each.state for each in ended], context)
             progress.show(trainer)
-            if pace.is_due() and (trainer.epoch + 1) % trainer.validate_every == 0:
+            if pace.is_due() and (trainer.epoch + 1) % trainer.validate_every == 0 and not context.stop:
                 begin = time.monotonic()
                 _write_in_mid_run(trainer, context, progress, pace)
                 pace.took(time.monotonic() - begin)

@@ -91,11 +91,25 @@ def test_runs_are_resumed_and_continued(kind, tmp_path):
     assert differences(before, read_outputs(tmp_path / "a")) == []
 
 
+def test_continuing_needs_the_seed_of_the_target(tmp_path, monkeypatch):
+    """Without it, the run would go on with another target."""
+    run_sweep(KINDS["tc"][0], [parameters("tc", epochs=10, random_seed=3, store_checkpoints=True, output_dir=tmp_path)])
+    (path,) = tmp_path.glob("*/checkpoints/*.pt")
+    with pytest.raises(UserError, match="-random_seed -1: the run that is continued has 3; leave it out"):
+        problem("tc", monkeypatch, random_seed=-1, trainer_checkpoint=path)
+    alone = path.rename(tmp_path / "alone.pt")
+    with pytest.raises(UserError, match="the seed of the run that is continued is unknown; give -random_seed"):
+        problem("tc", monkeypatch, random_seed=-1, trainer_checkpoint=alone)
+    assert problem("tc", monkeypatch, random_seed=3, trainer_checkpoint=alone).parameters["random_seed"] == 3
+
+
 def test_flags_that_contradict_each_other(monkeypatch):
     with pytest.raises(UserError, match="-order 4: has no effect without -random_target; leave it out"):
         make_experiment("tc", order=4)
     with pytest.raises(UserError, match=r"-dataset_path .*: contradicts -random_target; give only one of the two"):
         make_experiment("tc", random_target=True)
+    with pytest.raises(UserError, match=r"-target_fro_norm 1e\+300: makes entries that float32 cannot hold"):
+        problem("tc", monkeypatch, target_fro_norm=1e300)
     monkeypatch.setitem(SMALL["tc"], "num_samples", 65)
     with pytest.raises(UserError, match="-num_samples 65: the dataset has only 64 entries"):
         problem("tc", monkeypatch)

@@ -94,6 +94,9 @@ def test_device_selection(tmp_path, planned_batches, monkeypatch):
     assert devices({"dataset_path": MATRIX}, kind="dmf") == ["cpu"]
     with pytest.raises(UserError, match=r"^-gpu_id 2: there are 2 GPUs, counted from 0; give one"):
         devices({"gpu_id": 2})
+    # It is no mistake of one experiment of a list.
+    with pytest.raises(UserError, match=r"^-gpu_id 2: "):
+        devices({"random_seed": 1}, {"gpu_id": 2})
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
