@@ -141,9 +141,11 @@ class Parser(argparse.ArgumentParser):
 
     def _unknown_flag(self, flag: str, shown: str) -> UserError:
         """Returns the error of an unknown flag. It suggests a flag that begins with it (-rep), that is the end of it
-        (-experiment_random_seed), or that is similar.
+        (-experiment_random_seed), or that is similar, or the script that has it.
         """
         known, flag = self._option_string_actions, f"-{flag.lstrip('-')}"
+        if flag in ("-plan", "-repetitions") and (kind := re.fullmatch(r"(.*)_experiment_runner.py", self.prog)):
+            return UserError(f"{shown}: is a flag of {kind[1]}_multiple_experiments_runner.py; run that script")
         similar = [name for name in known if len(flag) > 1 and name.startswith(flag)]
         similar += [name for name in known if flag.endswith(f"_{name[1:]}")]
         similar += difflib.get_close_matches(flag, known, n=1)
@@ -178,11 +180,16 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         if stray := re.match(r"unrecognized arguments: (.*)", message):
-            raise UserError(f"{stray[1]}: belongs to no flag; -h lists the flags and how many values each takes")
+            raise UserError(
+                f"{stray[1]}: belongs to no flag; -h lists the flags and how many values each takes"
+            ) from None
         # Messages of common/flags.py begin with the value, those of argparse with one of these words.
         if checked := re.match(r"argument (-\w+): (?!expected|invalid|ignored)(.*)", message, re.DOTALL):
-            raise UserError(f"{checked[1]} {checked[2]}")
-        raise UserError(message.removeprefix("argument ") + "; -h lists the flags")
+            raise UserError(f"{checked[1]} {checked[2]}") from None
+        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        similar = difflib.get_close_matches(choice[1], re.findall(r"\w+", choice[2]), n=1) if choice else []
+        hint = f"did you mean {similar[0]}?" if similar else "-h lists the flags"
+        raise UserError(f"{message.removeprefix('argument ')}; {hint}") from None
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class ExperimentFolder:
         if self.parameters["file_log"]:
             # The number that tells it from others begun in the same second is not part of the log's name.
             name = re.sub(r"(-\d\d_\d\d_\d\d)_\d+$", r"\1", self.path.name)
-            with open(self.path / f"{name}.log", "a", encoding="utf-8") as file:
+            with open(self.path / f"{name}.log", "a", encoding="utf-8", errors="surrogateescape") as file:
                 file.writelines(f"{utc_time()} {line}\n" for line in lines)
 
     def write_checkpoint(self, content: dict[str, Any]) -> None:

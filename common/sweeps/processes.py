@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from common.cli import UserError, warn_once
+from common.cli import UserError, flag_error, warn_once
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,13 @@ def partition(keys: Sequence[str], world: World) -> list[int]:
 @contextmanager
 def folder_lock(directory: Path, world: World, resume: bool) -> Iterator[None]:
     """Holds the lock of an output folder, which is made if missing: runs share it, and with `resume` only the processes
-    of this launch may hold it at the start. Raises UserError if others do. The system releases the locks of a process
-    that dies.
+    of this launch may hold it at the start. Raises UserError if others do, or if the folder cannot be made. The system
+    releases the locks of a process that dies.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise flag_error("output_dir", directory, f"cannot be made ({error.strerror}); give another folder") from None
     with open(directory / ".lock", "a+", encoding="utf-8") as file:
         try:
             alone = resume and _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
