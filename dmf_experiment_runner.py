@@ -1,8 +1,14 @@
 """Runs one deep matrix factorization experiment: gradient descent on W = W_1 W_2 ⋯ W_L from small initialization."""
 
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
 from common.cli import Parser, run_script
 from common.datasets.flags import add_random_matrix_flags
 from common.flags import add_resume_flag, add_runner_flags, integer, real
+
+if TYPE_CHECKING:
+    from common.sweeps.experiment import Experiment
 
 
 def add_flags(parser: Parser) -> None:
@@ -43,6 +49,16 @@ def add_flags(parser: Parser) -> None:
     add("-track_schatten_norm", action="store_true", help=text)
     text = "record the largest ‖W_lᵀ W_l − W_{l+1} W_{l+1}ᵀ‖_F of successive factors"
     add("-track_balancedness", action="store_true", help=text)
+
+
+def train(experiments: Iterable[Mapping[str, Any]]) -> list["Experiment"]:
+    """Trains experiments, dictionaries of flags, and writes nothing; see `common.sweeps.sweep.train`."""
+    from common.problems.matrix_factorization import MatrixFactorization
+    from common.sweeps import sweep
+
+    parser = Parser()
+    add_flags(parser)
+    return sweep.train(MatrixFactorization, parser, experiments)
 
 
 def main() -> None:

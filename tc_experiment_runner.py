@@ -3,10 +3,15 @@ descent from small initialization.
 """
 
 from argparse import SUPPRESS
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from common.cli import Parser, run_script
 from common.datasets.flags import add_random_tensor_flags
 from common.flags import add_resume_flag, add_runner_flags, integer, real
+
+if TYPE_CHECKING:
+    from common.sweeps.experiment import Experiment
 
 
 def add_flags(parser: Parser) -> None:
@@ -41,6 +46,16 @@ def add_flags(parser: Parser) -> None:
     add("-track_tensor_rank", action="store_true", help="record the CP rank at every validation")
     text = "record the norms of the K largest components"
     add("-track_component_norms", type=integer(0), default=0, metavar="K", help=text)
+
+
+def train(experiments: Iterable[Mapping[str, Any]]) -> list["Experiment"]:
+    """Trains experiments, dictionaries of flags, and writes nothing; see `common.sweeps.sweep.train`."""
+    from common.problems.tensor_completion import TensorFactorization
+    from common.sweeps import sweep
+
+    parser = Parser()
+    add_flags(parser)
+    return sweep.train(TensorFactorization, parser, experiments)
 
 
 def main() -> None:

@@ -3,14 +3,15 @@
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from common.cli import Parameters, RunFailed, UserError
+from common.cli import Parameters, Parser, RunFailed, UserError
 from common.files import utc_time
 from common.naming import span
 from common.problems.problem import Problem
@@ -23,9 +24,9 @@ from common.sweeps.processes import World, folder_lock, partition, world_from_en
 from common.sweeps.progress import say
 from common.sweeps.results_table import RESULTS_TABLE, write_results_table
 from common.sweeps.resume import resume_experiments
-from common.sweeps.training import MANY, SweepContext, train_batch
+from common.sweeps.training import MANY, SweepContext, build_engine, build_trainer, train_batch
 from common.training.history import DIVERGED
-from common.training.threads import NUM_THREADS
+from common.training.threads import num_threads
 
 
 @dataclass
@@ -76,6 +77,26 @@ def run_sweep(kind: type[Problem], experiments: Sequence[Parameters], resume: bo
     """
     world = world_from_env()
     _run(_prepare(kind, experiments, world), world, resume)
+
+
+def train(kind: type[Problem], parser: Parser, experiments: Iterable[Mapping[str, Any]]) -> list[Experiment]:
+    """Trains experiments, dictionaries of the flags that `parser` declares, and writes nothing. Returns them in their
+    order, with `history`, `epoch`, `stop_reason` and `final_output`, the end-to-end matrix or tensor. Raises UserError.
+    """
+    forget_files()
+    states = []
+    for number, flags in enumerate(experiments, start=1):
+        parameters = parser.parse(parser.words(flags))
+        values = resolve(kind, parameters)
+        states.append(prepare(kind, values, identify(parameters, values, Counter()), number))
+        states[-1].keeps_history = True
+    for batch, device, kernel in make_batches(states, World("")):
+        with num_threads(threads_for(batch[0])):
+            trainer = build_trainer(batch, build_engine(batch, device, kernel))
+            while trainer.running:
+                for experiment, _, _, output in trainer.advance():
+                    experiment.final_output = torch.from_numpy(output)
+    return states
 
 
 def _prepare(kind: type[Problem], experiments: Sequence[Parameters], world: World) -> Sweep:
@@ -134,6 +155,8 @@ def _run(sweep: Sweep, world: World, resume: bool) -> None:
         if total >= MANY and experiments:
             counts = ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in sorted(reasons.items()))
             table = Path(experiments[0].parameters["output_dir"]) / RESULTS_TABLE
+            if still := sum(experiment.stands_still for experiment in experiments):
+                counts += f" ({still} with a loss that did not fall in the second half of its epochs)"
             say(f"{len(experiments)} experiments: {counts or 'none ended'}; their numbers are in {table}")
     if stop:
         raise Interrupted(stop.number, f"interrupted; {_how_to_resume(sweep)}")
@@ -147,11 +170,10 @@ def _train(batches: Sequence[Batch], context: SweepContext) -> None:
     """Trains batch after batch, until a signal comes."""
     try:
         for batch, device, kernel in batches:
-            torch.set_num_threads(threads_for(batch[0]))
             if not context.stop:
-                train_batch(batch, device, kernel, context)
+                with num_threads(threads_for(batch[0])):
+                    train_batch(batch, device, kernel, context)
     finally:
-        torch.set_num_threads(NUM_THREADS)
         context.plots.close()
         context.mark_finished()
 

@@ -143,7 +143,8 @@ def _begin(experiment: Experiment, context: SweepContext, device: torch.device, 
         experiment.folder = new_folder(parameters, provenance, epoch)
         num_parameters = sum(factor.numel() for factor in experiment.factors)
         last = f"model parameters: {num_parameters}, device: {device}"
-        context.log(experiment, *(f"{name}: {value}" for name, value in parameters.items()), last)
+        unused = () if parameters["random_target"] else experiment.problem.target_flags
+        context.log(experiment, *(f"{name}: {parameters[name]}" for name in parameters if name not in unused), last)
         return
     before = previous.provenance
     resumed = before.get("resumed") if isinstance(before.get("resumed"), int) else 0
@@ -221,6 +222,8 @@ def _finish(ended: Sequence[Experiment], context: SweepContext) -> None:
         if results.numbers:
             folder.write(results.name, json_bytes(results.numbers))
         reason = _REASONS.get(experiment.stop_reason, experiment.stop_reason.replace("_", " "))
+        if experiment.stands_still:
+            reason += ", but the loss did not fall in the second half; give another -lr or more -epochs"
         context.report_end(experiment, reason, metrics | results.extra_metrics)
         finished = experiment, metrics
         if experiment.parameters["plot_metrics"]:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -17,11 +17,16 @@ torch.set_num_threads(NUM_THREADS)
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Uses one thread inside the block, where synchronizing threads would take longer than the small products."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def num_threads(number: int) -> Iterator[None]:
+    """Uses `number` threads inside the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
+
+
+def one_thread() -> AbstractContextManager[None]:
+    """Uses one thread inside the block, where synchronizing threads would take longer than the small products."""
+    return num_threads(1)

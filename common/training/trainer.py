@@ -59,6 +59,8 @@ class Trainer:
         self._measure, self._measures_at_once = measure, measures_at_once
         self._last_epochs = np.array([state.last_epoch for state in states])
         self._tolerances = np.array([state.zero_loss_tol for state in states])
+        # The loss of each experiment at half of the epochs that it has left, and that epoch.
+        self._half_losses, self._halves = np.full(len(states), np.inf), (self.epoch + self._last_epochs) // 2
 
     def advance(self) -> list[Ended]:
         """Trains to a later validation, to the last epoch of an experiment, or for the time that one call may take, and
@@ -69,6 +71,10 @@ class Trainer:
         # An experiment that ends before the last of several validations takes its steps again, from here.
         begin = self.engine.select(torch.arange(len(self.running))) if len(ends) > 1 else None
         observed = self.engine.advance(intervals)
+        passed = np.flatnonzero((self.epoch < self._halves) & (self._halves < ends[-1]))
+        columns = np.searchsorted(ends, self._halves[passed], side="right")
+        is_last = ends[columns] > self._last_epochs[passed]
+        self._half_losses[passed] = np.where(is_last, np.inf, observed.losses[passed, columns])
         self.epoch = int(ends[-1]) - 1
         end_columns = self._update_states(ends, observed)
 
@@ -89,6 +95,7 @@ class Trainer:
         if ended:
             self.running = [self.running[index] for index in kept]
             self._last_epochs, self._tolerances = self._last_epochs[kept], self._tolerances[kept]
+            self._half_losses, self._halves = self._half_losses[kept], self._halves[kept]
             self.engine = self.engine.select(torch.tensor(kept)) if kept else self.engine
         return ended
 
@@ -148,6 +155,9 @@ class Trainer:
                     reason = DIVERGED
                 if reason:
                     end_columns[index], state.epoch, state.stop_reason = column, end - 1, reason
+                    if reason == EPOCHS:
+                        round_off = np.finfo(losses.dtype).eps * np.square(outputs[index, column]).mean()
+                        state.stands_still = bool(losses[index, column] >= max(self._half_losses[index], round_off))
                     break
         return end_columns
 
