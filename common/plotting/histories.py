@@ -73,7 +73,7 @@ def read_history(
         recorded = [str(name) for name in evaluators]
         wanted = [pattern or of_entry for pattern in patterns]
         chosen = [name for name in recorded if any(fnmatchcase(name, pattern) for pattern in wanted)]
-        metrics = metrics_of_evaluator({name: evaluators[name] for name in chosen}, np.dtype(np.float64))
+        metrics = metrics_of_evaluator({name: evaluators[name] for name in chosen})
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         raise ValueError(f"is not a checkpoint of an experiment ({error!r}); give one") from None
     if "sse_loss_div_2" in patterns and "sse_loss_div_2" not in recorded:

@@ -33,9 +33,11 @@ def optimizer_of(parameters: Mapping[str, Any]) -> type[Optimizer]:
 
 
 def as_metrics(train: Mapping[str, Tensor], validation: Mapping[str, Tensor], losses: np.ndarray) -> Metrics:
-    """Returns train and validation metrics with the dtype and shape (B, K) of `losses`, from B · K values of each."""
-    values, dtype = (*train.values(), *validation.values()), torch.from_numpy(losses).dtype
-    stacked = torch.stack([each.flatten().to(dtype) for each in values]).numpy()
+    """Returns train and validation metrics with the shape (B, K) of `losses`, from B · K values of each. Train metrics
+    are rounded to the dtype of `losses`.
+    """
+    rounded = [each.to(torch.from_numpy(losses).dtype) for each in train.values()]
+    stacked = torch.stack([each.flatten().double() for each in (*rounded, *validation.values())]).numpy()
     return (tuple(train), tuple(validation)), stacked.reshape(-1, *losses.shape)
 
 

@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,8 +52,8 @@ def checkpoint_content(state: TrainingState, engine: Engine, index: int, output:
     return {
         "model": engine.model.experiment_state(index),
         "optimizer": engine.optimizer.experiment_state(index),
-        "train_evaluator": evaluator_state(state.history.train),
-        "val_evaluator": evaluator_state(state.history.validation),
+        "train_evaluator": evaluator_state(state.history.train, engine.model.values.dtype),
+        "val_evaluator": evaluator_state(state.history.validation, torch.float64),
         "epoch": state.epoch,
         "trainer": {
             "zero_loss_validations": state.zero_loss_validations,
@@ -83,8 +82,7 @@ def load_checkpoint(
         dtype = dtype or str(factors[0].dtype).removeprefix("torch.")
         _require(dtype in ("float32", "float64"), "its parameters are neither float32 nor float64")
         factors = [factor.detach().to(getattr(torch, dtype)) for factor in factors]
-        evaluators = (content[f"{kind}_evaluator"] for kind in ("train", "val"))
-        train, validation = (metrics_of_evaluator(each, np.dtype(dtype)) for each in evaluators)
+        train, validation = (metrics_of_evaluator(content[f"{kind}_evaluator"]) for kind in ("train", "val"))
         last_record = max([0, *(series.epochs[-1] for series in (train | validation).values())])
         _require(last_record <= epoch < 2**62, f"its epoch, {epoch}, is out of range or before its last record")
         trainer = content.get("trainer", {})

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Names of train and validation metrics, and the values of all in this order: (metrics, …).
+# Names of train and validation metrics, and the values of all in this order: (metrics, …), float64.
 Metrics = tuple[tuple[tuple[str, ...], tuple[str, ...]], np.ndarray]
 
 # Why an experiment ended, as in the `status` of run_params.json.
@@ -19,7 +19,7 @@ _MOST_PARTS = 500
 
 
 class Series(NamedTuple):
-    """Values of one metric: `epochs` (n,) int64 and `values` (n,) of the run's dtype."""
+    """Values of one metric: `epochs` (n,) int64 and `values` (n,) float64."""
 
     epochs: np.ndarray
     values: np.ndarray
@@ -97,22 +97,24 @@ class TrainingState:
     stands_still: bool = False  # whether all epochs are done, and the loss did not fall in the second half
 
 
-def evaluator_state(metrics: Mapping[str, Series]) -> dict[str, dict]:
-    """Returns metrics as a checkpoint stores them. Epochs that several metrics share are stored once."""
+def evaluator_state(metrics: Mapping[str, Series], dtype: torch.dtype) -> dict[str, dict]:
+    """Returns metrics as a checkpoint stores them, with values of this `dtype`. Epochs that several metrics share are
+    stored once.
+    """
     shared: dict[int, Tensor] = {}
     return {
         name: {
             "name": name,
             "current_value": float(values[-1]),
             "epoch_last_updated": int(epochs[-1]),
-            "epoch_values": torch.from_numpy(values),
+            "epoch_values": torch.from_numpy(values).to(dtype),
             "epochs_with_values": shared.setdefault(id(epochs), torch.from_numpy(epochs)),
         }
         for name, (epochs, values) in metrics.items()
     }
 
 
-def metrics_of_evaluator(state: Mapping[str, Mapping], dtype: np.dtype) -> dict[str, Series]:
+def metrics_of_evaluator(state: Mapping[str, Mapping]) -> dict[str, Series]:
     """Returns the metrics in a checkpoint of this project (tensors) or of the original code (lists of numbers).
 
     Raises ValueError, KeyError or TypeError if `state` is something else.
@@ -120,8 +122,8 @@ def metrics_of_evaluator(state: Mapping[str, Mapping], dtype: np.dtype) -> dict[
     metrics: dict[str, Series] = {}
     shared: dict[bytes, np.ndarray] = {}
     for name, tracker in state.items():
-        epochs = _numbers(tracker["epochs_with_values"], np.dtype(np.int64))
-        values = _numbers(tracker["epoch_values"], dtype)
+        epochs = _numbers(tracker["epochs_with_values"], torch.int64)
+        values = _numbers(tracker["epoch_values"], torch.float64)
         if not isinstance(name, str):
             raise ValueError(f"a metric is called {name!r}")
         if epochs.shape != values.shape or (np.diff(epochs) <= 0).any() or (epochs < 0).any():
@@ -131,10 +133,10 @@ def metrics_of_evaluator(state: Mapping[str, Mapping], dtype: np.dtype) -> dict[
     return metrics
 
 
-def _numbers(values: Tensor | list, dtype: np.dtype) -> np.ndarray:
+def _numbers(values: Tensor | list, dtype: torch.dtype) -> np.ndarray:
     """Returns values (n,) from a tensor or a list. Raises ValueError if they are something else."""
-    if isinstance(values, Tensor) and values.dim() == 1 and not values.is_complex():
-        return values.detach().to(torch.float64 if dtype.kind == "f" else torch.int64).numpy().astype(dtype, copy=False)
     if isinstance(values, list) and set(map(type, values)) <= {int, float}:
-        return np.array(values, dtype=dtype)
+        values = torch.tensor(values, dtype=dtype)
+    if isinstance(values, Tensor) and values.dim() == 1 and not values.is_complex():
+        return values.detach().to(dtype).numpy()
     raise ValueError("the values or epochs of a metric are not numbers (n,)")

@@ -16,14 +16,14 @@ def make_history():
 
 def test_evaluator_state_round_trip():
     history = make_history()
-    state = evaluator_state(history.train)
+    state = evaluator_state(history.train, torch.float32)
     assert list(state) == ["a", "b"]
     assert list(history.validation) == ["c"]
     assert state["b"]["name"] == "b"
     assert (state["b"]["current_value"], state["b"]["epoch_last_updated"]) == (-19.0, 19)
     assert state["b"]["epoch_values"].dtype == torch.float32
     assert state["b"]["epochs_with_values"].dtype == torch.int64
-    back = metrics_of_evaluator(state, np.dtype(np.float32))
+    back = metrics_of_evaluator(state)
     assert back["b"].epochs.tolist() == list(range(20))
     assert back["b"].values.tolist() == [-float(n) for n in range(20)]
 
@@ -38,7 +38,7 @@ def test_many_short_parts():
 def test_shared_epochs_are_stored_once():
     history = make_history()
     for part in (20, 30):
-        state = evaluator_state(history.train)
+        state = evaluator_state(history.train, torch.float32)
         assert state["a"]["epochs_with_values"] is state["b"]["epochs_with_values"]
         assert len(state["a"]["epochs_with_values"]) == part
         history.extend(np.arange(part, part + 10), (NAMES, np.zeros((3, 10), np.float32)))
@@ -46,13 +46,13 @@ def test_shared_epochs_are_stored_once():
 
 def test_metrics_with_different_epochs():
     """Only metrics recorded at the last epoch are among the last values."""
-    continued = History(metrics_of_evaluator(evaluator_state(make_history().train), np.dtype(np.float32)))
+    continued = History(metrics_of_evaluator(evaluator_state(make_history().train, torch.float32)))
     values = np.array([[1, 2], [3, 4]], np.float32)
     continued.extend(np.array([20, 21]), ((("a",), ("new",)), values))
     assert continued.train["a"].epochs.tolist() == list(range(22))
     assert continued.train["b"].epochs.tolist() == list(range(20))
     assert continued.validation["new"].epochs.tolist() == [20, 21]
-    state = evaluator_state(continued.train)
+    state = evaluator_state(continued.train, torch.float32)
     assert [len(state[name]["epochs_with_values"]) for name in "ab"] == [22, 20]
     assert continued.last_values() == {"a": 2, "new": 4}
     assert History().last_values() == {}
@@ -70,5 +70,5 @@ def test_records_of_last_epoch_are_dropped():
 
 def test_lists_of_original_code_are_read():
     state = {"loss": {"name": "loss", "epoch_values": [0.5, 0.25], "epochs_with_values": [0, 1]}}
-    series = metrics_of_evaluator(state, np.dtype(np.float32))["loss"]
+    series = metrics_of_evaluator(state)["loss"]
     assert (series.epochs.tolist(), series.values.tolist()) == ([0, 1], [0.5, 0.25])

@@ -29,7 +29,7 @@ def both(losses, matrices):
         reference = measure(make_experiment(**parameters).problem, losses, matrices)
     for left, right in zip(native, reference, strict=True):
         assert left.keys() == right.keys()
-        assert all(values.dtype == losses.dtype for values in (left | right).values())
+        assert all(values.dtype == np.float64 for values in (left | right).values())
     native, reference = (train | validation for train, validation in (native, reference))
     assert not (native["singular_value_0"] < native["singular_value_1"]).any()
     return native, {name: reference[name] for name in native}
@@ -70,19 +70,19 @@ def matrices_of_each_kind(dtype, number, generator):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow")
-@pytest.mark.parametrize("dtype, ulps", [("float32", 1), ("float64", 5)])
-def test_metrics_match_reference(dtype, ulps):
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_metrics_match_reference(dtype):
     generator = np.random.default_rng(0)
     losses = np.append(generator.random(4_998), [np.nan, np.inf]).astype(dtype)
     for matrices in matrices_of_each_kind(dtype, 5_000, generator).values():
-        assert_equal_within(ulps, *both(losses, matrices))
+        assert_equal_within(5, *both(losses, matrices))
 
 
 @given(st.lists(st.lists(st.floats(width=32, allow_subnormal=True), min_size=4, max_size=4), min_size=1, max_size=20))
 @pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow")
 def test_any_float32_matrices_match_reference(entries):
     matrices = np.array(entries, np.float32).reshape(-1, 2, 2)
-    assert_equal_within(1, *both(matrices[:, 0, 0] ** 2, matrices))
+    assert_equal_within(5, *both(matrices[:, 0, 0] ** 2, matrices))
 
 
 def test_known_values():

@@ -20,7 +20,7 @@ SHORT = {"dmf": {"lr": 1e-2, "init_alpha": 0.3}, "tc": {"num_components": 4, "in
 
 def expected_metrics(experiment, factors):
     """Returns the metrics of the factors of an experiment, as they are recorded."""
-    problem, dtype = experiment.problem, experiment.factors[0].numpy().dtype
+    problem = experiment.problem
     if experiment.parameters.get("depth"):
         values = {"balancedness": balancedness([factor.double() for factor in factors])}
     else:
@@ -28,7 +28,7 @@ def expected_metrics(experiment, factors):
         values = {f"component_norm_{k}": norms[k] for k in range(3)}
     with one_thread():
         values["sharpness"] = sharpness(problem._loss, factors)
-    return {name: value.numpy().astype(dtype) for name, value in values.items()}
+    return {name: value.double().numpy() for name, value in values.items()}
 
 
 def test_validation_epochs(native):

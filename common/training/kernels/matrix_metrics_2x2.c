@@ -84,16 +84,16 @@ INLINE doubles scale_of(const doubles entries[4]) {
     return (doubles)((integers)largest & EXPONENT_BITS);
 }
 
-/* Rounds to REAL. */
-INLINE void store(doubles values, int64_t number, real *target) {
-    const reals rounded = __builtin_convertvector(values, reals);
-    memcpy(target, &rounded, number * sizeof(real));
+INLINE doubles rounded(doubles x) { return __builtin_convertvector(__builtin_convertvector(x, reals), doubles); }
+
+INLINE void store(doubles values, int64_t number, double *target) {
+    memcpy(target, &values, number * sizeof(double));
 }
 
 /* Computes metrics of `number` matrices of one experiment; those of one metric are `stride` apart from the next. */
 INLINE void measure(int64_t number, int64_t stride, const real *losses, const real *matrices, const double *target,
                     double target_norm, double num_samples, double eps, int64_t num_others, const int64_t *others,
-                    real *results) {
+                    double *results) {
     doubles loss = {0}, entries[4] = {{0}};
     for (int64_t l = 0; l < number; l++) {
         loss[l] = losses[l];
@@ -108,7 +108,7 @@ INLINE void measure(int64_t number, int64_t stride, const real *losses, const re
     const doubles entropy = entropy_of(first * inverse_sum, second * inverse_sum);
     const doubles threshold = first * (2 * eps);
     const integers rank = -(first > threshold) - (second > threshold);
-    store(loss * (2 / num_samples), number, results);
+    store(rounded(loss * (2 / num_samples)), number, results);
     store(loss, number, results + stride);
     store(norm(first, second) * scale, number, results + 2 * stride);
     store(sum * scale, number, results + 3 * stride);
@@ -145,7 +145,7 @@ INLINE void measure(int64_t number, int64_t stride, const real *losses, const re
    is that of REAL. */
 void metrics(int64_t batch_size, int64_t count, const real *losses, const real *matrices, const double *targets,
              const double *target_norms, double num_samples, double eps, int64_t num_others, const int64_t *others,
-             real *results) {
+             double *results) {
     const int64_t stride = batch_size * count;
     for (int64_t b = 0; b < batch_size; b++)
         for (int64_t begin = b * count, i = begin; i < begin + count; i += WIDTH) {
