@@ -16,7 +16,8 @@ from common.cli import Parser
 LARGEST_SEED = 2**32 - 1
 _PROJECT = Path(__file__).parents[1]
 # The values of -optimizer, and the classes in common/training/optimizers.py that they stand for.
-OPTIMIZERS = {"gd": "GradientDescent", "momentum": "Momentum", "adam": "Adam", "group_rmsprop": "GroupRMSprop"}
+OPTIMIZERS = {"gd": "GradientDescent", "momentum": "Momentum", "muon": "Muon", "adam": "Adam"}
+OPTIMIZERS |= {"group_rmsprop": "GroupRMSprop"}
 
 
 def require(holds: Any, value: str, problem: str) -> None:
@@ -161,7 +162,7 @@ def add_runner_flags(parser: Parser, not_offered: Sequence[str] = (), **defaults
     text = "gd (plain gradient descent), or another optimizer; momentum and adam are those of torch.optim"
     choices = [name for name in OPTIMIZERS if name not in not_offered]
     add("-optimizer", choices=choices, default="gd", help=text)
-    text = "momentum coefficient, used only with -optimizer momentum; see -trainer_checkpoint"
+    text = "momentum coefficient, used only with -optimizer momentum or muon; see -trainer_checkpoint"
     add("-momentum", type=real(0, below=1), default=0.9, help=text)
     text = "L2 penalty coefficient, as in torch.optim; see -trainer_checkpoint"
     add("-weight_decay", type=real(0), default=0.0, help=text)

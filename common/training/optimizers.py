@@ -147,6 +147,27 @@ class Momentum(Optimizer):
         model.values.sub_(model.gradients)
 
 
+class Muon(Optimizer):
+    """Steps of equal size in every direction, as Muon (Jordan et al. 2024), with the exact orthogonal factor instead of
+    that of a Newton–Schulz iteration: for each factor b ← momentum · b + ∇ℓ, θ ← θ − lr · U Vᵀ, where b = U diag(s) Vᵀ
+    is the SVD without singular values that are round-off.
+    """
+
+    hyperparameters = ("lr", "weight_decay", "momentum")
+    constants: ClassVar[Mapping[str, Any]] = {"orthogonalized": True}  # tells its checkpoints from those of Momentum
+    factor_state = ("momentum_buffer",)
+
+    def update(self, model: BatchedFactorization) -> None:
+        self.state["momentum_buffer"].mul_(self.per_parameter("momentum")).add_(model.gradients)
+        for buffer, gradient in zip(self._views["momentum_buffer"], model.factor_gradients, strict=True):
+            # The SVD of what is not finite fails; the steps of a run that diverges are NaN.
+            left, values, right = torch.linalg.svd(buffer.where(buffer.isfinite(), 0), full_matrices=False)
+            is_used = values > values[:, :1] * values.shape[1] * torch.finfo(values.dtype).eps
+            torch.add((left * is_used[:, None]) @ right, buffer * 0, out=gradient)
+        model.gradients.mul_(self.per_parameter("lr"))
+        model.values.sub_(model.gradients)
+
+
 class Adam(Optimizer):
     """Adam (Kingma & Ba 2015), as torch.optim.Adam: m ← β₁ m + (1 − β₁) ∇ℓ, v ← β₂ v + (1 − β₂) ∇ℓ²,
     θ ← θ − lr / (1 − β₁ᵗ) · m / (√(v / (1 − β₂ᵗ)) + eps) in step t = 1, 2, …
