@@ -103,8 +103,10 @@ def runs_by_number(output_dir):
 
 @pytest.fixture(scope="session", autouse=True)
 def kernel_cache(tmp_path_factory):
-    """Sets the kernel cache to a temporary folder."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    """Sets the kernel cache to a temporary folder, which the processes of pytest-xdist share."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
 
 
 @pytest.fixture(scope="session", autouse=True)
