@@ -116,9 +116,9 @@ def default_signal_handlers():
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def one_torch_thread():
-    """Uses one thread of PyTorch, because small products take longer on several."""
+    """Uses one thread of PyTorch, because small products take longer on several. Sweeps leave it with all."""
     torch.set_num_threads(1)
 
 
