@@ -18,8 +18,9 @@ from common import cli
 from common.cli import Parser
 from common.problems.matrix_factorization import MatrixFactorization
 from common.problems.tensor_completion import TensorFactorization
-from common.sweeps import progress
+from common.sweeps import progress, sweep
 from common.sweeps.experiment import identify, prepare, resolve
+from common.sweeps.plots import MetricPlots
 from common.sweeps.training import build_engine, build_trainer
 from common.training import native_engine, torch_engine
 from common.training.native_engine import native_kernel
@@ -103,8 +104,10 @@ def runs_by_number(output_dir):
 
 @pytest.fixture(scope="session", autouse=True)
 def kernel_cache(tmp_path_factory):
-    """Sets the kernel cache to a temporary folder."""
-    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+    """Sets the kernel cache to a temporary folder, which the processes of pytest-xdist share."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -114,9 +117,9 @@ def default_signal_handlers():
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def one_torch_thread():
-    """Uses one thread of PyTorch, because small products take longer on several."""
+    """Uses one thread of PyTorch, because small products take longer on several. Sweeps leave it with all."""
     torch.set_num_threads(1)
 
 
@@ -151,8 +154,9 @@ def run_main(tmp_path, monkeypatch, capsys):
         namespace = {"__name__": "script", "__file__": str(ROOT / script)}
         exec(compile((ROOT / script).read_text(), script, "exec"), namespace)
         monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        monkeypatch.setattr(sys, "argv", [*map(str, (script, *arguments))])
         capsys.readouterr()
+        cli.warn_once.cache_clear()
         status = 0
         try:
             cli.run_script(namespace["main"])
@@ -162,6 +166,13 @@ def run_main(tmp_path, monkeypatch, capsys):
         return SimpleNamespace(returncode=status, stdout=stdout, stderr=stderr)
 
     return run
+
+
+@pytest.fixture
+def no_plots_of_runs(monkeypatch):
+    """Lets sweeps run without plots of single runs, which take most of the time of small sweeps."""
+    monkeypatch.setattr(sweep, "MetricPlots", lambda number: MetricPlots(0))
+    monkeypatch.setattr(MetricPlots, "draw", lambda self, experiment, then: then(0.0))
 
 
 @pytest.fixture(params=[False, True], ids=["torch", "native"])

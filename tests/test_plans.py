@@ -29,7 +29,7 @@ FIGURES = {
 
 
 @pytest.fixture(autouse=True)
-def data(tmp_path):
+def data(tmp_path, no_plots_of_runs):
     """Makes the datasets available in the working folder of the scripts."""
     (tmp_path / "data").symlink_to(ROOT / "data")
 

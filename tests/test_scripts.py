@@ -1,18 +1,20 @@
-"""Runs the scripts as subprocesses."""
+"""Runs the scripts as a user does, most of them in this process."""
 
 import json
 import re
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 
 from common.cli import Parser
 from common.sweeps.plans import planned_jobs
+from common.training.compilation import compiled_kernel
+from common.training.native_metrics import metrics_2x2
 from tests.conftest import ROOT, folders_in
+from tests.sweeps.test_resume import signal_during_training
 
 SCRIPTS = [
     "dmf_data_generator.py",
@@ -43,6 +45,10 @@ def assert_success(result):
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     return result
+
+
+def read_parameters(folder):
+    return json.loads((folder / "run_params.json").read_text())
 
 
 def single_item(paths):
@@ -84,7 +90,7 @@ def test_matrix_experiment_with_all_outputs_and_plot(run_script, run_main, tmp_p
     assert result.stdout.startswith("1 experiment\n1/1 out/one_")
     assert "zero loss" in result.stdout
 
-    parameters = json.loads((folder / "run_params.json").read_text())
+    parameters = read_parameters(folder)
     assert parameters["tracked_e2e_value_of"] == [[0, 0], [1, 1]]
     assert parameters["status"]["stop_reason"] == "zero_loss"
     assert parameters["provenance"]["torch"] == torch.__version__
@@ -115,27 +121,22 @@ def test_matrix_experiment_with_all_outputs_and_plot(run_script, run_main, tmp_p
     assert [figure.read_bytes()[:4] for figure in figures] == [PNG[:4], b"%PDF", b"<?xm"]
 
 
-def test_experiment_list_default_and_edited(run_script, tmp_path, dataset):
+def test_experiment_list_default_and_edited(run_main, tmp_path, dataset):
     quick = ["-epochs", 200, "-dataset_path", dataset, "-output_dir", "out"]
-    assert_success(run_script("dmf_multiple_experiments_runner.py", *quick))
+    assert_success(run_main("dmf_multiple_experiments_runner.py", *quick))
     folder = single_item(folders_in(tmp_path / "out"))
     assert folder.name.startswith("completion_2x2_c_1_1_0_exp_")
-    parameters = json.loads((folder / "run_params.json").read_text())
+    parameters = read_parameters(folder)
     expected = {"enforce_pos_det": True, "save_every_num_val": 100, "init_alpha": 8e-3, "lr": 3e-3, "depth": 3}
     assert {name: parameters[name] for name in expected} == expected
-    assert parameters["random_seed"] >= 0
     assert {path.stem for path in (folder / "plots").iterdir()} == PLOTS
 
-    edited = (ROOT / "dmf_multiple_experiments_runner.py").read_text()
-    edited = edited.replace("REPETITIONS = 1", "REPETITIONS = 3").replace(
-        '"plot_metrics": True', '"plot_metrics": False'
-    )
-    (tmp_path / "edited.py").write_text(edited)
-    result = assert_success(run_script(tmp_path / "edited.py", *quick[:-1], "edited"))
+    edited = (ROOT / "dmf_multiple_experiments_runner.py").read_text().replace("REPETITIONS = 1", "REPETITIONS = 3")
+    (tmp_path / "edited.py").write_text(edited.replace('"plot_metrics": True', '"plot_metrics": False'))
+    result = assert_success(run_main(tmp_path / "edited.py", *quick[:-1], "edited"))
     assert result.stdout.startswith("3 experiments\n")
-    recorded = [json.loads((each / "run_params.json").read_text()) for each in folders_in(tmp_path / "edited")]
-    seed = parameters["random_seed"]
-    assert sorted(each["random_seed"] for each in recorded) == [seed, seed + 1, seed + 2]
+    seeds = sorted(read_parameters(each)["random_seed"] for each in folders_in(tmp_path / "edited"))
+    assert seeds == [parameters["random_seed"] + k for k in range(3)]
 
 
 def test_dataset_generator(run_main, tmp_path):
@@ -181,96 +182,83 @@ def test_dataset_generator_with_unobserved_entry(run_main, tmp_path):
     torch.testing.assert_close(content["target_matrix"], torch.tensor([[1.0, -0.2], [0.0, 1.0]]))
 
 
-@pytest.mark.parametrize(
-    "name, observed",
-    [("w_1_1_0", [1, 1, 0])]
-    + [(f"perturbed_w_-2_05_{z}", [-2, 0.5, float(f"0.{z[1:]}0")]) for z in ("0", "001", "005", "01", "05")],
-)
-def test_shipped_datasets(name, observed):
-    content = torch.load(ROOT / f"data/dmf/completion_2x2_{name}.pt", weights_only=True)
-    assert content.keys() == {"A", "y", "target_matrix", "random_seed"}
-    torch.testing.assert_close(content["y"], torch.tensor(observed, dtype=torch.float32))
-    assert content["A"].flatten(1).argmax(1).tolist() == [1, 2, 3]
-    assert content["A"].sum() == 3
-    assert content["target_matrix"].flatten()[1:].tolist() == content["y"].tolist()
+def test_shipped_datasets():
+    perturbed = {f"perturbed_w_-2_05_{z}": [-2, 0.5, float(f"0.{z[1:]}0")] for z in ("0", "001", "005", "01", "05")}
+    for name, observed in {"w_1_1_0": [1, 1, 0], **perturbed}.items():
+        content = torch.load(ROOT / f"data/dmf/completion_2x2_{name}.pt", weights_only=True)
+        assert content.keys() >= {"A", "y", "target_matrix", "random_seed"}
+        torch.testing.assert_close(content["y"], torch.tensor(observed, dtype=torch.float32))
+        assert content["A"].flatten(1).argmax(1).tolist() == [1, 2, 3]
+        assert content["A"].sum() == 3
+        assert content["target_matrix"].flatten()[1:].tolist() == content["y"].tolist()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_interrupted_run_is_saved_and_continued(number, run_script, tmp_path, dataset):
-    common = ["-dataset_path", str(dataset), "-random_seed", "0", "-store_checkpoints", "-save_results", "-file_log"]
-    endless = ["-lr", "1e-6", "-dtype", "float64", "-epochs", str(10**12), "-validate_every", "1000"]
-    command = [sys.executable, str(ROOT / "dmf_experiment_runner.py"), *common, *endless, "-output_dir", "out"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob("out/*/checkpoints/*.pt")) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert errors.startswith("dmf_experiment_runner.py: interrupted; to continue: python ")
-    assert errors.endswith(" -resume\n")
-    assert errors.count("\n") == 1
-    assert "interrupted, epoch" in output
+def test_interrupted_run_is_saved_and_continued(number, run_main, tmp_path, dataset, monkeypatch):
+    common = ["-dataset_path", dataset, "-random_seed", 0, "-store_checkpoints", "-save_results", "-file_log"]
+    endless = ["-lr", 1e-6, "-dtype", "float64", "-epochs", 10**12, "-validate_every", 1000]
+    with monkeypatch.context() as patched:
+        signal_during_training(patched, number, lambda trainer: trainer.epoch > 0)
+        result = run_main("dmf_experiment_runner.py", *common, *endless, "-output_dir", "out")
+    assert result.returncode == 128 + number
+    assert result.stderr.startswith("dmf_experiment_runner.py: interrupted; to continue: python ")
+    assert result.stderr.endswith(" -resume\n")
+    assert result.stderr.count("\n") == 1
+    assert "interrupted, epoch" in result.stdout
     folder = single_item(folders_in(tmp_path / "out"))
-    status = json.loads((folder / "run_params.json").read_text())["status"]
+    status = read_parameters(folder)["status"]
     assert (status["finished"], status["stop_reason"]) == (False, "interrupted")
 
     checkpoint = single_item((folder / "checkpoints").iterdir())
     assert checkpoint.name.endswith(f"_epoch_{status['last_epoch']}.pt")
     more = ["-trainer_checkpoint", checkpoint, "-validate_every", 1000, "-epochs", 1000, "-output_dir", "more"]
-    assert_success(run_script("dmf_experiment_runner.py", *common, *more))
+    assert_success(run_main("dmf_experiment_runner.py", *common, *more))
     continued = json.loads((single_item(folders_in(tmp_path / "more")) / "final_metrics_values.json").read_text())
     assert continued["fit_epochs"] == status["last_epoch"] + 1001
 
 
 @pytest.mark.parametrize("asked, used", [("auto", "native"), ("native", "native"), ("torch", "torch")])
-def test_engine_selection_is_recorded(asked, used, run_script, tmp_path, dataset):
-    result = run_script("dmf_experiment_runner.py", "-dataset_path", dataset, "-epochs", 100, "-engine", asked)
+def test_engine_selection_is_recorded(asked, used, run_main, tmp_path, dataset):
+    result = run_main("dmf_experiment_runner.py", "-dataset_path", dataset, "-epochs", 100, "-engine", asked)
     assert assert_success(result).stderr == ""
-    recorded = json.loads((single_item(folders_in(tmp_path / "outputs/dmf")) / "run_params.json").read_text())
+    recorded = read_parameters(single_item(folders_in(tmp_path / "outputs/dmf")))
     assert (recorded["engine"], recorded["provenance"]["engine"]) == (asked, used)
 
 
-def test_missing_gpu_is_reported(run_script, dataset, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+def test_missing_gpu_is_reported(run_main, dataset, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     run = ["dmf_experiment_runner.py", "-dataset_path", dataset, "-epochs", 100]
-    result = run_script(*run, "-gpu_id", 3)
+    result = run_main(*run, "-gpu_id", 3)
     expected = "-gpu_id 3: there is no GPU that PyTorch can use; the CPU is used\n"
     assert (result.returncode, result.stderr) == (0, expected)
     for flags in (["-gpu_id", 0], ["-gpu_id", 3, "-disable_gpu"]):
-        assert_success(run_script(*run, *flags))
+        assert_success(run_main(*run, *flags))
 
 
-def test_torch_engine_is_used_without_compiler(run_script, tmp_path, dataset, monkeypatch):
+def test_torch_engine_is_used_without_compiler(run_main, tmp_path, dataset, monkeypatch):
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
+    for loaded in (compiled_kernel, metrics_2x2):
+        loaded.cache_clear()
     common = ["-dataset_path", dataset, "-epochs", 100]
-    edited = (ROOT / "dmf_multiple_experiments_runner.py").read_text()
-    edited = edited.replace(
-        "\n]\n", "\n]\nEXPERIMENTS += [{**EXPERIMENTS[0], 'depth': depth} for depth in (2, 4)]\n", 1
-    )
-    (tmp_path / "edited.py").write_text(edited)
-    result = run_script(tmp_path / "edited.py", *common, "-output_dir", "out")
+    many = ["-plan", "many_seeds", "-repetitions", 1, "-output_dir", "out"]  # of several depths
+    result = run_main("dmf_multiple_experiments_runner.py", *common, *many)
     assert result.returncode == 0
     line = "the native engine needs a C compiler (cc, gcc or clang), which was not found; the torch engine is used\n"
     assert result.stderr == line
-    for folder in folders_in(tmp_path / "out"):
-        assert json.loads((folder / "run_params.json").read_text())["provenance"]["engine"] == "torch"
-
-    refused = run_script("dmf_experiment_runner.py", *common, "-engine", "native", "-output_dir", "none")
-    assert refused.returncode == 2
-    assert refused.stderr == (
-        "dmf_experiment_runner.py: -engine native: needs a C compiler (cc, gcc or clang), which was not found; "
-        "give auto or torch\n"
-    )
+    assert {read_parameters(each)["provenance"]["engine"] for each in folders_in(tmp_path / "out")} == {"torch"}
+    refused = run_main("dmf_experiment_runner.py", *common, "-engine", "native", "-output_dir", "none")
+    problem = "-engine native: needs a C compiler (cc, gcc or clang), which was not found; give auto or torch\n"
+    assert (refused.returncode, refused.stderr) == (2, f"dmf_experiment_runner.py: {problem}")
     assert not (tmp_path / "none").exists()
+    metrics_2x2.cache_clear()
 
 
-def test_tensor_completion_sweep_and_plot(run_script, tmp_path):
+def test_tensor_completion_sweep_and_plot(run_main, tmp_path):
     generate = ["-mode_dim_size", 4, "-random_seed", 3, "-target_fro_norm", 2.5, "-custom_file_name", "small"]
-    assert_success(run_script("tc_data_generator.py", *generate))
+    assert_success(run_main("tc_data_generator.py", *generate))
     dataset = single_item((tmp_path / "data/tc").iterdir())
     assert re.fullmatch(r"small_\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d\.pt", dataset.name)
     content = torch.load(dataset, weights_only=True)
@@ -278,28 +266,23 @@ def test_tensor_completion_sweep_and_plot(run_script, tmp_path):
     assert sorted(content["train_indices_order"]) == list(range(64))
 
     edited = (ROOT / "tc_multiple_experiments_runner.py").read_text()
-    edited = re.sub(r'"num_samples": \[.*\]', '"num_samples": [40, 63]', edited).replace(
-        "REPETITIONS = 5", "REPETITIONS = 2"
-    )
-    (tmp_path / "edited.py").write_text(edited)
-    result = assert_success(run_script(tmp_path / "edited.py", "-dataset_path", dataset, "-output_dir", "out"))
+    edited = re.sub(r'"num_samples": \[.*\]', '"num_samples": [40, 63]', edited)
+    (tmp_path / "edited.py").write_text(edited.replace("REPETITIONS = 5", "REPETITIONS = 2"))
+    result = assert_success(run_main(tmp_path / "edited.py", "-dataset_path", dataset, "-output_dir", "out"))
     assert result.stdout.startswith("8 experiments, 40 to 63 of 64 observations\n")
     folders = folders_in(tmp_path / "out")
     assert len(folders) == 8
     bases = [f"c_{dataset.stem}_samples_{n}_init_{std}" for n in (40, 63) for std in ("1e-2", "1e-3")]
     names = {f"{base}_seed_{seed}" for base in bases for seed in (0, 1)}
-    assert {json.loads((folder / "run_params.json").read_text())["experiment_name"] for folder in folders} == names
+    assert {read_parameters(folder)["experiment_name"] for folder in folders} == names
+    written = {"model_tensor.pt", "memorizer_tensor.pt", "targets_tensor.pt", "run_params.json", "checkpoints", "plots"}
+    written.add("tensor_rank_and_reconstruction_metrics.json")
     for folder in folders:
-        files = {path.name for path in folder.iterdir()}
-        tensors = {"model_tensor.pt", "memorizer_tensor.pt", "targets_tensor.pt"}
-        kept = {"run_params.json", "checkpoints", "plots", "tensor_rank_and_reconstruction_metrics.json"}
-        logs = {name for name in files if name.endswith(".log")}
-        assert files == tensors | kept | logs
-        assert len(logs) == 1
+        assert {path.name for path in folder.iterdir()} == {*written, single_item(folder.glob("*.log")).name}
         assert {path.name for path in (folder / "plots").iterdir()} == {"mse_loss.png", "reconstruction_error.png"}
 
     plot = ["-experiments_dir", "out", "-plot_title", "small", "-save_plot_to", "figure.png"]
-    result = assert_success(run_script("tc_results_plotter.py", *plot))
+    result = assert_success(run_main("tc_results_plotter.py", *plot))
     assert result.stdout.startswith("8 finished experiments, 0 folders skipped\n")
     lines = [line.split() for line in result.stdout.splitlines() if line.strip().startswith(("40 ", "63 "))]
     assert [(line[0], line[1], line[-1]) for line in lines] == [
@@ -322,12 +305,11 @@ def test_default_tensor_completion_experiments():
     assert {each["num_samples"] for each in listed} == {*range(50, 500, 50), 511}
     assert listed[0]["experiment_name"] == "c_README_samples_50_init_1e-2_seed_0"
     assert listed[-1]["experiment_name"] == "c_README_samples_511_init_1e-3_seed_4"
-    expected = {
-        "lr": 0.01,
-        "optimizer": "group_rmsprop",
-        "epochs": 10**6,
-        "validate_every": 100,
+    expected = {"lr": 0.01, "optimizer": "group_rmsprop", "epochs": 10**6, "validate_every": 100}
+    expected |= {
         "save_every_num_val": 5,
+        "stop_on_zero_loss_tol": 1e-6,
+        "tensor_rank_tol": 1e-6,
+        "compute_final_tensor_ranks": True,
     }
-    expected |= {"stop_on_zero_loss_tol": 1e-6, "tensor_rank_tol": 1e-6, "compute_final_tensor_ranks": True}
     assert all(each[name] == value for each in listed for name, value in expected.items())

@@ -3,35 +3,25 @@
 import json
 import os
 import re
-import shutil
 import signal
-import time
-from collections import Counter
 
 import pytest
 import torch
 
-from common.cli import UserError
 from common.problems import tensor_completion
 from common.signals import Interrupted
-from common.sweeps.experiment import identify
-from common.sweeps.processes import World, folder_lock
 from common.sweeps.sweep import run_sweep
 from common.training import native_engine
+from common.training.torch_engine import TorchEngine
 from common.training.trainer import Trainer
-from tests.conftest import KINDS, MATRIX, folders_in, parse_parameters, runs_by_number
+from tests.conftest import KINDS, folders_in, parse_parameters, runs_by_number
 from tests.stress.kills import differences, read_outputs
 
 BASES = {
     "dmf": {"epochs": 3000, "random_seed": 5, "store_checkpoints": True, "save_results": True, "file_log": True},
-    "tc": {
-        "use_adaptive_lr": True,
-        "compute_final_tensor_ranks": True,
-        "epochs": 3000,
-        "random_seed": 5,
-        "store_checkpoints": True,
-    },
+    "tc": {"epochs": 3000, "random_seed": 5, "store_checkpoints": True, "use_adaptive_lr": True},
 }
+BASES["tc"] |= {"compute_final_tensor_ranks": True, "tensor_rank_tol": 1e-3}
 DMF, TC = KINDS["dmf"][0], KINDS["tc"][0]
 
 
@@ -63,45 +53,81 @@ def interrupt_at_epoch(epoch, experiments, monkeypatch, resume=False, kind="dmf"
     assert message.endswith(" -resume")
 
 
-@pytest.mark.parametrize("engine", ["native", "torch"])
-def test_resumed_sweep_matches_uninterrupted_sweep(tmp_path, monkeypatch, engine):
-    several = [{"engine": engine, "validate_every": 70}, {"engine": engine, "validate_every": 70, "depth": 2}]
-    several.append({"engine": engine, "lr": 1e-2, "init_alpha": 0.5})  # stops before the last epoch
-    run_sweep(DMF, parameter_list(tmp_path / "a", *several))
-    again = parameter_list(tmp_path / "b", *several)
-    # Batches that had not started at the first signal start when the sweep is resumed.
-    interrupt_at_epoch(10, again, monkeypatch)
-    interrupt_at_epoch(1000, again, monkeypatch, resume=True)
-    run_sweep(DMF, again, resume=True)
+def interrupted_like_whole(tmp_path, monkeypatch, *several, epochs, kind="dmf"):
+    """Checks that a sweep that is interrupted at each of some epochs has the outputs of one that is not; returns the
+    former's runs.
+    """
+    run_sweep(KINDS[kind][0], parameter_list(tmp_path / "a", *several, kind=kind))
+    again = parameter_list(tmp_path / "b", *several, kind=kind)
+    for number, epoch in enumerate(epochs):
+        interrupt_at_epoch(epoch, again, monkeypatch, number > 0, kind)
+    run_sweep(KINDS[kind][0], again, resume=True)
     assert differences(read_outputs(tmp_path / "a"), read_outputs(tmp_path / "b")) == []
+    return runs_by_number(tmp_path / "b")
+
+
+@pytest.mark.parametrize("engine", ["native", "torch"])
+@pytest.mark.parametrize(
+    "kind, tracking, names",
+    [
+        ("dmf", {"track_balancedness": True}, {"balancedness", "sharpness"}),
+        (
+            "tc",
+            {"track_component_norms": 2, "num_components": 5},
+            {"component_norm_0", "component_norm_1", "sharpness"},
+        ),
+    ],
+)
+def test_resumed_sweep_matches_uninterrupted_sweep(tmp_path, monkeypatch, kind, tracking, names, engine):
+    """The second experiment ends before the first, of the same batch. The others are in batches that have not begun at
+    the first signal.
+    """
+    common = {"engine": engine, "validate_every": 70, "epochs": 1500, "stop_on_zero_loss_tol": 0}
+    tracked = {**common, **tracking, "track_sharpness": True}
+    several = [tracked, {**tracked, "lr": 5e-3, "epochs": 850}, {**common, **tracking}, {"engine": engine, "lr": 1e-2}]
+    runs = interrupted_like_whole(tmp_path, monkeypatch, *several, epochs=[10, 300, 1000], kind=kind)
+    for number, expected in [(1, names), (3, names - {"sharpness"})]:
+        ((_, folder),) = runs[number]
+        (path,) = (folder / "checkpoints").iterdir()
+        recorded = torch.load(path, weights_only=True)["val_evaluator"]
+        assert recorded.keys() & names == expected
+        for entry in recorded.values():
+            assert entry["epochs_with_values"].tolist() == [*range(69, 1499, 70), 1499]
 
 
 def test_resume_after_interruption_between_validations(tmp_path, monkeypatch):
     long = {"validate_every": 2500, "engine": "torch"}
-    run_sweep(DMF, parameter_list(tmp_path / "a", long))
-    interrupt_at_epoch(400, parameter_list(tmp_path / "b", long), monkeypatch)
-    ((parameters, folder),) = runs_by_number(tmp_path / "b")[1]
-    assert (parameters["status"]["last_epoch"] + 1) % 2500
-    run_sweep(DMF, parameter_list(tmp_path / "b", long), resume=True)
-    assert differences(read_outputs(tmp_path / "a"), read_outputs(tmp_path / "b")) == []
-    assert "resumed after epoch" in next(folder.glob("*.log")).read_text()
+    with monkeypatch.context() as patched:
+        patched.setattr(TorchEngine, "max_steps_per_chunk", 100)
+        runs = interrupted_like_whole(tmp_path, patched, long, epochs=[400])
+    log = next(runs[1][0][1].glob("*.log")).read_text()
+    assert (int(re.search(r"resumed after epoch ([\d,]+)", log)[1].replace(",", "")) + 1) % 2500
+
+
+def signal_during_rank(number, experiments, monkeypatch):
+    """Runs a sweep that receives SIGINT when the given number of ranks were computed. Returns how many were computed in
+    the end.
+    """
+    estimate, computed = tensor_completion.estimate_cp_rank, []
+
+    def signal_and_estimate(*arguments):
+        if len(computed) == number:
+            os.kill(os.getpid(), signal.SIGINT)
+        computed.append(1)
+        return estimate(*arguments)
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr(tensor_completion, "estimate_cp_rank", signal_and_estimate)
+        run_sweep(TC, experiments)
+    return len(computed)
 
 
 def test_missing_results_are_computed_without_training(tmp_path, monkeypatch):
     """Interrupts a sweep during the first rank computation, when the last checkpoints of both runs are written."""
-    pair = [{}, {"init_std": 1e-2}]
-    pair = [{**each, "epochs": 200, "stop_on_zero_loss_tol": 0} for each in pair]
+    pair = [{"epochs": 200, "stop_on_zero_loss_tol": 0, **each} for each in ({}, {"init_std": 1e-2})]
     run_sweep(TC, parameter_list(tmp_path / "a", *pair, kind="tc"))
     experiments = parameter_list(tmp_path / "b", *pair, kind="tc")
-    compute = tensor_completion.estimate_cp_rank
-
-    def signal_and_compute(*arguments):
-        os.kill(os.getpid(), signal.SIGINT)
-        return compute(*arguments)
-
-    with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr(tensor_completion, "estimate_cp_rank", signal_and_compute)
-        run_sweep(TC, experiments)
+    signal_during_rank(0, experiments, monkeypatch)
     ((parameters, folder),) = runs_by_number(tmp_path / "b")[2]
     assert not parameters["status"]["finished"]
     assert not (folder / "tensor_rank_and_reconstruction_metrics.json").exists()
@@ -111,67 +137,14 @@ def test_missing_results_are_computed_without_training(tmp_path, monkeypatch):
     assert differences(read_outputs(tmp_path / "a"), read_outputs(tmp_path / "b")) == []
 
 
-def test_resume_skips_finished_runs_and_starts_new_ones(tmp_path):
-    run_sweep(DMF, parameter_list(tmp_path, {}, {"depth": 2}))
-    before = {
-        path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.glob("*/**/*.*") if path.is_file()
-    }
-    # Order and names do not matter, only parameters and seed.
-    run_sweep(DMF, parameter_list(tmp_path, {"lr": 1e-3}, {"depth": 2, "experiment_name": "x"}, {}), resume=True)
-    assert len(folders_in(tmp_path)) == 3
-    after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before}
-    assert after == before
-
-
-@pytest.mark.parametrize("changed", [{"random_seed": 6}, {"lr": 1e-3}, {"epochs": 4000}, {"save_results": False}])
-def test_changed_parameter_starts_new_run(tmp_path, changed):
-    run_sweep(DMF, parameter_list(tmp_path, {}))
-    run_sweep(DMF, parameter_list(tmp_path, changed), resume=True)
-    assert len(folders_in(tmp_path)) == 2
-
-
-def test_changed_dataset_content_starts_new_run(tmp_path):
-    path = tmp_path / "data.pt"
-    content = torch.load(MATRIX, weights_only=True)
-    for scale in (1, 2):
-        torch.save({**content, "y": content["y"] * scale}, path)
-        run_sweep(DMF, parameter_list(tmp_path / "out", {"dataset_path": str(path)}), resume=True)
-    assert len(folders_in(tmp_path / "out")) == 2
-
-
-def test_new_run_does_not_modify_existing_runs(tmp_path, monkeypatch):
-    interrupt_at_epoch(500, parameter_list(tmp_path, {}), monkeypatch)
-    before = {path: path.read_bytes() for path in tmp_path.glob("*/**/*.*") if path.is_file()}
-    run_sweep(DMF, parameter_list(tmp_path, {}))
-    assert {path: path.read_bytes() for path in before} == before
-    assert len(folders_in(tmp_path)) == 2
-
-
-def test_resume_uses_random_seeds_of_newest_sweep(tmp_path, monkeypatch):
-    random_seeds = [{"random_seed": -1}, {"random_seed": -1}]
-    run_sweep(DMF, parameter_list(tmp_path, *random_seeds))
-    monkeypatch.setattr("common.sweeps.sweep.utc_time", lambda: "2100_01_01-00_00_00")
-    interrupt_at_epoch(500, parameter_list(tmp_path, *random_seeds), monkeypatch)
-    seeds = {
-        number: [parameters["random_seed"] for parameters, _ in found]
-        for number, found in runs_by_number(tmp_path).items()
-    }
-    run_sweep(DMF, parameter_list(tmp_path, *random_seeds), resume=True)
-    found = runs_by_number(tmp_path)
-    assert {number: [each["random_seed"] for each, _ in runs] for number, runs in found.items()} == seeds
-    assert all(parameters["status"]["finished"] for runs in found.values() for parameters, _ in runs)
-    # Resuming again does nothing.
-    run_sweep(DMF, parameter_list(tmp_path, *random_seeds), resume=True)
-    assert len(folders_in(tmp_path)) == 4
-
-
-def test_equal_experiments_have_separate_folders(tmp_path, monkeypatch):
-    interrupt_at_epoch(500, parameter_list(tmp_path, {}, {}, {}), monkeypatch)
-    paths = {folder for runs in runs_by_number(tmp_path).values() for _, folder in runs}
-    run_sweep(DMF, parameter_list(tmp_path, {}, {}, {}), resume=True)
-    found = [run for runs in runs_by_number(tmp_path).values() for run in runs]
-    assert {folder for _, folder in found} == paths
-    assert all(parameters["status"]["finished"] for parameters, _ in found)
+def test_interruption_with_tracked_ranks(tmp_path, monkeypatch):
+    """Ranks of at most one validation are computed after the signal."""
+    tracking = {"track_tensor_rank": True, "epochs": 2000, "validate_every": 10, "compute_final_tensor_ranks": False}
+    experiments = parameter_list(tmp_path / "b", tracking, kind="tc")
+    run_sweep(TC, parameter_list(tmp_path / "a", tracking, kind="tc"))
+    assert signal_during_rank(20, experiments, monkeypatch) <= 22
+    run_sweep(TC, experiments, resume=True)
+    assert differences(read_outputs(tmp_path / "a"), read_outputs(tmp_path / "b")) == []
 
 
 def test_run_without_checkpoint_restarts_in_same_folder(tmp_path, monkeypatch):
@@ -189,16 +162,16 @@ def test_run_without_checkpoint_restarts_in_same_folder(tmp_path, monkeypatch):
 def test_resume_of_run_started_from_checkpoint(tmp_path, monkeypatch):
     run_sweep(DMF, parameter_list(tmp_path / "first", {"epochs": 510, "lr": 2e-3}))
     ((_, folder),) = runs_by_number(tmp_path / "first")[1]
-    start = {"trainer_checkpoint": str(next((folder / "checkpoints").iterdir())), "engine": "torch"}
-    run_sweep(DMF, parameter_list(tmp_path / "a", start))
-    interrupt_at_epoch(1000, parameter_list(tmp_path / "b", start), monkeypatch)
-    run_sweep(DMF, parameter_list(tmp_path / "b", start), resume=True)
+    start = {"trainer_checkpoint": str(next((folder / "checkpoints").iterdir()))}
+    interrupted_like_whole(tmp_path, monkeypatch, {**start, "engine": "torch"}, epochs=[1000])
     assert len(folders_in(tmp_path / "b")) == 1
-    assert differences(read_outputs(tmp_path / "a"), read_outputs(tmp_path / "b")) == []
+    # The learning rate of the checkpoint is 2e-3.
+    for given in ({"lr": 1e-3}, {"lr": 3e-3}, {"lr": 1e-3}, {}, {"lr": 2e-3}):
+        run_sweep(DMF, parameter_list(tmp_path / "second", {**start, **given}), resume=True)
+    assert len(folders_in(tmp_path / "second")) == 3
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("damage", ["cut", "empty", "misshapen"])
+@pytest.mark.parametrize("kind, damage", [("dmf", "cut"), ("tc", "empty"), ("dmf", "misshapen"), ("tc", "misshapen")])
 def test_run_with_damaged_checkpoint_begins_again(tmp_path, capsys, kind, damage):
     experiments = parameter_list(tmp_path, {"epochs": 100}, {"epochs": 100, "random_seed": 6}, kind=kind)
     run_sweep(KINDS[kind][0], experiments)
@@ -220,43 +193,6 @@ def test_run_with_damaged_checkpoint_begins_again(tmp_path, capsys, kind, damage
     assert differences(expected, read_outputs(tmp_path)) == []
 
 
-def test_folder_with_damaged_parameters_is_skipped(tmp_path, monkeypatch, capsys):
-    interrupt_at_epoch(500, parameter_list(tmp_path, {}), monkeypatch)
-    ((_, folder),) = runs_by_number(tmp_path)[1]
-    (folder / "run_params.json").write_text("{")
-    run_sweep(DMF, parameter_list(tmp_path, {}), resume=True)
-    assert f"skipped {folder}: damaged: run_params.json is not JSON" in capsys.readouterr().out
-    assert len(folders_in(tmp_path)) == 2
-
-
-def test_checkpoint_with_changed_learning_rate_starts_new_run(tmp_path):
-    run_sweep(DMF, parameter_list(tmp_path / "first", {"epochs": 100}))
-    ((_, folder),) = runs_by_number(tmp_path / "first")[1]
-    start = {"trainer_checkpoint": str(next((folder / "checkpoints").iterdir()))}
-    for lr in (1e-3, 2e-3, 1e-3):
-        run_sweep(DMF, parameter_list(tmp_path / "second", {**start, "lr": lr}), resume=True)
-    assert len(folders_in(tmp_path / "second")) == 2
-    # The learning rate of the checkpoint is 3e-3.
-    for given in ({}, {"lr": 3e-3}):
-        run_sweep(DMF, parameter_list(tmp_path / "second", {**start, **given}), resume=True)
-    assert len(folders_in(tmp_path / "second")) == 3
-
-
-def test_dataset_is_identified_by_content(tmp_path):
-    copy = shutil.copy(MATRIX, tmp_path / "copy.pt")
-    for path in (str(MATRIX), str(copy)):
-        run_sweep(DMF, parameter_list(tmp_path / "out", {"dataset_path": path}), resume=True)
-    assert len(folders_in(tmp_path / "out")) == 1
-
-
-def test_relative_and_absolute_output_paths_are_equal(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    both = [*parameter_list("out", {}), *parameter_list(tmp_path / "out", {"lr": 1e-3})]
-    for _ in range(2):
-        run_sweep(DMF, both, resume=True)
-    assert len(folders_in(tmp_path / "out")) == 2
-
-
 def test_resume_of_diverged_adaptive_run(tmp_path):
     """Resumes a diverged run whose checkpoint contains NaN and whose results are missing."""
     diverging = {"lr": 1e30, "epochs": 300}
@@ -269,56 +205,6 @@ def test_resume_of_diverged_adaptive_run(tmp_path):
         path.unlink()
     status = {"finished": False, "stop_reason": None, "last_epoch": None}
     (folder / "run_params.json").write_text(json.dumps({**parameters, "status": status}))
-    run_sweep(TC, experiments, resume=True)
-    assert differences(read_outputs(tmp_path / "a"), read_outputs(tmp_path / "b")) == []
-
-
-@pytest.mark.parametrize("engine", ["native", "torch"])
-@pytest.mark.parametrize(
-    "kind, tracking",
-    [
-        ("dmf", {"track_balancedness": True, "track_sharpness": True}),
-        ("tc", {"track_sharpness": True, "track_component_norms": 2, "num_components": 5}),
-    ],
-)
-def test_resume_with_metrics_of_factors(tmp_path, monkeypatch, kind, tracking, engine):
-    """The second experiment ends before the first, and the third, of the same batch, has no such metrics."""
-    common = {"engine": engine, "validate_every": 70, "epochs": 1500, "stop_on_zero_loss_tol": 0, **tracking}
-    without = {name: value for name, value in common.items() if not name.startswith("track_")}
-    several = [common, {**common, "lr": 5e-3, "epochs": 850}, {**without, "random_seed": 6}]
-    run_sweep(KINDS[kind][0], parameter_list(tmp_path / "a", *several, kind=kind))
-    again = parameter_list(tmp_path / "b", *several, kind=kind)
-    interrupt_at_epoch(300, again, monkeypatch, kind=kind)
-    interrupt_at_epoch(1000, again, monkeypatch, resume=True, kind=kind)
-    run_sweep(KINDS[kind][0], again, resume=True)
-    assert differences(read_outputs(tmp_path / "a"), read_outputs(tmp_path / "b")) == []
-    names = {"dmf": {"balancedness", "sharpness"}, "tc": {"sharpness", "component_norm_0", "component_norm_1"}}[kind]
-    for number, expected in [(1, names), (3, set())]:
-        ((_, folder),) = runs_by_number(tmp_path / "b")[number]
-        (path,) = (folder / "checkpoints").iterdir()
-        recorded = torch.load(path, weights_only=True)["val_evaluator"]
-        assert recorded.keys() & names == expected
-        for entry in recorded.values():
-            assert entry["epochs_with_values"].tolist() == [*range(69, 1499, 70), 1499]
-
-
-def test_interruption_with_tracked_ranks(tmp_path, monkeypatch):
-    """Ranks of at most one validation are computed after the signal."""
-    tracking = {"track_tensor_rank": True, "epochs": 2000, "validate_every": 10, "compute_final_tensor_ranks": False}
-    experiments = parameter_list(tmp_path / "b", tracking, kind="tc")
-    run_sweep(TC, parameter_list(tmp_path / "a", tracking, kind="tc"))
-    estimate, after = tensor_completion.estimate_cp_rank, []
-
-    def counted(*arguments):
-        if len(after) == 20:
-            os.kill(os.getpid(), signal.SIGTERM)
-        after.append(1)
-        return estimate(*arguments)
-
-    with monkeypatch.context() as patched, pytest.raises(Interrupted):
-        patched.setattr(tensor_completion, "estimate_cp_rank", counted)
-        run_sweep(TC, experiments)
-    assert len(after) <= 22
     run_sweep(TC, experiments, resume=True)
     assert differences(read_outputs(tmp_path / "a"), read_outputs(tmp_path / "b")) == []
 
@@ -337,78 +223,3 @@ def test_leftover_temporary_files_are_removed(tmp_path, monkeypatch):
     assert len(list((folder / "checkpoints").iterdir())) == 2
     assert all(path.read_text() == "half of i" for path in user_files)
     assert runs_by_number(tmp_path)[1][0][0]["status"]["finished"]
-
-
-def test_resume_is_refused_while_lock_is_held(tmp_path, monkeypatch):
-    experiments = parameter_list(tmp_path, {})
-    interrupt_at_epoch(500, experiments, monkeypatch)
-    before = sorted(tmp_path.rglob("*"))
-    with folder_lock(tmp_path, World("other"), resume=False):
-        with pytest.raises(UserError, match=f"-resume: another process is running experiments in {tmp_path}"):
-            run_sweep(DMF, experiments, resume=True)
-        # A new run without -resume is allowed.
-        run_sweep(DMF, parameter_list(tmp_path, {"lr": 1e-3}))
-    run_sweep(DMF, experiments, resume=True)
-    assert len(folders_in(tmp_path)) == 2
-    assert set(before) - {path for path in before if path.suffix == ".pt"} <= set(tmp_path.rglob("*"))
-
-
-def test_sweep_id_is_kept_per_output_folder(tmp_path, monkeypatch):
-    """Runs started with -resume get the id of the existing sweep in their output folder."""
-    for name in ("a", "b"):
-        interrupt_at_epoch(500, parameter_list(tmp_path / name, {}), monkeypatch)
-    ids = {name: runs_by_number(tmp_path / name)[1][0][0]["provenance"]["sweep"]["id"] for name in ("a", "b")}
-    both = [*parameter_list(tmp_path / "a", {}, {"lr": 1e-3}), *parameter_list(tmp_path / "b", {}, {"lr": 1e-3})]
-    run_sweep(DMF, both, resume=True)
-    for name in ("a", "b"):
-        runs = [parameters for found in runs_by_number(tmp_path / name).values() for parameters, _ in found]
-        assert len(runs) == 2
-        assert {parameters["provenance"]["sweep"]["id"] for parameters in runs} == {ids[name]}
-
-
-def test_identity_ignores_order_names_and_paths(tmp_path):
-    first = parse_parameters(lr=0.1, depth=2)
-    second = parse_parameters(depth=2, lr=0.1, experiment_name="x", output_dir=tmp_path, gpu_id=3)
-    equal = Counter()
-    found = [identify(parameters, parameters.values, equal) for parameters in (first, second, first)]
-    keys = [(group, record["seed"], record["occurrence"]) for group, record in found]
-    assert keys[0] == keys[1]
-    # Two equal experiments differ in their occurrence.
-    assert keys[2][:2] == keys[0][:2]
-    assert keys[2] != keys[0]
-
-
-@pytest.mark.parametrize("damage", [{"random_seed": None}, {"provenance": {}}, {"status": None}])
-def test_resume_ignores_folders_without_identity(tmp_path, damage):
-    run_sweep(DMF, parameter_list(tmp_path, {"random_seed": -1}))
-    ((parameters, folder),) = runs_by_number(tmp_path)[1]
-    (folder / "run_params.json").write_text(json.dumps({**parameters, **damage}))
-    before = sorted(folder.rglob("*"))
-    run_sweep(DMF, parameter_list(tmp_path, {"random_seed": -1}), resume=True)
-    assert sorted(folder.rglob("*")) == before
-    assert len(folders_in(tmp_path)) == 2
-
-
-def test_random_seeds_do_not_continue_several_sweeps(tmp_path):
-    """Of an older sweep, no run is continued, even if the newest one has fewer."""
-    experiments = parameter_list(tmp_path, {"random_seed": -1}, {"random_seed": -1}, {"random_seed": -1, "lr": 1e-3})
-    run_sweep(DMF, experiments)
-    time.sleep(1.1)  # sweeps are ordered by the second in which they start
-    run_sweep(DMF, experiments[:1])
-    run_sweep(DMF, experiments, resume=True)
-    assert len(folders_in(tmp_path)) == 6
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_flags_that_change_a_run(kind):
-    """The flags of a run's identity, by which -resume and plotters tell runs apart."""
-    common = "dtype engine epochs lr momentum num_samples optimizer random_target stop_on_zero_loss_tol"
-    common += " validate_every weight_decay"
-    own = {
-        "dmf": "depth enforce_neg_det enforce_pos_det hidden_dim init_alpha use_balanced_init weight_init_type "
-        "num_cols num_rows rank",
-        "tc": "init_std mode_dim_size num_components order target_fro_norm target_tensor_cp_rank tensor_rank_tol",
-    }
-    parameters = parse_parameters(kind)
-    _, record = identify(parameters, parameters.values, Counter())
-    assert sorted(record["run"]) == sorted(f"{common} {own[kind]}".split())

@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -29,15 +27,6 @@ def expected_metrics(experiment, factors):
     with one_thread():
         values["sharpness"] = sharpness(problem._loss, factors)
     return {name: value.double().numpy() for name, value in values.items()}
-
-
-def test_validation_epochs(native):
-    experiment = make_experiment(epochs=130, validate_every=50)
-    train([experiment], native=native)
-    for series in (*experiment.history.train.values(), *experiment.history.validation.values()):
-        assert series.epochs.tolist() == [49, 99, 129]
-    assert experiment.stop_reason == "epochs"
-    assert experiment.epoch == 129
 
 
 def test_train_metrics_before_step_and_validation_metrics_after(native):
@@ -93,10 +82,8 @@ def test_run_with_unchanged_parameters_is_stalled(native):
     # lr · gradient is far below half a unit in the last place, so float32 parameters do not change.
     experiment = make_experiment(epochs=10**6, lr=1e-12, init_alpha=0.5, stop_on_zero_loss_tol=0)
     (factors,) = train([experiment], native=native)
-    assert experiment.stop_reason == "stalled"
-    assert experiment.epoch == 49
-    for before, after in zip(experiment.factors, factors, strict=True):
-        assert torch.equal(before, after)
+    assert (experiment.stop_reason, experiment.epoch) == ("stalled", 49)
+    assert all(torch.equal(before, after) for before, after in zip(experiment.factors, factors, strict=True))
 
 
 def test_stall_requires_full_validation_interval(native):
@@ -235,59 +222,8 @@ def test_metrics_of_factors_at_validations(kind, native):
     for index, epoch in enumerate([19, 39, 59, 74]):
         (factors,) = train([make_experiment(kind, **common, epochs=epoch + 1, random_seed=1)], native=native)
         for name, value in expected_metrics(experiment, factors).items():
-            assert recorded[name].epochs[index] == epoch
             assert recorded[name].values[index] == value, name
-    assert {len(series.epochs) for series in recorded.values()} == {4}
-    assert others[1].history.validation["sharpness"].epochs.tolist() == [19, 39, 49]
+    for series in recorded_metrics(experiment).values():
+        assert series.epochs.tolist() == [19, 39, 59, 74]
+    assert {len(series.epochs) for series in recorded_metrics(others[1]).values()} == {3}
     assert make_experiment(kind, **common).problem.batch_key != experiment.problem.batch_key
-
-
-def determinant_sign(factors):
-    """Returns the sign of the determinant of the product, from the factors in float64."""
-    return math.prod(torch.linalg.slogdet(factor.double()).sign.item() for factor in factors)
-
-
-def count_bound_checks(experiments, bound):
-    """Checks |W_00| > bound(loss) during training where the assumptions hold; returns the number of checks."""
-    trainer, checked = make_trainer(experiments), 0
-    mask, target = trainer.engine.objective.weights[0].double(), trainer.engine.objective.targets[0].double()
-    sign = determinant_sign(experiments[0].factors)
-    while trainer.running:
-        trainer.advance()
-        products = trainer.engine.model.forward().double()
-        losses = 0.5 * (mask * (products - target).square()).sum((1, 2))
-        for position, (product, loss) in enumerate(zip(products, losses.tolist(), strict=True)):
-            factors = [view[position] for view in trainer.engine.model.views]
-            if determinant_sign(factors) == sign and bound(loss) is not None:
-                assert product[0, 0].abs() > bound(loss)
-                checked += 1
-    return checked
-
-
-def bound_of_completion(loss):
-    """Returns (1 − s)² / s, s = √(2ℓ), the bound for det W > 0; None unless ℓ < ½."""
-    return (1 - math.sqrt(2 * loss)) ** 2 / math.sqrt(2 * loss) if loss < 0.5 else None
-
-
-def bound_of_perturbed(loss):
-    """Returns (2 − s)(½ − s) / (|z| + s), the bound for det W < 0 and W_11 = z = 0.1; None unless s < ½."""
-    s = math.sqrt(2 * loss)
-    return (2 - s) * (0.5 - s) / (0.1 + s) if s < 0.5 else None
-
-
-@pytest.mark.parametrize(
-    "bound, given",
-    [
-        (bound_of_completion, {"enforce_pos_det": True, "stop_on_zero_loss_tol": 1e-3, "epochs": 200_000}),
-        (bound_of_perturbed, {"enforce_neg_det": True, "dataset_path": PERTURBED, "epochs": 60_000}),
-    ],
-)
-def test_unobserved_entry_exceeds_bound(monkeypatch, bound, given):
-    """Checks |W_00| > bound at every validation, at depth 3 with balanced initialization."""
-    monkeypatch.setattr(TorchEngine, "max_steps_per_chunk", 0)
-    common = {"use_balanced_init": True, "init_alpha": 1e-2, "lr": 6e-3, **given}
-    experiments = [make_experiment(random_seed=seed, **common) for seed in range(3)]
-    assert count_bound_checks(experiments, bound) > 500
-    for experiment in experiments if bound is bound_of_completion else ():
-        assert experiment.stop_reason == "zero_loss"
-        assert experiment.history.validation["fro_e2e_norm"].values[-1] > 20
