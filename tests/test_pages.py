@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shlex
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,6 +48,8 @@ def test_commands(page, run_main, tmp_path):
             (tmp_path / "data" / kind).mkdir()
             for path in (ROOT / "data" / kind).iterdir():
                 (tmp_path / "data" / kind / path.name).symlink_to(path)
+    np.savetxt(tmp_path / "my_matrix.csv", np.ones((30, 20)), delimiter=",")
+    np.save(tmp_path / "my_tensor.npy", np.ones((12, 10, 8)))
     for command in commands(page):
         words = shlex.split(command)
         if words[0] in ("torchrun", "srun"):
