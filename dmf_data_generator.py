@@ -1,7 +1,14 @@
 """Generates a dataset for deep matrix factorization: linear observations of a target matrix."""
 
 from common.cli import Parameters, Parser, exclusive, flag_error, print_line, run_script
-from common.datasets.flags import add_generator_flags, add_random_matrix_flags, check_random_matrix, save_dataset
+from common.datasets.flags import (
+    add_generator_flags,
+    add_random_matrix_flags,
+    check_generator_flags,
+    check_random_matrix,
+    make_own_dataset,
+    save_dataset,
+)
 from common.flags import drawn_seed, integer, real
 
 parser = Parser(__doc__)
@@ -32,7 +39,6 @@ def check(parameters: Parameters) -> None:
     rows, cols = parameters["num_rows"], parameters["num_cols"]
     entries, unobserved = parameters["target_entries"], parameters["unobserved_entry"]
     size = f"{rows}x{cols}"
-    exclusive(parameters, "custom_file_name", "file_name")
     exclusive(parameters, "use_custom_target", "target_entries")
     for custom in ("use_custom_target", "target_entries"):
         exclusive(parameters, custom, "use_symmetric_target")
@@ -64,7 +70,9 @@ def check(parameters: Parameters) -> None:
 
 def main() -> None:
     parameters = parser.parse()
-    check(parameters)
+    check_generator_flags(parameters)
+    if not parameters["target_file"]:
+        check(parameters)
 
     # Imported after the flags are checked, because importing torch is slow.
     import torch
@@ -76,6 +84,9 @@ def main() -> None:
     task_type, num_samples = parameters["task_type"], parameters["num_samples"]
     symmetric = parameters["use_symmetric_target"]
     seed = drawn_seed(parameters["random_seed"])
+    if parameters["target_file"]:
+        make_own_dataset(parameters, seed, matrix_sensing.completion_content, matrix_sensing.as_matrix_sensing)
+        return
     generator = torch.Generator().manual_seed(seed)
 
     if parameters["target_entries"]:
@@ -102,8 +113,10 @@ def main() -> None:
     if parameters["target_entries"] or parameters["use_custom_target"]:
         target_rank = int(rank(singular_values(target.double()), (rows, cols), target.dtype))
     name = f"{task_type}_rank_{target_rank}_{rows}x{cols}{'_sym' if symmetric else ''}"
-    content = {**problem.state_dict(parameters["store_entries"]), "random_seed": seed}
-    path = save_dataset(content, parameters, name)
+    content = (
+        matrix_sensing.completion_content(target, entries) if parameters["store_entries"] else problem.state_dict()
+    )
+    path = save_dataset({**content, "random_seed": seed}, parameters, name)
     target_text = f"a {rows}x{cols} target of rank {target_rank}"
     print_line(f"{path}: {len(sensing)} observations of {target_text}, random_seed {seed}")
 

@@ -70,6 +70,8 @@ OF_FLAGS = {
         ("-unobserved_entry 0 1", "-unobserved_entry 0 1: needs -use_custom_sensing_matrices"),
         ("-use_custom_sensing_matrices -unobserved_entry 0 50", "-unobserved_entry 0 50: the target is 50x50"),
         ("-rank 1 -num_rows 1 -num_cols 1 -use_custom_sensing_matrices", "no entry of the 1x1 target is left"),
+        (f"-observed_file {GOOD}", f"-observed_file {GOOD}: has no effect without -target_file; leave it out"),
+        (f"-target_file {GOOD} -rank 5", "-rank 5: has no effect with -target_file; leave it out"),
         ("-task_type completion -num_samples 2501", "-num_samples 2501: a 50x50 target has 2500 entries"),
         ("-num_rows 2 -num_cols 2 -rank 1 -sensing_std 1e39", "-sensing_std 1e+39: makes numbers that float32"),
         ("-num_rows 1 -num_cols 2 -target_entries 0 1e39", "-target_entries 0.0 1e+39: makes numbers"),

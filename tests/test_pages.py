@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,6 +45,8 @@ def test_links_lead_somewhere(page):
 def test_commands(page, run_main, tmp_path, no_plots_of_runs):
     if page.parent.name != "data":  # which makes the files that are there
         shutil.copytree(ROOT / "data", tmp_path / "data")
+    np.savetxt(tmp_path / "my_matrix.csv", np.ones((30, 20)), delimiter=",")
+    np.save(tmp_path / "my_tensor.npy", np.ones((12, 10, 8)))
     for command in commands(page):
         words = shlex.split(command)
         if words[0] in ("torchrun", "srun"):

@@ -5,9 +5,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from common.cli import Parameters, Parser, flag_error, flag_errors
+from common.cli import Parameters, Parser, exclusive, flag_error, flag_errors, print_line
 from common.files import utc_time
-from common.flags import add_seed_flag, integer, optional, part_of_name, real, require, writable_dir
+from common.flags import add_seed_flag, existing_file, integer, optional, part_of_name, real, require, writable_dir
+
+_FORMAT = "data/README.md describes the format"
 
 
 def dataset_file_name(value: str) -> str:
@@ -61,13 +63,27 @@ def add_generator_flags(parser: Parser, output_dir: str) -> None:
     add("-file_name", type=optional(dataset_file_name), default="", help="exact name of the file; must not exist")
     add_seed_flag(parser)
     add("-output_dir", type=writable_dir, default=output_dir, help="where the file is written; made if missing")
+    text = "your own target, in a .npy, .npz, .csv or .pt file; NaN and empty cells are unknown entries"
+    add("-target_file", type=optional(existing_file), default="", help=text)
+    text = "with -target_file: a mask, or flat (row-major) indices, of the entries that may be observed"
+    add("-observed_file", type=optional(existing_file), default="", help=text)
+
+
+def check_generator_flags(parameters: Parameters) -> None:
+    """Raises UserError if the flags of `add_generator_flags` contradict each other or, with -target_file, others."""
+    exclusive(parameters, "custom_file_name", "file_name")
+    shared = {"custom_file_name", "file_name", "random_seed", "output_dir", "target_file", "observed_file"}
+    idle = parameters.given - shared if parameters["target_file"] else parameters.given & {"observed_file"}
+    for name in sorted(idle):
+        remedy = f"has no effect {'with' if parameters['target_file'] else 'without'} -target_file; leave it out"
+        raise flag_error(name, parameters[name], remedy)
 
 
 @cache
 def load_samples(load: Callable[[str], Any], path: str, num_samples: int | None = None) -> Any:
     """Returns the first `num_samples` samples, or all, of a dataset file that `load` reads. Raises UserError."""
     if num_samples is None:
-        with flag_errors("dataset_path", path):
+        with flag_errors("dataset_path", path), flag_errors("dataset_path", path, _FORMAT, only=ValueError):
             return load(path)
     return first_samples(load_samples(load, path), num_samples)
 
@@ -94,3 +110,37 @@ def save_dataset(content: dict[str, Any], parameters: Parameters, default_name: 
         remedy = f"{directory / name} exists and is not overwritten; give another name"
         raise flag_error(flag, parameters[flag], remedy) from None
     return directory / name
+
+
+def make_own_dataset(
+    parameters: Parameters, seed: int, content_of: Callable[..., Any], check: Callable[..., Any]
+) -> None:
+    """Writes the dataset of the target in -target_file, and prints what it has. `content_of` returns what it holds of
+    the target, which is NaN where it is unknown, and the flat entries that may be observed, in random order. `check`
+    raises ValueError if there is no such dataset. Raises UserError.
+    """
+    import torch
+
+    from common.datasets.arrays import as_entries, as_numbers, load_array
+
+    path, observed_path = parameters["target_file"], parameters["observed_file"]
+    with flag_errors("target_file", path):
+        target = as_numbers(load_array(path), "it")
+        known = ~target.isnan()
+        if not known.any():
+            raise ValueError("it has no known entry")
+    entries = known.flatten().nonzero().flatten()
+    if observed_path:
+        with flag_errors("observed_file", observed_path):
+            named = as_entries(load_array(observed_path), tuple(target.shape), "it")
+            entries = named[known.flatten()[named]]
+            if not len(entries):
+                raise ValueError("it names no known entry")
+    entries = entries[torch.randperm(len(entries), generator=torch.Generator().manual_seed(seed))]
+    content = {**content_of(target, entries), "known_entries": known, "random_seed": seed}
+    with flag_errors("target_file", path):
+        check(content)
+    shape = "x".join(map(str, target.shape))
+    made = save_dataset(content, parameters, f"{'matrix' if target.dim() == 2 else 'tensor'}_{shape}")
+    found = f"{known.sum()} of {target.numel()} entries are known, {len(entries)} may be observed"
+    print_line(f"{made}: {shape} target; {found}; random_seed {seed}")

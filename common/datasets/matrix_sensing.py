@@ -1,27 +1,30 @@
 """Matrix sensing and completion: linear observations y_i = ⟨A_i, W*⟩ of a target matrix W*."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from common.datasets.arrays import as_entries, as_numbers, target_and_known
 from common.datasets.seeds import target_generator
-from common.tensor_files import has_norm, is_float_tensor, load_dictionary
+from common.tensor_files import load_dictionary
 
 
 @dataclass(frozen=True)
 class MatrixSensing:
     """Sensing matrices (n, rows, cols), observations (n,) and target matrix (rows, cols). Instead of the sensing
-    matrices, the flat (row-major) entries (n,) that are observed may be stored.
+    matrices, the flat (row-major) entries (n,) that are observed may be stored. `known` is the mask of the target's
+    known entries; the target is zero elsewhere.
     """
 
     sensing_matrices: Tensor | None
     observations: Tensor
     target_matrix: Tensor
     stored_entries: Tensor | None = None
+    known: Tensor | None = None  # None: all, and no held-out error is recorded
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -34,7 +37,8 @@ class MatrixSensing:
         matrices, entries = (
             each if each is None else each[:num_samples] for each in (self.sensing_matrices, self.stored_entries)
         )
-        return MatrixSensing(matrices, self.observations[:num_samples], self.target_matrix, entries)
+        observations = self.observations[:num_samples]
+        return replace(self, sensing_matrices=matrices, observations=observations, stored_entries=entries)
 
     @cached_property
     def observed_entries(self) -> Tensor | None:
@@ -48,50 +52,41 @@ class MatrixSensing:
         is_basis = (flat.count_nonzero(dim=1) == 1).all() and (flat.amax(dim=1) == 1).all()
         return entries if is_basis and len(entries.unique()) == len(entries) else None
 
-    def state_dict(self, store_entries: bool = False) -> dict[str, Tensor]:
-        """The content of a dataset file, with the sensing matrices or, with `store_entries`, the observed entries."""
-        observed = {"observed_entries": self.observed_entries} if store_entries else {"A": self.sensing_matrices}
-        return {**observed, "y": self.observations, "target_matrix": self.target_matrix}
+    def state_dict(self) -> dict[str, Tensor]:
+        """The content of a dataset file with sensing matrices."""
+        return {"A": self.sensing_matrices, "y": self.observations, "target_matrix": self.target_matrix}
 
 
 def load_matrix_sensing(path: str) -> MatrixSensing:
     """Returns the problem in a dataset file. Raises OSError, and ValueError if the file holds something else."""
-    content = load_dictionary(path)
-
-    def invalid(problem: str) -> ValueError:
-        return ValueError(f"{problem}; give a file made by dmf_data_generator.py")
-
-    has_entries = "A" not in content and "observed_entries" in content
-    for key in ("y", "target_matrix") if has_entries else ("A", "y", "target_matrix"):
-        if not is_float_tensor(content.get(key)):
-            raise invalid(f"holds no tensor of floating-point numbers {key!r}")
-        if not content[key].isfinite().all():
-            raise invalid(f"{key!r} holds NaN or infinity")
-    if not has_norm(content["target_matrix"]):
-        raise invalid("'target_matrix' is too large or too small for float64 to hold the square of its norm")
-    observations, target = content["y"].detach(), content["target_matrix"].detach()
-    shape = tuple(target.shape)
-    if target.dim() != 2 or 0 in shape:
-        raise invalid(f"'target_matrix' has shape {shape}, expected (rows, cols)")
-    if has_entries:
-        entries = content["observed_entries"]
-        if not _are_entries(entries, target.numel()) or observations.shape != entries.shape:
-            raise invalid("'observed_entries' are not distinct flat entries of 'target_matrix', one for each of 'y'")
-        return MatrixSensing(None, observations, target, entries)
-    matrices = content["A"].detach()
-    sensing_shape = tuple(matrices.shape)
-    if observations.dim() != 1 or sensing_shape != (len(observations), *shape):
-        shapes = f"'A' has shape {sensing_shape}, 'y' {tuple(observations.shape)} and 'target_matrix' {shape}"
-        raise invalid(f"{shapes}, expected (n, rows, cols), (n,) and (rows, cols)")
-    return MatrixSensing(matrices, observations, target)
+    return as_matrix_sensing(load_dictionary(path))
 
 
-def _are_entries(entries: Any, numel: int) -> bool:
-    """Returns whether `entries` is a tensor (n,) of distinct integers from 0 to `numel` - 1."""
-    if not (isinstance(entries, Tensor) and entries.dtype == torch.int64 and entries.dim() == 1):
-        return False
-    within = ((entries >= 0) & (entries < numel)).all()
-    return bool(within) and len(entries.unique()) == len(entries)
+def as_matrix_sensing(content: Mapping[str, Any]) -> MatrixSensing:
+    """Returns the problem in the content of a dataset file; see data/README.md. Raises ValueError."""
+    target, known = target_and_known(content, "target_matrix")
+    observations, shape = as_numbers(content.get("y"), "'y'"), tuple(target.shape)
+    matrices, entries = None, None
+    if len(shape) != 2 or 0 in shape:
+        raise ValueError(f"'target_matrix' has shape {shape}, expected (rows, cols)")
+    if "A" not in content and "observed_entries" in content:
+        entries = as_entries(content["observed_entries"], shape, "'observed_entries'")
+    else:
+        matrices = as_numbers(content.get("A"), "'A'")
+        if matrices.shape[1:] != shape:
+            raise ValueError(f"'A' has shape {tuple(matrices.shape)}, expected (n, {shape[0]}, {shape[1]})")
+    count = len(matrices if entries is None else entries)
+    if observations.shape not in ((count,), (count, 1)):
+        raise ValueError(f"'y' has shape {tuple(observations.shape)}, expected ({count},)")
+    for name, values in (("A", matrices), ("y", observations)):
+        if values is not None and not values.isfinite().all():
+            raise ValueError(f"{name!r} holds NaN or infinity")
+    return MatrixSensing(matrices, observations.flatten(), target, entries, known)
+
+
+def completion_content(target: Tensor, entries: Tensor) -> dict[str, Tensor]:
+    """Returns the content of a dataset file of a target matrix whose `entries` (n,) are observed in this order."""
+    return {"observed_entries": entries, "y": target.flatten()[entries], "target_matrix": target}
 
 
 def sense(sensing_matrices: Tensor, target_matrix: Tensor) -> MatrixSensing:

@@ -1,28 +1,34 @@
 """Tensor completion: some entries of a target tensor are observed."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property, reduce
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from common.datasets.arrays import as_entries, target_and_known
 from common.datasets.seeds import target_generator
-from common.tensor_files import has_norm, is_float_tensor, load_dictionary
+from common.tensor_files import load_dictionary
 
 
 @dataclass(frozen=True)
 class TensorCompletion:
-    """A target tensor (d_1, …, d_N), and the flat (row-major) indices (n,) of the observed entries."""
+    """A target tensor (d_1, …, d_N), and the flat (row-major) indices (n,) of the observed entries. `known` is the mask
+    of the target's known entries; the target is zero elsewhere.
+    """
 
     target_tensor: Tensor
     observed_entries: Tensor
     target_cp_rank: int  # with which the target was made; -1: unconstrained
+    known: Tensor | None = None  # None: all, and no held-out error is recorded
 
     def first(self, num_samples: int) -> "TensorCompletion":
         """Returns the problem with the first `num_samples` entries observed. Raises ValueError if there are fewer."""
         if num_samples > len(self.observed_entries):
             raise ValueError(f"the dataset has only {len(self.observed_entries)} entries; give at most that number")
-        return TensorCompletion(self.target_tensor, self.observed_entries[:num_samples], self.target_cp_rank)
+        return replace(self, observed_entries=self.observed_entries[:num_samples])
 
     @cached_property
     def memorizer(self) -> Tensor:
@@ -33,31 +39,34 @@ class TensorCompletion:
 
 
 def load_tensor_completion(path: str) -> TensorCompletion:
-    """Returns the problem in a dataset file, with all entries observed, in the order of the file.
+    """Returns the problem in a dataset file, with all entries that may be observed, in the order of the file.
 
     Raises OSError, and ValueError if the file holds something else.
     """
-    content = load_dictionary(path)
+    return as_tensor_completion(load_dictionary(path))
 
-    def invalid(problem: str) -> ValueError:
-        return ValueError(f"{problem}; give a file made by tc_data_generator.py")
 
-    target, order = content.get("target_tensor"), content.get("train_indices_order")
-    if not is_float_tensor(target) or target.dim() < 2 or 0 in target.shape:
-        raise invalid("holds no 'target_tensor' of floating-point numbers with two modes or more")
-    if not target.isfinite().all() or not target.any():
-        raise invalid("'target_tensor' holds NaN or infinity, or nothing but zeros")
-    if not has_norm(target):
-        raise invalid("'target_tensor' is too large or too small for float64 to hold the square of its norm")
-    order = order.tolist() if isinstance(order, Tensor) else order
-    if not isinstance(order, list) or not all(type(entry) is int for entry in order):
-        raise invalid("holds no list of integers 'train_indices_order'")
-    if sorted(order) != list(range(target.numel())):
-        raise invalid(f"'train_indices_order' is not a permutation of the {target.numel()} flat entries")
+def as_tensor_completion(content: Mapping[str, Any]) -> TensorCompletion:
+    """Returns the problem in the content of a dataset file; see data/README.md. Raises ValueError."""
+    target, known = target_and_known(content, "target_tensor")
+    if target.dim() < 2:
+        raise ValueError(f"'target_tensor' has shape {tuple(target.shape)}, expected two modes or more")
+    if not target.any():
+        raise ValueError("'target_tensor' holds nothing but zeros")
+    entries = as_entries(content.get("train_indices_order"), tuple(target.shape), "'train_indices_order'")
+    if known is not None and not known.flatten()[entries].all():
+        raise ValueError("'train_indices_order' holds an entry that is not known")
     rank = content.get("target_cp_rank", -1)
     if type(rank) is not int:
-        raise invalid("'target_cp_rank' is not an integer")
-    return TensorCompletion(target.detach(), torch.tensor(order), rank)
+        raise ValueError("'target_cp_rank' is not an integer")
+    return TensorCompletion(target, entries, rank, known)
+
+
+def completion_content(target: Tensor, entries: Tensor, cp_rank: int = -1) -> dict[str, Any]:
+    """Returns the content of a dataset file of a target tensor, made with a CP rank, whose `entries` (n,) are observed
+    in this order.
+    """
+    return {"target_tensor": target, "target_cp_rank": cp_rank, "train_indices_order": entries.tolist()}
 
 
 def random_completion(dims: tuple[int, ...], cp_rank: int, norm: float, seed: int) -> TensorCompletion:

@@ -20,7 +20,7 @@ from common.models.deep_matrix_factorization import (
     initial_factors,
     step_multiplications,
 )
-from common.problems.problem import Results, as_metrics, optimizer_of
+from common.problems.problem import Results, as_metrics, error_masks, optimizer_of, relative_errors
 from common.recorded_runs import MATRIX_METRICS
 from common.training.history import Metrics, TrainingState
 from common.training.native_metrics import metrics_2x2
@@ -36,7 +36,7 @@ class MatrixFactorization:
     model = DeepMatrixFactorization
     max_zero_loss_validations = 10
     target_flags = "num_rows", "num_cols", "rank"
-    headline = re.compile(r"sse_loss_div_2|e2e_effective_rank|fro_e2e_norm|e2e_\d+_\d+_value")
+    headline = re.compile(r"sse_loss_div_2|held_out_error|e2e_effective_rank|fro_e2e_norm|e2e_\d+_\d+_value")
     figures = {"e2e_matrix_values": r"e2e_\d+_\d+_value", "e2e_singular_values": r"singular_value_\d+"}  # noqa: RUF012
 
     def __init__(self, parameters: dict[str, Any]):
@@ -52,6 +52,7 @@ class MatrixFactorization:
             self.dataset = load_samples(load_matrix_sensing, parameters["dataset_path"], parameters["num_samples"])
             available = load_samples(load_matrix_sensing, parameters["dataset_path"])
         self._target = self.dataset.target_matrix.double().numpy()
+        self.error_masks = error_masks(self.dataset, self.dataset.target_matrix)
         self.num_observations = parameters["num_samples"], len(available.observations)
         self.output_shape = rows, cols = self.dataset.shape
         self.observes_entries = self.dataset.observed_entries is not None
@@ -69,10 +70,10 @@ class MatrixFactorization:
         # What is measured of the product besides norms and ranks, by the names in metrics_2x2.
         self._others = [f"e2e_{row}_{col}_value" for row, col in self._tracked]
         self._others += ["singular_value_0"] * parameters["track_singular_values"]
-        self._others += ["reconstruction_error"] * bool(self._target.any())
+        self._others += self.error_masks
         self._others += ["schatten_half_quasi_norm"] * parameters["track_schatten_norm"]
         self._metrics_2x2 = None
-        if self.output_shape == (2, 2):
+        if self.output_shape == (2, 2) and self.dataset.known is None:
             others = *self._others, *["singular_value_1"] * parameters["track_singular_values"]
             self._metrics_2x2 = metrics_2x2(np.dtype(parameters["dtype"]), others)
             self._names_2x2 = ("mse_loss", "sse_loss_div_2"), (*_NORMS_AND_RANKS, *others)
@@ -83,7 +84,7 @@ class MatrixFactorization:
             raise flag_error("hidden_dim", width, "there are no inner factors at -depth 1; give a depth of at least 2")
         self.factor_shapes = factor_shapes(rows, cols, depth, width)
         of_factors = parameters["track_balancedness"], parameters["track_sharpness"]
-        metrics = parameters["num_samples"], *self._others, *of_factors
+        metrics = parameters["num_samples"], self.dataset.known is None, *self._others, *of_factors
         self.batch_key = (tuple(self.factor_shapes), self.optimizer, self.decays, *sensing, *metrics)
         self.multiplications = step_multiplications(self.factor_shapes)
         self.multiplications += 0 if self.observes_entries else 2 * rows * cols * parameters["num_samples"]
@@ -144,7 +145,7 @@ class MatrixFactorization:
             num_samples = first.parameters["num_samples"]
             names, values = first._names_2x2, first._metrics_2x2(losses, outputs, num_samples, targets)
         else:
-            names, values = first._measure_with_torch(losses, outputs, targets)
+            names, values = first._measure_with_torch(problems, losses, outputs, targets)
         added = {}
         if first.parameters["track_balancedness"]:
             with one_thread():
@@ -159,7 +160,9 @@ class MatrixFactorization:
             names, values = (names[0], names[1] + added_names), np.concatenate([values, added_values])
         return names, values
 
-    def _measure_with_torch(self, losses: np.ndarray, outputs: np.ndarray, targets: np.ndarray) -> Metrics:
+    def _measure_with_torch(
+        self, problems: Sequence["MatrixFactorization"], losses: np.ndarray, outputs: np.ndarray, targets: np.ndarray
+    ) -> Metrics:
         """Returns the metrics of losses (B, K), products (B, K, rows, cols) and targets (B, rows, cols)."""
         loss, products = torch.from_numpy(losses).flatten(), torch.from_numpy(outputs).flatten(0, 1)
         # Each entry is contiguous in memory, so that operations on entries use long vectors.
@@ -177,9 +180,7 @@ class MatrixFactorization:
         validation |= {f"e2e_{row}_{col}_value": entries[row, col] for row, col in self._tracked}
         if "singular_value_0" in self._others:
             validation |= {f"singular_value_{k}": values for k, values in enumerate(singular_values.unbind(1))}
-        if "reconstruction_error" in self._others:
-            each_target = torch.from_numpy(targets).repeat_interleave(losses.shape[1], 0)
-            validation["reconstruction_error"] = matrix_metrics.reconstruction_error(products.double(), each_target)
+        validation |= relative_errors(problems, torch.from_numpy(targets).unbind(), torch.from_numpy(outputs))
         if "schatten_half_quasi_norm" in self._others:
             validation["schatten_half_quasi_norm"] = matrix_metrics.schatten_quasi_norm(singular_values, 0.5)
         return as_metrics(train, validation, losses)

@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.datasets.matrix_sensing import MatrixSensing
+from common.datasets.tensor_completion import TensorCompletion
 from common.flags import OPTIMIZERS
+from common.metrics.matrix import reconstruction_error
 from common.models.factorization import BatchedFactorization
 from common.training import optimizers
 from common.training.history import Metrics, TrainingState
@@ -41,6 +44,32 @@ def as_metrics(train: Mapping[str, Tensor], validation: Mapping[str, Tensor], lo
     return (tuple(train), tuple(validation)), stacked.reshape(-1, *losses.shape)
 
 
+def error_masks(dataset: MatrixSensing | TensorCompletion, target: Tensor) -> dict[str, Tensor | None]:
+    """Returns the mask of the entries over which each error is taken, by name; None for all entries. The errors are
+    reconstruction_error and, if the known entries are listed, held_out_error, over those that are not observed. They
+    are relative, so that those over which the `target` is zero are left out.
+    """
+    masks = {"reconstruction_error": dataset.known}
+    if dataset.known is not None and dataset.observed_entries is not None:
+        masks["held_out_error"] = dataset.known.clone()
+        masks["held_out_error"].view(-1)[dataset.observed_entries] = False
+    return {name: mask for name, mask in masks.items() if (target if mask is None else target[mask]).any()}
+
+
+def relative_errors(problems: Sequence["Problem"], targets: Sequence[Tensor], outputs: Tensor) -> dict[str, Tensor]:
+    """Returns each error (B · K) of `error_masks` of end-to-end matrices or tensors (B, K, …) and B targets."""
+    size, count = outputs.shape[:2]
+
+    def repeated(each: Sequence[Tensor]) -> Tensor:
+        return torch.stack(each).view(size, 1, -1).expand(-1, count, -1).flatten(0, 1)
+
+    outputs, flat_targets, errors = outputs.double().view(size * count, -1), repeated(targets), {}
+    for name, mask in problems[0].error_masks.items():
+        chosen = 1 if mask is None else repeated([problem.error_masks[name] for problem in problems])
+        errors[name] = reconstruction_error(outputs * chosen, flat_targets * chosen)
+    return errors
+
+
 class Problem(Protocol):
     """One experiment's problem, made from its parameters. The constructor raises UserError if these are wrong."""
 
@@ -51,6 +80,7 @@ class Problem(Protocol):
     figures: ClassVar[Mapping[str, str]]  # file name → pattern of the metrics that are plotted in it together
 
     parameters: dict[str, Any]  # value of every flag
+    dataset: MatrixSensing | TensorCompletion  # with the samples that are observed
     recorded: dict[str, Any]  # what run_params.json records besides
     optimizer: type[Optimizer]
     decays: bool  # whether there is weight decay
@@ -58,6 +88,7 @@ class Problem(Protocol):
     output_shape: tuple[int, ...]  # of the end-to-end matrix or tensor
     factor_shapes: list[tuple[int, int]]  # of the factors
     observes_entries: bool  # whether every observation is one entry
+    error_masks: dict[str, Tensor | None]  # see `error_masks`
     measures_at_once: bool  # see Trainer
     multiplications: int  # per step, approximately
     num_observations: tuple[int, int]  # that are used, and that the dataset has

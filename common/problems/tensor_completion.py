@@ -16,7 +16,7 @@ from common.datasets.flags import check_random_tensor, first_samples, load_sampl
 from common.datasets.tensor_completion import load_tensor_completion, random_completion
 from common.metrics.cp_rank import estimate_cp_rank, unfolding_rank_bound
 from common.metrics.cp_solver import khatri_rao
-from common.metrics.matrix import component_norms, reconstruction_error
+from common.metrics.matrix import component_norms
 from common.metrics.sharpness import sharpness
 from common.models.cp_factorization import (
     CPFactorization,
@@ -25,7 +25,7 @@ from common.models.cp_factorization import (
     initial_factors,
     steps_on_observed_entries,
 )
-from common.problems.problem import Results, as_metrics, optimizer_of
+from common.problems.problem import Results, as_metrics, error_masks, optimizer_of, relative_errors
 from common.recorded_runs import TENSOR_METRICS
 from common.training.history import Metrics, TrainingState
 from common.training.objectives import EntryObjective, entry_objective
@@ -40,7 +40,7 @@ class TensorFactorization:
 
     model = CPFactorization
     max_zero_loss_validations = 2
-    headline = re.compile(r"mse_loss|reconstruction_error|model_tensor_rank")
+    headline = re.compile(r"mse_loss|reconstruction_error|held_out_error|model_tensor_rank")
     figures = {"component_norms": r"component_norm_\d+"}  # noqa: RUF012
     target_flags = "target_tensor_cp_rank", "target_fro_norm", "mode_dim_size", "order"
     observes_entries = True
@@ -55,11 +55,13 @@ class TensorFactorization:
             self.dataset = first_samples(available, parameters["num_samples"])
         else:
             self.dataset = load_samples(load_tensor_completion, parameters["dataset_path"], parameters["num_samples"])
+            available = load_samples(load_tensor_completion, parameters["dataset_path"])
         self.optimizer, self.decays = optimizer_of(parameters), parameters["weight_decay"] > 0
         # Under the name of the original code, too.
         self.recorded: dict[str, Any] = {"use_adaptive_lr": parameters["optimizer"] == "group_rmsprop"}
         self.output_shape = dims = tuple(self.dataset.target_tensor.shape)
-        self.num_observations = parameters["num_samples"], prod(dims)
+        self.num_observations = parameters["num_samples"], len(available.observed_entries)
+        self.error_masks = error_masks(self.dataset, self.dataset.target_tensor)
         split, rank = first_group_size(dims), parameters["num_components"] or full_rank(dims)
         if rank > prod(dims):
             remedy = f"a tensor of {prod(dims)} entries needs no more components than entries; give at most that"
@@ -72,7 +74,13 @@ class TensorFactorization:
         self.num_metrics = 2 + parameters["track_tensor_rank"] + parameters["track_sharpness"] + num_norms
         self.factor_shapes = [(dim, rank) for dim in dims]
         on_observed_entries = steps_on_observed_entries(dims, parameters["num_samples"])
-        metrics = parameters["track_tensor_rank"], parameters["track_sharpness"], num_norms
+        metrics = (
+            self.dataset.known is None,
+            *self.error_masks,
+            parameters["track_tensor_rank"],
+            parameters["track_sharpness"],
+            num_norms,
+        )
         self.batch_key = (dims, rank, self.optimizer, self.decays, on_observed_entries, *metrics)
         self.multiplications = 3 * prod(dims) * rank
         # Factors and Khatri–Rao products with their gradients and copies; outputs and observations.
@@ -99,14 +107,13 @@ class TensorFactorization:
         outputs: np.ndarray,
         factors: Sequence[Sequence[Tensor]] = (),
     ) -> Metrics:
-        values, (size, count) = problems[0].parameters, losses.shape
+        values = problems[0].parameters
         targets = [problem.dataset.target_tensor.double() for problem in problems]
-        flat_targets = torch.stack(targets).view(size, 1, -1).expand(-1, count, -1).flatten(0, 1)
-        tensors = torch.from_numpy(outputs).double().view(size * count, -1)
-        validation = {"reconstruction_error": reconstruction_error(tensors, flat_targets)}
+        tensors = torch.from_numpy(outputs).double()
+        validation = relative_errors(problems, targets, tensors)
         if values["track_tensor_rank"]:
             tols = [problem.parameters["tensor_rank_tol"] for problem in problems]
-            cubes = zip(tensors.view(size, -1), targets, tols, strict=True)
+            cubes = zip(tensors, targets, tols, strict=True)
             ranks = [_rank_and_bound(tensor.view(target.shape), tol)[0] for tensor, target, tol in cubes]
             validation["model_tensor_rank"] = torch.tensor([math.nan if rank is None else rank for rank in ranks])
         if values["track_sharpness"]:
@@ -127,24 +134,26 @@ class TensorFactorization:
 
     def results(self, state: TrainingState, output: Tensor) -> Results:
         """The tensors, and their errors and ranks."""
-        target, values = self.dataset.target_tensor, self.parameters
+        target, known, values = self.dataset.target_tensor, self.dataset.known, self.parameters
         memorizer = self.dataset.memorizer
-        tensors = {"model": output.reshape(target.shape), "memorizer": memorizer, "targets": target.clone()}
+        recorded_target = target.clone() if known is None else target.where(known, math.nan)
+        tensors = {"model": output.reshape(target.shape), "memorizer": memorizer, "targets": recorded_target}
         files = {f"{name}_tensor.pt": tensor for name, tensor in tensors.items()}
-        rows = torch.stack([tensors[name].double().flatten() for name in ("model", "memorizer")])
-        errors = reconstruction_error(rows, target.double().flatten()).tolist()
+        both = torch.stack([tensors[name].double() for name in ("model", "memorizer")])[None]
+        errors = relative_errors([self], [target.double()], both)["reconstruction_error"].tolist()
         numbers = {"model_reconstruction_error": errors[0], "memorizer_reconstruction_error": errors[1]}
-        # The last values of what is recorded of the factors.
-        last = state.history.last_values()
-        numbers |= {name: value for name, value in last.items() if re.fullmatch(r"sharpness|component_norm_\d+", name)}
+        # The last values of what is recorded of the factors and of held-out entries.
+        last, others = state.history.last_values(), re.compile(r"held_out_error|sharpness|component_norm_\d+")
+        numbers |= {name: value for name, value in last.items() if others.fullmatch(name)}
         extra_metrics = {}
         if values["compute_final_tensor_ranks"]:
             tol = values["tensor_rank_tol"]
             ranks = {
                 "model": _rank_and_bound(tensors["model"].double(), tol),
                 "memorizer": _cached_rank_and_bound(memorizer, tol),
-                "targets": _cached_rank_and_bound(target, tol),
             }
+            if known is None or known.all():
+                ranks["targets"] = _cached_rank_and_bound(target, tol)
             for name, (rank, bound) in ranks.items():
                 numbers |= {f"{name}_tensor_rank": rank, f"{name}_tensor_rank_lower_bound": bound}
             if ranks["model"][0] is not None:

@@ -36,10 +36,13 @@ def test_metrics_do_not_depend_on_their_number(rows, dtype, tmp_path):
                 assert values.tobytes() == (train | validation)[name][begin:end].tobytes(), name
 
 
+@pytest.mark.parametrize("unknown", [0, 1])
 @pytest.mark.parametrize("size", [2, 3])
-def test_metrics_of_a_batch(size, tmp_path):
-    """Each experiment has its own target."""
+def test_metrics_of_a_batch(size, unknown, tmp_path):
+    """Each experiment has its own target, and unknown entries."""
     targets = torch.randn(3, size, size, generator=torch.Generator().manual_seed(0))
+    for index in range(3 * unknown):
+        targets[index].view(-1)[1 + index] = torch.nan
     paths = [save_dataset(tmp_path / f"{k}.pt", target) for k, target in enumerate(targets)]
     problems = [make_experiment(dataset_path=path, **TRACKED).problem for path in paths]
     assert len({problem.batch_key for problem in problems}) == 1
@@ -50,8 +53,12 @@ def test_metrics_of_a_batch(size, tmp_path):
         train, validation = measure(problem, losses[part], outputs[part])
         assert names == (tuple(train), tuple(validation))
         np.testing.assert_array_equal(values[:, index], list((train | validation).values()))
-        expected = np.linalg.norm(outputs[part] - targets[index].numpy(), axis=(1, 2)) / targets[index].norm().item()
-        np.testing.assert_allclose(validation["reconstruction_error"], expected, rtol=1e-5)
+        target = targets[index].numpy()
+        held_out = np.where(np.arange(size**2).reshape(size, size) > 0, target, np.nan)
+        for name, of in (("reconstruction_error", target), ("held_out_error", held_out))[: 1 + unknown]:
+            expected = np.sqrt(np.nansum((outputs[part] - of) ** 2, (1, 2)) / np.nansum(of**2))
+            np.testing.assert_allclose(validation[name], expected, rtol=1e-5)
+        assert ("held_out_error" in validation) == unknown
 
 
 @pytest.mark.parametrize("size", [2, 3])
