@@ -57,9 +57,10 @@ class TensorFactorization:
             self.dataset = load_samples(load_tensor_completion, parameters["dataset_path"], parameters["num_samples"])
             available = load_samples(load_tensor_completion, parameters["dataset_path"])
         self.optimizer, self.decays = optimizer_of(parameters), parameters["weight_decay"] > 0
-        # Under the name of the original code, too.
-        self.recorded: dict[str, Any] = {"use_adaptive_lr": parameters["optimizer"] == "group_rmsprop"}
         self.output_shape = dims = tuple(self.dataset.target_tensor.shape)
+        # What plots need, and a parameter under the name of the original code, too.
+        self.recorded: dict[str, Any] = {"shape": list(dims), "target_cp_rank": self.dataset.target_cp_rank}
+        self.recorded["use_adaptive_lr"] = parameters["optimizer"] == "group_rmsprop"
         self.num_observations = parameters["num_samples"], len(available.observed_entries)
         self.error_masks = error_masks(self.dataset, self.dataset.target_tensor)
         split, rank = first_group_size(dims), parameters["num_components"] or full_rank(dims)

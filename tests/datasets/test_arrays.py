@@ -124,7 +124,9 @@ def test_errors_are_those_of_known_entries(kind, run_main, tmp_path):
     content, name = torch.load("made/x.pt", weights_only=True), "target_matrix" if kind == "dmf" else "target_tensor"
     torch.save({**content, name: content[name].nan_to_num(1e30)}, "made/other.pt")
     flags = ["-num_samples", 5, "-epochs", 400, "-random_seed", 0, "-dtype", "float64"]
-    flags += ["-save_results"] if kind == "dmf" else ["-compute_final_tensor_ranks", "-init_std", 0.3]
+    flags += (
+        ["-save_results", "-init_alpha", 0.5] if kind == "dmf" else ["-compute_final_tensor_ranks", "-init_std", 0.3]
+    )
     results = []
     for file in ("x", "other"):
         dataset = "-dataset_path", f"made/{file}.pt", "-output_dir", file

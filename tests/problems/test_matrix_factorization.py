@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import make_experiment, measure
+from tests.conftest import ROOT, make_experiment, measure
 
 TRACKED = {"num_samples": 1, "track_singular_values": True, "tracked_e2e_value_of": [[0, 0]]}
 
@@ -77,3 +77,21 @@ def test_schatten_norm_is_recorded_if_tracked(size, tmp_path):
     expected = sum(np.sqrt(validation[f"singular_value_{k}"].astype(np.float64)) for k in range(size)) ** 2
     np.testing.assert_allclose(validation["schatten_half_quasi_norm"], expected, rtol=1e-5)
     assert "schatten_half_quasi_norm" not in measure(make_experiment(**given).problem, *outputs)[1]
+
+
+@pytest.mark.parametrize(
+    "dataset, num_samples, shape, entry, observations",
+    [
+        ("2x2_w_1_1_0", 3, [2, 2], [0, 0], [1, 1, 0]),
+        ("2x2_w_1_1_0", 2, [2, 2], None, None),
+        ("2x2_perturbed_w_-2_05_01", 3, [2, 2], [0, 0], [-2, 0.5, pytest.approx(0.1)]),
+        ("2x2_repositioned_w_1_0_1", 3, [2, 2], [0, 1], [1, 1, 0]),
+        ("1x1_w_10", 1, [1, 1], None, [10]),
+        ("5x5_w_1_1_0", 24, [5, 5], [0, 0], None),
+    ],
+)
+def test_what_plots_need_is_recorded(dataset, num_samples, shape, entry, observations):
+    path = ROOT / f"data/dmf/completion_{dataset}.pt"
+    recorded = make_experiment(dataset_path=path, num_samples=num_samples).parameters
+    expected = {"shape": shape, "unobserved_entry": entry, "observations": observations}
+    assert {name: recorded[name] for name in expected} == expected

@@ -1,6 +1,5 @@
 import json
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,6 @@ from common.cli import UserError
 from common.datasets.flags import load_samples
 from common.datasets.tensor_completion import random_tensor
 from common.problems import tensor_completion
-from common.sweeps import training
 from common.sweeps.sweep import run_sweep
 from tests.conftest import TENSOR, make_experiment, make_trainer, parse_parameters, runs_by_number, train
 from tests.models.test_cp_factorization import reference_tensor
@@ -118,21 +116,6 @@ def test_dataset_ranks_are_estimated_once(tmp_path, monkeypatch):
     run_experiments(tmp_path, *({**each, "num_samples": n, "random_seed": s} for n in (100, 200) for s in range(3)))
     load_samples.cache_clear()
     assert len(estimated) == 6 + 2 + 1
-
-
-def test_ranks_use_loaded_dataset_if_file_is_deleted(tmp_path, monkeypatch):
-    """Deletes the dataset file before training starts."""
-    path, each = Path(shutil.copy(TENSOR, tmp_path)), {"compute_final_tensor_ranks": True, "epochs": 10}
-    (expected,) = run_experiments(tmp_path / "a", each)
-
-    def build_engine(*arguments, build=training.build_engine):
-        path.unlink()
-        load_samples.cache_clear()
-        return build(*arguments)
-
-    monkeypatch.setattr(training, "build_engine", build_engine)
-    (folder,) = run_experiments(tmp_path / "b", {**each, "dataset_path": path})
-    assert read_metrics(folder) == read_metrics(expected)
 
 
 @pytest.mark.parametrize("adaptive, lr", [(True, 1e-2), (False, 0.3)])
