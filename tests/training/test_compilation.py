@@ -1,10 +1,8 @@
-import errno
 import multiprocessing
 import os
 import pwd
 import stat
 import tempfile
-from pathlib import Path
 
 import pytest
 
@@ -31,19 +29,16 @@ def cache(tmp_path, monkeypatch):
     compiled_kernel.cache_clear()
 
 
-def write_compiler(path, script):
-    path.write_text("#!/bin/sh\n" + script)
-    path.chmod(0o700)
-    return str(path)
-
-
 @pytest.fixture
 def set_compiler(tmp_path, monkeypatch):
     """Returns a function that makes a shell script the compiler."""
 
     def set_compiler(script):
-        monkeypatch.setenv("CC", write_compiler(tmp_path / "some_cc", script))
-        os.utime(tmp_path / "some_cc", (1, 1))  # the same compiler to the cache
+        path = tmp_path / "some_cc"
+        path.write_text("#!/bin/sh\n" + script)
+        path.chmod(0o700)
+        os.utime(path, (1, 1))  # the same compiler to the cache
+        monkeypatch.setenv("CC", str(path))
 
     return set_compiler
 
@@ -58,74 +53,39 @@ def test_kernel_is_compiled_once(cache, set_compiler, tmp_path):
     assert stat.S_IMODE(cache.stat().st_mode) == 0o700
 
 
-@pytest.mark.parametrize("content", [b"", b"not a library" * 1000])
-def test_damaged_library_is_compiled_again(cache, content):
+def test_damaged_library_is_compiled_again(cache):
     assert answer() > 0
     (library,) = cache.iterdir()
     whole = library.read_bytes()
-    library.unlink()  # it is loaded
-    library.write_bytes(content)
+    library.unlink()  # it is loaded: to overwrite it would crash this process at its end
+    library.write_bytes(b"not a library" * 1000)
     assert answer() > 0
     assert library.read_bytes() == whole
 
 
-def let_others_write(path):
-    path.chmod(0o777)
-
-
-def give_to_another_user(path):
-    if os.geteuid():
-        pytest.skip("only root can give files to another user")
-    os.chown(path, 12345, 12345)
-
-
-@pytest.mark.parametrize("change", [let_others_write, give_to_another_user])
+@pytest.mark.parametrize("change", ["mode", "owner"])
 def test_nothing_is_loaded_from_folder_of_others(cache, change, capsys):
+    if change == "owner" and os.geteuid():
+        pytest.skip("only root can give files to another user")
+    cache.mkdir(parents=True, mode=0o700)
+    cache.chmod(0o777) if change == "mode" else os.chown(cache, 12345, 12345)
     assert answer() > 0
-    (library,) = cache.iterdir()
-    library.unlink()  # it is loaded: to overwrite it would crash this process at its end
-    library.write_bytes(b"not a library")
-    change(cache)
-    assert answer() > 0
-    assert library.read_bytes() == b"not a library"
+    assert list(cache.iterdir()) == []
     assert capsys.readouterr().err == f"compiled kernels are not stored in the cache (others can write to {cache})\n"
 
 
-def unknown_user(_):
-    raise KeyError
-
-
-@pytest.mark.parametrize(
-    "problem, reason",
-    [
-        ("file", "Not a directory"),
-        ("full disk", "No space left on device"),
-        ("no home", "Could not determine home directory."),
-        ("home is a file", "Not a directory"),
-    ],
-)
+@pytest.mark.parametrize("problem, reason", [("file", "Not a directory"), ("no home", "Could not determine home dir")])
 def test_kernels_are_compiled_without_cache(cache, monkeypatch, capsys, problem, reason):
     """One line says so, however many kernels there are."""
     if problem == "file":
         cache.parent.write_text("a file, not a folder")
-    elif problem == "full disk":
-        write = Path.write_text
-
-        def failing(path, *arguments, **options):
-            if str(cache) in str(path):
-                raise OSError(errno.ENOSPC, "No space left on device", str(path))
-            return write(path, *arguments, **options)
-
-        monkeypatch.setattr(Path, "write_text", failing)
     else:
         monkeypatch.delenv("XDG_CACHE_HOME")
-        monkeypatch.setattr(pwd, "getpwuid", unknown_user)
-        if problem == "no home":
-            monkeypatch.delenv("HOME", raising=False)
-        else:
-            monkeypatch.setenv("HOME", "/dev/null")
+        monkeypatch.delenv("HOME", raising=False)
+        monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # there is no such user
     assert min(answer(depth=3), answer(depth=4)) > 0
-    assert capsys.readouterr().err == f"compiled kernels are not stored in the cache ({reason})\n"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"compiled kernels are not stored in the cache ({reason}")
 
 
 def test_kernel_is_unavailable_if_nothing_can_be_written(cache, monkeypatch):
@@ -152,12 +112,6 @@ def test_compiler_failure_is_reported(cache, set_compiler, script, reason):
     assert list(cache.iterdir()) == []
 
 
-def test_compiler_of_another_language(cache, monkeypatch):
-    """A C++ compiler compiles C, not functions with names of C++."""
-    monkeypatch.setenv("CC", "g++")
-    assert answer() > 0
-
-
 def test_library_without_the_function_is_refused(cache):
     with pytest.raises(NativeUnavailable, match="missing_function"):
         answer(function="missing_function")
@@ -171,13 +125,6 @@ def test_march_native_is_dropped_only_if_rejected(cache, set_compiler):
     set_compiler('exec cc "$@"\n')
     assert answer() > 0
     assert len(set(cache.iterdir()) - {general}) == 1
-
-
-def test_missing_compiler_raises(cache, monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CC", raising=False)
-    with pytest.raises(NativeUnavailable, match="needs a C compiler"):
-        answer()
 
 
 def test_concurrent_compilation(cache):

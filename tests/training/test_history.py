@@ -17,6 +17,7 @@ def make_history():
 def test_evaluator_state_round_trip():
     history = make_history()
     state = evaluator_state(history.train, torch.float32)
+    assert state["a"]["epochs_with_values"] is state["b"]["epochs_with_values"]  # stored once in the file
     assert list(state) == ["a", "b"]
     assert list(history.validation) == ["c"]
     assert state["b"]["name"] == "b"
@@ -26,22 +27,6 @@ def test_evaluator_state_round_trip():
     back = metrics_of_evaluator(state)
     assert back["b"].epochs.tolist() == list(range(20))
     assert back["b"].values.tolist() == [-float(n) for n in range(20)]
-
-
-def test_many_short_parts():
-    history = History()
-    for epoch in range(2000):
-        history.extend(np.array([epoch]), (NAMES, np.full((3, 1), epoch, np.float32)))
-    assert history.train["a"].epochs.tolist() == history.validation["c"].values.tolist() == list(range(2000))
-
-
-def test_shared_epochs_are_stored_once():
-    history = make_history()
-    for part in (20, 30):
-        state = evaluator_state(history.train, torch.float32)
-        assert state["a"]["epochs_with_values"] is state["b"]["epochs_with_values"]
-        assert len(state["a"]["epochs_with_values"]) == part
-        history.extend(np.arange(part, part + 10), (NAMES, np.zeros((3, 10), np.float32)))
 
 
 def test_metrics_with_different_epochs():

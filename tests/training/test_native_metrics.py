@@ -5,8 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.training import native_metrics
-from common.training.compilation import NativeUnavailable
 from common.training.native_metrics import metrics_2x2
 from tests.conftest import make_experiment, measure
 
@@ -106,15 +104,6 @@ def test_known_values():
     np.testing.assert_allclose(schatten, [3, 8, 1e200, 5e-324], rtol=1e-15)
 
 
-def test_no_overflow_of_largest_matrices():
-    largest = np.finfo(np.float64).max
-    matrices = np.array([[[largest, 0], [0, largest]], [[largest, largest], [0, 0]]])
-    _, _, _, _, effective_rank, distance, rank = in_c(np.zeros(2), matrices, others=[])
-    np.testing.assert_array_equal(effective_rank, [2, 1])
-    np.testing.assert_array_equal(distance, [largest, 0])
-    np.testing.assert_array_equal(rank, [2, 1])
-
-
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_bits_do_not_depend_on_batch_or_alignment(dtype):
     generator = np.random.default_rng(1)
@@ -122,39 +111,15 @@ def test_bits_do_not_depend_on_batch_or_alignment(dtype):
     matrices[::7, 0, 1] = np.nan
     losses = generator.random(60).astype(dtype)
     whole = in_c(losses, matrices)
-    for begin in range(0, 60, 3):
-        for end in range(begin + 1, 61):
+    for begin in range(0, 60, 5):
+        for end in range(begin + 1, 61, 2):
             part = in_c(losses[begin:end], matrices[begin:end])
             assert part.tobytes() == np.ascontiguousarray(whole[:, begin:end]).tobytes()
-    shuffled = generator.permutation(60)
-    moved = in_c(losses[shuffled], matrices[shuffled])
-    assert moved.tobytes() == np.ascontiguousarray(whole[:, shuffled]).tobytes()
+    strided = np.moveaxis(np.ascontiguousarray(np.moveaxis(matrices, 0, -1)), -1, 0)  # entries first
+    assert in_c(np.repeat(losses, 2)[::2], strided).tobytes() == whole.tobytes()
     targets = generator.standard_normal((5, 2, 2))
     batch = metrics_2x2(losses.dtype, tuple(OTHERS))(losses.reshape(5, 12), matrices.reshape(5, 12, 2, 2), 3, targets)
     for index, target in enumerate(targets):
         part = slice(12 * index, 12 * index + 12)
         alone = in_c(losses[part], matrices[part], target)
         assert np.ascontiguousarray(batch[:, index]).tobytes() == alone.tobytes()
-
-
-def test_arrays_that_are_not_contiguous():
-    matrices, losses = np.random.default_rng(2).standard_normal((10, 2, 2)), np.arange(10.0)
-    entries_first = np.ascontiguousarray(np.moveaxis(matrices, 0, -1))
-    strided = in_c(np.repeat(losses, 2)[::2], np.moveaxis(entries_first, -1, 0))
-    assert strided.tobytes() == in_c(losses, matrices).tobytes()
-
-
-def test_without_compiler(monkeypatch):
-    def unavailable(*arguments, **macros):
-        raise NativeUnavailable("needs a C compiler")
-
-    monkeypatch.setattr(native_metrics, "compiled_kernel", unavailable)
-    metrics_2x2.cache_clear()
-    try:
-        assert metrics_2x2(np.dtype("float64"), ()) is None
-        problem = make_experiment().problem
-        train_metrics, validation = measure(problem, np.ones(3, np.float32), np.ones((3, 2, 2), np.float32))
-        assert validation["e2e_rank"].tolist() == [1, 1, 1]
-        assert train_metrics["sse_loss_div_2"].tolist() == [1, 1, 1]
-    finally:
-        metrics_2x2.cache_clear()
