@@ -13,6 +13,9 @@ from common.cli import Parameters, Parser, UserError, flag_error, flag_errors, p
 from common.flags import checkpoint_file, existing_dir, integer, optional, real
 from common.plotting.flags import add_figure_flags, add_map_flags, check_map_flags, refuse_with, save_or_show
 
+# Not a recorded metric: the share of runs that are on the theory's curve.
+ON_THE_CURVE = "on_the_curve"
+
 parser = Parser(__doc__)
 add = parser.add_argument
 text = "checkpoints of this project or of the original code"
@@ -24,7 +27,8 @@ add("-experiments_dir", type=optional(existing_dir), default="", help=text)
 text = "the entry (I, J) to plot (default: the one that run_params.json records, else (0, 0))"
 add("-unobserved_entry", type=integer(0), nargs=2, metavar=("I", "J"), help=text)
 text = "plot this recorded metric instead of |unobserved entry|: fro_e2e_norm, e2e_effective_rank (minus 1), …; with "
-text += "-x epoch there may be several, and patterns, such as 'singular_value_*'"
+text += "-x epoch there may be several, and patterns, such as 'singular_value_*'. Or on_the_curve: the share of runs "
+text += "whose |unobserved entry| has always been above its theoretical lower bound, down to -min_loss if that is given"
 add("-y", nargs="+", default=[], metavar="METRIC", help=text)
 text = "plot against the loss, or against the epoch: with several metrics, a panel for each kind of run"
 add("-x", choices=["loss", "epoch"], default="loss", help=text)
@@ -34,7 +38,8 @@ add("-min_loss", type=real(0, above=True), default=1e-4, help="where the curves 
 add_figure_flags(parser)
 more = ", or ratio_to_bound: |unobserved entry| divided by its theoretical lower bound at the loss of the run"
 add_map_flags(parser, None, f"{more} (default: |unobserved entry|)")
-text = "take the metric of a map at the first validation with at most this loss; runs that do not reach it have none"
+text = "take the metric of a map at the first validation with at most this loss; runs that do not reach it have none. "
+text += "Of a run without checkpoint, take the last metric if the last loss is at most this one"
 add("-at_loss", type=real(0, above=True), metavar="X", help=text)
 
 
@@ -91,16 +96,21 @@ def groups_of(parameters: Parameters, read: Callable[..., Any], panel_for_depth:
 def draw_loss(parameters: Parameters) -> tuple:
     """Returns the figure of a metric against the loss, and its data."""
     # Imported after the flags are checked, because importing matplotlib and torch is slow.
-    from common.plotting.against_loss import draw_against_loss, require_bound
+    from common.plotting.against_loss import draw_against_loss, draw_on_the_curve, require_bound
     from common.plotting.histories import load_curve
 
     metric, entry, show_bound = "".join(parameters["y"]), parameters["unobserved_entry"], parameters["show_bound"]
     if show_bound:
         with flag_errors("show_bound", True):
             require_bound(metric)
-    read = partial(load_curve, metric=metric, entry=entry and tuple(entry), corner=show_bound)
+    of_shares = metric == ON_THE_CURVE
+    recorded = "" if of_shares else metric
+    read = partial(load_curve, metric=recorded, entry=entry and tuple(entry), corner=show_bound or of_shares)
     groups = groups_of(parameters, read, True)
     title, min_loss = parameters["plot_title"] or "", parameters["min_loss"]
+    if of_shares:
+        with flag_errors("y", metric):
+            return draw_on_the_curve(groups, title, min_loss if "min_loss" in parameters.given else 0.0)
     with flag_errors("min_loss", f"{min_loss:g}"):
         return draw_against_loss(groups, title, min_loss, metric, show_bound, parameters["statistic"])
 
@@ -146,9 +156,11 @@ def require_source(parameters: Parameters) -> None:
         parameters, ("experiments_checkpoint_paths", "experiments_names", "x", "y", "show_bound", "min_loss")
     )
     if parameters["x"] == "epoch":
-        refuse_with("x", parameters, ("show_bound", "min_loss"))
+        refuse_with("-x epoch", parameters, ("show_bound", "min_loss"))
     elif len(parameters["y"]) > 1:
         raise flag_error("y", parameters["y"], "give one metric, or -x epoch")
+    elif parameters["y"] == [ON_THE_CURVE]:
+        refuse_with(f"-y {ON_THE_CURVE}", parameters, ("show_bound", "statistic"))
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from tests.conftest import ROOT
+from tests.conftest import MATRIX, ROOT
 from tests.plotting.test_against_loss import make_run_folder as make_matrix_run
 from tests.plotting.test_against_loss import make_tracker
 from tests.plotting.test_tensor_completion import make_run_folder as make_tensor_run
@@ -171,6 +171,27 @@ def test_flags_that_name_what_was_not_recorded(plot, folders):
     refused(DMF, "dmf/plan", "-map lr nope", f"-map lr nope: nope {differing}")
     bound = "needs the observations of dmf/plan/run_0, but no run_params.json names them; leave it out"
     refused(DMF, "dmf/plan", "-map lr depth -metric ratio_to_bound", f"-metric ratio_to_bound: {bound}")
+
+
+def test_share_on_the_curve(plot, folders):
+    losses, entries = make_tracker([9, 19, 29], [1.0, 0.04, 1e-3]), make_tracker([9, 19, 29], [0.1, 3.0, 3.0])
+    content = {"train_evaluator": {"sse_loss_div_2": losses}, "val_evaluator": {"e2e_0_0_value": entries}}
+    for seed in range(2):
+        path = folders / f"dmf/shares/run_{seed}"
+        make_matrix_run(path, dataset_path=str(MATRIX), num_samples=3, random_seed=seed, status={"finished": True})
+        torch.save(content, path / "checkpoints/2020_epoch_9.pt")
+    (folders / "dmf/shares/run_1/checkpoints/2020_epoch_9.pt").unlink()
+    flags = ["-y", "on_the_curve", "-save_data_to", "x.csv"]
+    result = assert_success(plot(DMF, "dmf/shares", *flags))
+    reason = "has no checkpoint; run it with -store_checkpoints"
+    assert result.stdout.splitlines()[:2] == ["1 experiment, 1 skipped", f"  1 folder: {reason}"]
+    with open(folders / "x.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["panel", "name", "loss", "share", "runs"]
+    assert {row["share"] for row in rows if float(row["loss"]) > 0.04} == {"1.0"}
+    assert {row["share"] for row in rows if float(row["loss"]) < 0.04} == {"0.0"}
+    result = plot(DMF, "dmf/shares", *flags, "-statistic", "mean")
+    assert_refused(result, DMF, "-statistic mean: has no effect with -y on_the_curve; leave it out")
 
 
 def test_figures_against_epochs_and_with_means(plot, folders):

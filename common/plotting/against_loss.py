@@ -20,7 +20,7 @@ from common.plotting import figures
 from common.plotting.figures import COLUMNS, Row, line_rows, over_seeds
 from common.plotting.histories import Curve, NoBound
 from common.plotting.metrics import visible_points
-from common.plotting.runs import Group
+from common.plotting.runs import Group, number_of
 
 _COLOURS = LinearSegmentedColormap.from_list("iterations", ["#a9d6f5", "#2f7fc1", "#123a75", "#000000"])
 # The number of losses at which seeds are compared.
@@ -144,6 +144,50 @@ def draw_against_loss(
     width, fontsize = (34, "x-small") if of_seeds else (26, "small")
     # There is room above curves of |unobserved entry|.
     figures.add_legends(figure, handles, width, fontsize, most_lines=3 if metric else 6)
+    return figure, rows
+
+
+def draw_on_the_curve(groups: Sequence[Group], title: str, min_loss: float = 0.0) -> tuple[Figure, list[Row]]:
+    """Draws the share of runs on the theory's curve against the loss, from 0.1 to `min_loss` or less far: `values` of
+    the groups are curves of |unobserved entry| with their observations. Returns the figure and its data.
+
+    A run leaves the curve at its first validation where |unobserved entry| is not above its lower bound, and does not
+    come back. At a loss, it is on the curve if it falls below the loss before it leaves. A line ends at the smallest
+    loss that all runs reach that never leave. Raises ValueError if that is 0.1 or more for all lines.
+    """
+    depths = list(dict.fromkeys(group.depth for group in groups))
+    figure, panels = figures.new_figure(len(depths), (3.1, 3.1), sharex=True, sharey=True)
+    rows, handles = [], {}
+    for axes, depth in zip(panels, depths, strict=True):
+        name, members = f"depth {depth}" if len(depths) > 1 else "", [group for group in groups if group.depth == depth]
+        handles[axes] = []
+        for group, style in zip(members, figures.line_styles(len(members)), strict=True):
+            bounds = [theory.unobserved_entry(curve.losses, *curve.corner) for curve in group.values]
+            off = [np.flatnonzero(curve.values <= bound) for curve, bound in zip(group.values, bounds, strict=True)]
+            left = [each[0] if len(each) else len(bound) for each, bound in zip(off, bounds, strict=True)]
+            lowest = [curve.losses.min() for curve in group.values]
+            end = max([loss for each, loss in zip(off, lowest, strict=True) if not len(each)], default=min(lowest))
+            # 20 losses a decade.
+            losses = 10.0 ** (-np.arange(20, 20 * 400) / 20)
+            losses = losses[(losses > end) & (losses >= min_loss * (1 - 1e-9))]
+            on = [curve.first_below(losses) < index for curve, index in zip(group.values, left, strict=True)]
+            shares = np.mean(on, axis=0).tolist()
+            label = f"{group.name} ({number_of(len(on), 'run')})"
+            handles[axes] += axes.plot(losses, shares, label=label, in_layout=bool(shares), **style)
+            points = zip(losses.tolist(), shares, strict=True)
+            rows += [
+                {"panel": name, "name": group.name, "loss": loss, "share": share, "runs": len(on)}
+                for loss, share in points
+            ]
+        axes.set(xscale="log", xlabel="loss", title=name)
+    if not rows:
+        raise ValueError("no line has a loss below 0.1; give runs that are trained longer, or a smaller -min_loss")
+    panels[0].set(xlim=(0.1, min(row["loss"] for row in rows)), ylim=(-0.03, 1.05), ylabel="share of runs on the curve")
+    if len(panels) == 1:
+        panels[0].set_title(title or (f"depth {depths[0]}" if depths[0] else ""))
+    else:
+        figure.suptitle(title)
+    figures.add_legends(figure, handles, 34, "x-small", most_lines=4)
     return figure, rows
 
 

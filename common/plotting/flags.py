@@ -42,7 +42,7 @@ def add_map_flags(parser: Parser, metric: str | None, metrics: str = "") -> None
 def check_map_flags(parameters: Parameters, not_in_maps: Sequence[str]) -> None:
     """Raises UserError if a flag of a map is given without -map, or one of `not_in_maps` with it."""
     if parameters["map"]:
-        refuse_with("map", parameters, not_in_maps)
+        refuse_with("-map", parameters, not_in_maps)
         if len(set(parameters["map"])) == 1:
             raise flag_error("map", parameters["map"], "give two different parameters")
         if parameters["above"] is not None and parameters["below"] is not None:
@@ -53,12 +53,11 @@ def check_map_flags(parameters: Parameters, not_in_maps: Sequence[str]) -> None:
             raise flag_error(name, parameters[name], "is for maps; give -map PARAM PARAM as well, or leave it out")
 
 
-def refuse_with(flag: str, parameters: Parameters, names: Sequence[str]) -> None:
-    """Raises UserError if one of the flags `names`, which have no effect with `flag`, is given."""
+def refuse_with(given: str, parameters: Parameters, names: Sequence[str]) -> None:
+    """Raises UserError if one of the flags `names`, which have no effect with the `given` words, is given."""
     for name in names:
         if name in parameters.given:
-            shown = f"-{flag} {parameters[flag]}" if isinstance(parameters[flag], str) else f"-{flag}"
-            raise flag_error(name, parameters[name], f"has no effect with {shown}; leave it out")
+            raise flag_error(name, parameters[name], f"has no effect with {given}; leave it out")
 
 
 def save_or_show(draw: Callable[[Parameters], tuple], parameters: Parameters) -> None:

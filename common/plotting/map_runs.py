@@ -51,20 +51,21 @@ def measure_matrix(
 ) -> float | None:
     """Returns the `metric` ("" for |entry|, by default of the unobserved entry; RATIO_TO_BOUND) of a run of matrix
     factorization at its end or, with `at_loss`, at the first validation with at most this loss; None if there is none.
+    Of a run without checkpoint, the end counts if its loss is at most `at_loss`.
 
     Raises ValueError, NotRecorded and NoBound.
     """
     row, col = entry_of(run, entry)
     of_entry = metric in ("", RATIO_TO_BOUND)
     name = f"e2e_{row}_{col}_value" if of_entry else metric
-    final = final_metrics(run) if at_loss is None else {}
+    final = {} if at_loss is not None and newest_checkpoint(run.path) else final_metrics(run)
     if {name, "sse_loss_div_2"} <= final.keys():
         loss, value = final["sse_loss_div_2"], final[name]
     else:
         curve = load_curve(checkpoint_of(run), run, "" if of_entry else metric, entry)
         reached = [-1] if at_loss is None else np.flatnonzero(curve.losses <= at_loss)
         loss, value = (curve.losses[reached[0]], curve.values[reached[0]]) if len(reached) else (None, None)
-    if loss is None or value is None:
+    if loss is None or value is None or (at_loss is not None and loss > at_loss):
         return None
     if metric == RATIO_TO_BOUND:
         value = abs(value) / theory.unobserved_entry(np.array(loss), *corner_of(run, row, col)[0])

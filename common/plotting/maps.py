@@ -111,7 +111,9 @@ def draw_map(runs: Sequence[MapRun], flags: Mapping[str, Any]) -> tuple[Figure, 
         axes.tick_params(labelbottom=True)
     sizes = [row["finished"] for row in rows]
     label = "|unobserved entry| / lower bound" if metric == RATIO_TO_BOUND else metric_label(metric)
-    if of_share:
+    if metric == RATIO_TO_BOUND and above == 1:
+        label = "share of runs on the curve"
+    elif of_share:
         label = f"share of runs with {label} {'<' if above is None else '>'} {below if above is None else above:g}"
     elif max(sizes) > 1:
         label = f"{statistic} {label}"

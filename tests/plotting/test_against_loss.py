@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.metrics import theory as bounds
-from common.plotting.against_loss import draw_against_loss, values_below
+from common.plotting.against_loss import draw_against_loss, draw_on_the_curve, values_below
 from common.plotting.histories import Curve, NoBound, NotRecorded, load_curve
 from common.plotting.runs import Group, read_groups, require_matrix_run
 from tests.conftest import MATRIX, ROOT
@@ -229,6 +229,40 @@ def test_legend_does_not_overlap_curves():
     box = axes.get_legend().get_window_extent()
     points = axes.transData.transform(np.concatenate(axes.collections[0].get_segments()))
     assert not box.count_contains(points)
+
+
+def test_share_of_runs_on_the_curve():
+    """A run leaves where its entry is not above the bound, and does not come back."""
+    follows = theory_curve(2000, 9.9e-7)
+    bound = bounds.unobserved_entry(follows.losses, 1, 1, 0)
+
+    def curve(until=2000, back=2000, end=2000):
+        values = np.where((np.arange(2000) >= until) & (np.arange(2000) < back), bound, follows.values)
+        return Curve(follows.iterations[:end], follows.losses[:end], values[:end], (1, 1, 0))
+
+    # The second run comes back; the third ends soon after it leaves; the last never leaves, and ends above 1e-4.
+    curves = [curve(), curve(1200, 1210), curve(600, end=601), curve(end=1300)]
+    groups = [Group("a", 3, curves), Group("b", 3, curves[:3]), Group("c", 3, curves[1:3])]
+    figure, rows = draw_on_the_curve(groups, "title")
+    of = {name: [row for row in rows if row["name"] == name] for name in "abc"}
+    for name, count in (("a", 4), ("b", 3), ("c", 2)):
+        losses, shares, runs = (np.array([row[column] for row in of[name]]) for column in ("loss", "share", "runs"))
+        left = 1.0 * (losses < follows.losses[600]) + (losses < follows.losses[1200])
+        np.testing.assert_allclose(shares, (count - left) / count)
+        assert (losses[0], set(runs)) == (0.1, {count})
+    assert 1e-2 in [row["loss"] for row in of["a"]]
+    # No run is counted at a loss that it has not reached.
+    ends = [of[name][-1]["loss"] for name in "abc"]
+    assert ends == pytest.approx([follows.losses[1299], 1e-6, 1e-6], rel=0.13)
+    assert ends[0] >= follows.losses[1299]
+    (axes,) = figure.axes
+    assert (axes.get_xscale(), axes.get_ylabel()) == ("log", "share of runs on the curve")
+    assert axes.get_xlim() == pytest.approx((0.1, 1e-6))
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a (4 runs)", "b (3 runs)", "c (2 runs)"]
+    _, rows = draw_on_the_curve(groups, "", 1e-3)
+    assert min(row["loss"] for row in rows) == 1e-3
+    with pytest.raises(ValueError, match=r"no line has a loss below 0\.1"):
+        draw_on_the_curve([Group("", 3, [curve(end=10)])], "")
 
 
 def test_unusable_runs_are_skipped_with_reason(tmp_path):

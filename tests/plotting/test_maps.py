@@ -75,6 +75,8 @@ def test_share_counts_diverged_runs_as_not_reaching(limit, share):
     assert label == f"share of runs with |unobserved entry| {sign} {value:g} at loss 1e-2"
     assert figure.axes[1].get_ylim() == (0, 1)
     assert f"1 diverged or did not reach the loss: counted as not {kind}" in caption
+    figure, _ = draw(runs, ("lr", "depth"), metric="ratio_to_bound", above=1.0, at_loss=1e-4)
+    assert texts_of(figure)[0] == "share of runs on the curve at loss 1e-4"
 
 
 def test_values_on_the_axes():
@@ -204,8 +206,10 @@ def test_final_metrics_need_no_checkpoint(tmp_path):
     (tmp_path / "a/run_params.json").write_text(json.dumps({**MATRIX_RUN, "status": status}))
     assert [run.value for run in read_matrices(tmp_path)[0]] == [7]
     assert [run.value for run in read_matrices(tmp_path, "fro_e2e_norm")[0]] == [None]
+    assert [run.value for run in read_matrices(tmp_path, at_loss=1e-4)[0]] == [7]
+    assert [run.value for run in read_matrices(tmp_path, at_loss=9e-5)[0]] == [None]
     with pytest.raises(ValueError, match="has no checkpoint; run it with -store_checkpoints"):
-        read_matrices(tmp_path, at_loss=1e-2)
+        read_matrices(tmp_path, "e2e_rank")
 
 
 def test_unknown_metrics_entries_and_bounds(tmp_path):
