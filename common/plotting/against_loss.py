@@ -22,7 +22,7 @@ from common.plotting.histories import Curve, NoBound
 from common.plotting.metrics import visible_points
 from common.plotting.runs import Group, number_of
 
-_COLOURS = LinearSegmentedColormap.from_list("iterations", ["#a9d6f5", "#2f7fc1", "#123a75", "#000000"])
+_COLOURS = LinearSegmentedColormap.from_list("epochs", ["#a9d6f5", "#2f7fc1", "#123a75", "#000000"])
 # The number of losses at which seeds are compared.
 _NUM_LOSSES = 161
 # Theoretical bounds of metrics.
@@ -55,7 +55,7 @@ def draw_against_loss(
     """Draws the metric (|unobserved entry| if it is empty) down to `min_loss`: `values` of the groups are curves.
     Returns the figure and its data.
 
-    Curves are coloured by iteration on a common scale. Lines of several seeds are drawn as `statistic` with a band,
+    Curves are coloured by the epoch on a common scale. Lines of several seeds are drawn as `statistic` with a band,
     dashed and lighter where not all of their runs reach the loss. For the effective rank, figure and data show its
     excess over 1. Raises ValueError if all curves begin below `min_loss`.
     """
@@ -74,10 +74,10 @@ def draw_against_loss(
         tables = []
         for curve in (curve.down_to(min_loss) for curve in curves):
             shown = visible_points(np.log10(curve.losses), curve.values)
-            columns = [each[shown].tolist() for each in (curve.iterations, curve.losses, curve.values)]
+            columns = [each[shown].tolist() for each in (curve.epochs, curve.losses, curve.values)]
             points = zip(*columns, strict=True)
-            tables.append([{"iteration": at, "loss": loss, "value": value} for at, loss, value in points])
-    scale = Normalize(1, max(2, *(curve.down_to(min_loss).iterations[-1] for curve in curves)))
+            tables.append([{"epochs": at, "loss": loss, "value": value} for at, loss, value in points])
+    scale = Normalize(1, max(2, *(curve.down_to(min_loss).epochs[-1] for curve in curves)))
     depths = list(dict.fromkeys(group.depth for group in groups))
     figure, panels = figures.new_figure(len(depths), (3.1, 3.1 if of_seeds else 3.4), sharey=True)
     rows, handles = [], {}
@@ -98,7 +98,7 @@ def draw_against_loss(
                 points = np.array([(row["loss"], row["value"]) for row in table])
                 segments = np.stack([points[:-1], points[1:]], axis=1)
                 curve = {"cmap": _COLOURS, "norm": scale, "linewidths": style["linewidth"], "capstyle": "round"}
-                axes.add_collection(LineCollection(segments, array=[row["iteration"] for row in table[1:]], **curve))
+                axes.add_collection(LineCollection(segments, array=[row["epochs"] for row in table[1:]], **curve))
                 # Invisible: the legend avoids lines, but not collections.
                 axes.plot(*points[:: len(points) // 200 + 1].T, linestyle="none")
                 marker = {"marker": figures.MARKERS[index % len(figures.MARKERS)], "color": greys[index]}
@@ -136,7 +136,7 @@ def draw_against_loss(
         # Matplotlib's choice may begin below the scale and end above it.
         round_numbers = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10], integer=True).tick_values(0, scale.vmax)
         ticks = [1, *(tick for tick in round_numbers.tolist() if 1 < tick <= scale.vmax)]
-        bar = {"orientation": "horizontal", "label": "iterations", "aspect": 30}
+        bar = {"orientation": "horizontal", "label": "epochs", "aspect": 30}
         bar = figure.colorbar(ScalarMappable(scale, _COLOURS), ax=panels, **bar)
         bar.set_ticks(ticks, labels=[scientific(tick) for tick in ticks])
         for axes, depth in zip(panels, depths, strict=True):

@@ -25,9 +25,9 @@ class NoBound(ValueError):
 
 @dataclass(frozen=True)
 class Curve:
-    """Loss (n,) and metric (n,) of one run after `iterations` (n,) gradient steps."""
+    """Loss (n,) and metric (n,) of one run after `epochs` (n,) epochs."""
 
-    iterations: np.ndarray
+    epochs: np.ndarray
     losses: np.ndarray
     values: np.ndarray
     # The observations a, b and z of a 2×2 problem with one unobserved entry (see metrics/theory.py), if wanted.
@@ -45,7 +45,7 @@ class Curve:
     def down_to(self, min_loss: float) -> "Curve":
         """Returns the curve up to its first loss below `min_loss`."""
         end = int(self.first_below(np.array(min_loss))) + 1
-        return replace(self, iterations=self.iterations[:end], losses=self.losses[:end], values=self.values[:end])
+        return replace(self, epochs=self.epochs[:end], losses=self.losses[:end], values=self.values[:end])
 
 
 def entry_of(run: RecordedRun, entry: tuple[int, int] | None) -> tuple[int, int]:

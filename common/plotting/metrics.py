@@ -81,7 +81,7 @@ def draw_metrics(lines: Lines, directory: Path, stalled: int | None = None) -> N
     and style the user has chosen.
 
     The axis of a loss is logarithmic if all values are positive. A vertical line marks the epoch `stalled`, from which
-    the steps of the run changed no parameter.
+    no parameter changed.
     """
     # When it is imported, matplotlib refuses a backend that it does not know.
     os.environ["MPLBACKEND"] = "agg"

@@ -191,7 +191,7 @@ def tensor_names(runs: Sequence[RecordedRun], shown: Collection[str] = ()) -> li
     differ, except those in `shown`.
     """
     stds = [run.values.get("init_std") for run in runs]
-    bases = ["model" if std is None else f"tf, factor init {scientific(std)}" for std in stds]
+    bases = ["model" if std is None else f"tf, init {scientific(std)}" for std in stds]
     return _names(runs, bases, {"init_std", *shown})
 
 

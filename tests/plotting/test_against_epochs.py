@@ -86,7 +86,7 @@ def test_patterns_and_groups(tmp_path):
     groups, skipped = read_groups(
         str(tmp_path), require_tensor_run, partial(read_history, patterns=["component_norm_*"])
     )
-    assert sorted(group.name for group in groups) == ["tf, factor init 1e-2", "tf, factor init 1e-3"]
+    assert sorted(group.name for group in groups) == ["tf, init 1e-2", "tf, init 1e-3"]
     assert all(len(group.values) == 2 for group in groups)
     assert list(groups[0].values[0]) == ["component_norm_0", "component_norm_1", "component_norm_10"]
     assert skipped == ["matrix: a matrix factorization experiment; dmf_results_plotter.py draws it"]

@@ -32,7 +32,7 @@ def test_loss_and_entry_are_matched_by_epoch(tmp_path, as_lists):
     }
     torch.save(content, tmp_path / "c.pt")
     curve = load_curve(str(tmp_path / "c.pt"))
-    assert curve.iterations.tolist() == [5, 10]
+    assert curve.epochs.tolist() == [5, 10]
     np.testing.assert_allclose(curve.losses, [1 / 5, 1 / 10])
     assert curve.values.tolist() == [1, 2]
 
@@ -58,7 +58,7 @@ def draw_curves(**curves):
 
 def test_figure_matches_paper():
     lower = theory_curve(10_000, 1e-3)
-    lower = Curve(lower.iterations, lower.losses, lower.values / 3)
+    lower = Curve(lower.epochs, lower.losses, lower.values / 3)
     figure = draw_curves(a=theory_curve(), b=lower)
     axes, bar = figure.axes
     assert figure.get_size_inches() == pytest.approx((3.1, 3.4))
@@ -93,7 +93,7 @@ def test_figure_matches_paper():
     assert greys[0] > greys[1]
 
     figure.draw_without_rendering()
-    assert bar.get_xlabel() == "iterations"
+    assert bar.get_xlabel() == "epochs"
     labels = [label.get_text() for label in bar.get_xticklabels()]
     assert labels == ["1e0", "2.5e5", "5e5", "7.5e5"]
 
@@ -105,7 +105,7 @@ def test_empty_figure_raises():
 
 def test_theoretical_bound_is_drawn():
     curve = theory_curve()
-    curve = Curve(curve.iterations, curve.losses, 1 + curve.losses, (1.0, 1.0, 0.0))
+    curve = Curve(curve.epochs, curve.losses, 1 + curve.losses, (1.0, 1.0, 0.0))
     figure, _ = draw_against_loss([Group("theory", 3, [curve])], "", 1e-4, "e2e_effective_rank", True)
     axes = figure.axes[0]
     (dashes,) = [line for line in axes.lines if line.get_linestyle() == "--"]
@@ -146,7 +146,7 @@ def test_bound_ends_where_determinant_changes_sign():
     """At depth 2 the entry levels off, below the bound; at depth 3 it follows the bound to the end."""
     follows, losses = theory_curve(), theory_curve().losses
     curves = {
-        depth: Curve(follows.iterations, losses, values, (1.0, 1.0, 0.0), det_sign=-1)
+        depth: Curve(follows.epochs, losses, values, (1.0, 1.0, 0.0), det_sign=-1)
         for depth, values in ((2, np.minimum(follows.values, 7)), (3, follows.values), (4, 0 * follows.values))
     }
     lines = [Group("a", depth, [curve] * seeds) for depth, curve in curves.items() for seeds in (1, 2)]
@@ -162,7 +162,7 @@ def test_bound_ends_where_determinant_changes_sign():
 
 def test_markers_of_coinciding_curves_do_not_overlap():
     curve = theory_curve()
-    apart = Curve(curve.iterations, curve.losses, curve.values / 3)
+    apart = Curve(curve.epochs, curve.losses, curve.values / 3)
     figure = draw_curves(a=curve, b=curve, c=curve, d=apart)
     axes = figure.axes[0]
     markers = [line for line in axes.lines if line.get_marker() != "None"]
@@ -187,7 +187,7 @@ def test_markers_are_inside_axes():
 
 def test_effective_rank_is_drawn_as_excess_over_1_on_logarithmic_axis():
     curve = theory_curve()
-    curve = Curve(curve.iterations, curve.losses, 1 + np.where(curve.losses > 1e-3, curve.losses, 0))
+    curve = Curve(curve.epochs, curve.losses, 1 + np.where(curve.losses > 1e-3, curve.losses, 0))
     figure, rows = draw_against_loss([Group("a", 3, [curve])], "", 1e-4, "e2e_effective_rank")
     axes = figure.axes[0]
     assert axes.get_ylabel() == "effective rank − 1"
@@ -238,7 +238,7 @@ def test_share_of_runs_on_the_curve():
 
     def curve(until=2000, back=2000, end=2000):
         values = np.where((np.arange(2000) >= until) & (np.arange(2000) < back), bound, follows.values)
-        return Curve(follows.iterations[:end], follows.losses[:end], values[:end], (1, 1, 0))
+        return Curve(follows.epochs[:end], follows.losses[:end], values[:end], (1, 1, 0))
 
     # The second run comes back; the third ends soon after it leaves; the last never leaves, and ends above 1e-4.
     curves = [curve(), curve(1200, 1210), curve(600, end=601), curve(end=1300)]

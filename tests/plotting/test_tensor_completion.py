@@ -48,7 +48,7 @@ def test_read_results_of_this_and_original_code(tmp_path):
     ]
     assert common_target_rank(results) == 1
     methods = list(dict.fromkeys(row["method"] for row in summarize(results)))
-    assert methods == ["linear", "tf, factor init 1e-2", "tf, factor init 2.5e-3", "tf, factor init 1e-3", "model"]
+    assert methods == ["linear", "tf, init 1e-2", "tf, init 2.5e-3", "tf, init 1e-3", "model"]
 
 
 def test_unusable_folders_are_skipped_with_reason(tmp_path):
@@ -113,8 +113,8 @@ def test_medians_and_quartiles(tmp_path):
             "repetitions"
         ]
 
-    np.testing.assert_allclose(quartiles("tf, factor init 1e-3", 200, "error")[0], [2e-6, 3e-6, 4e-6])
-    assert quartiles("tf, factor init 1e-3", 200, "rank") == ([2, 3, 4], 5)
+    np.testing.assert_allclose(quartiles("tf, init 1e-3", 200, "error")[0], [2e-6, 3e-6, 4e-6])
+    assert quartiles("tf, init 1e-3", 200, "rank") == ([2, 3, 4], 5)
     assert quartiles("linear", 200, "error") == ([0.5] * 3, 1)
     assert quartiles("linear", 200, "rank")[0][1] == 9
     lines = table(rows).splitlines()
@@ -132,7 +132,7 @@ def test_figure_matches_paper(tmp_path):
     assert [axes.get_xlabel() for axes in figure.axes] == ["# of observations"] * 2
     assert (errors.get_ylabel(), ranks.get_ylabel()) == ("reconstruction error", "rank")
     assert (errors.get_yscale(), ranks.get_yscale(), ranks.get_ylim()[0]) == ("log", "linear", 0)
-    names = ["linear", "tf, factor init 1e-2", "tf, factor init 1e-3"]
+    names = ["linear", "tf, init 1e-2", "tf, init 1e-3"]
     assert [text.get_text() for text in ranks.get_legend().get_texts()] == [*names, "ground truth"]
     assert errors.get_legend() is None
     for axes in figure.axes:
@@ -178,7 +178,7 @@ def test_long_legend_is_inside_figure(tmp_path):
     assert figure.bbox.y0 <= box.y0
     assert box.y1 <= axes.xaxis.get_tightbbox().y0
     names = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert names[1] == "tf, factor init 1e-3,\nepochs 1000, lr 0.01"
+    assert names[1] == "tf, init 1e-3,\nepochs 1000, lr 0.01"
 
 
 def test_figure_without_ranks_has_one_panel(tmp_path):
@@ -209,5 +209,5 @@ def test_runs_with_different_flags_are_separate_lines(tmp_path):
             make_run_folder(tmp_path, name, {**parameters, "provenance": {"identity": identity}})
     results, skipped = read_results(str(tmp_path))
     rows = {row["method"]: row["repetitions"] for row in summarize(results)}
-    assert rows == {"linear": 1, "tf, factor init 1e-3, lr 0.01": 2, "tf, factor init 1e-3, lr 0.02": 2}
+    assert rows == {"linear": 1, "tf, init 1e-3, lr 0.01": 2, "tf, init 1e-3, lr 0.02": 2}
     assert [line.split(": ")[1] for line in skipped] == ["was run again, with the same seed"] * 2
