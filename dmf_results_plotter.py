@@ -13,9 +13,6 @@ from common.cli import Parameters, Parser, UserError, flag_error, flag_errors, p
 from common.flags import checkpoint_file, existing_dir, integer, optional, real
 from common.plotting.flags import add_figure_flags, add_map_flags, check_map_flags, refuse_with, save_or_show
 
-# Not a recorded metric: the share of runs that are on the theory's curve.
-ON_THE_CURVE = "on_the_curve"
-
 parser = Parser(__doc__)
 add = parser.add_argument
 text = "checkpoints of this project or of the original code"
@@ -74,7 +71,7 @@ def groups_of(parameters: Parameters, read: Callable[..., Any], panel_for_depth:
     if not directory:
         for path, name in zip(parameters["experiments_checkpoint_paths"], names, strict=True):
             with reading_errors(parameters, path, "y"):
-                groups.append(Group(name, 0, [read(path)]))
+                groups.append(Group(name, "", [read(path)]))
         return groups
     with reading_errors(parameters, directory, "y"):
         groups, skipped = read_groups(directory, require_matrix_run, read, panel_for_depth)
@@ -83,8 +80,8 @@ def groups_of(parameters: Parameters, read: Callable[..., Any], panel_for_depth:
     report(found, skipped, parameters["list_skipped"])
     if not names:
         return groups
-    several_depths = len({group.depth for group in groups}) > 1
-    own_names = [f"depth {group.depth}, {group.name}" if several_depths else group.name for group in groups]
+    several_depths = len({group.panel for group in groups}) > 1
+    own_names = [f"{group.panel}, {group.name}" if several_depths else group.name for group in groups]
     if len(names) != len(groups):
         remedy = f"there are {len(groups)} lines; give as many names, in the order of {'; '.join(own_names)}"
         raise flag_error("experiments_names", names, remedy)
@@ -94,25 +91,27 @@ def groups_of(parameters: Parameters, read: Callable[..., Any], panel_for_depth:
 
 
 def draw_loss(parameters: Parameters) -> tuple:
-    """Returns the figure of a metric against the loss, and its data."""
+    """Returns the figure of a metric, or of the share of runs on the theory's curve, against the loss, and its data."""
     # Imported after the flags are checked, because importing matplotlib and torch is slow.
-    from common.plotting.against_loss import draw_against_loss, draw_on_the_curve, require_bound
+    from common.plotting.against_loss import ON_THE_CURVE, draw_against_loss, require_bound
     from common.plotting.histories import load_curve
 
-    metric, entry, show_bound = "".join(parameters["y"]), parameters["unobserved_entry"], parameters["show_bound"]
+    metric, show_bound = "".join(parameters["y"]), parameters["show_bound"]
+    of_shares = metric == ON_THE_CURVE
+    if of_shares:
+        refuse_with(f"-y {ON_THE_CURVE}", parameters, ("show_bound", "statistic"))
     if show_bound:
         with flag_errors("show_bound", True):
             require_bound(metric)
-    of_shares = metric == ON_THE_CURVE
-    recorded = "" if of_shares else metric
+    recorded, entry = "" if of_shares else metric, parameters["unobserved_entry"]
     read = partial(load_curve, metric=recorded, entry=entry and tuple(entry), corner=show_bound or of_shares)
     groups = groups_of(parameters, read, True)
-    title, min_loss = parameters["plot_title"] or "", parameters["min_loss"]
     if of_shares:
+        min_loss = parameters["min_loss"] if "min_loss" in parameters.given else None
         with flag_errors("y", metric):
-            return draw_on_the_curve(groups, title, min_loss if "min_loss" in parameters.given else 0.0)
-    with flag_errors("min_loss", f"{min_loss:g}"):
-        return draw_against_loss(groups, title, min_loss, metric, show_bound, parameters["statistic"])
+            return draw_against_loss(groups, {**parameters.values, "min_loss": min_loss})
+    with flag_errors("min_loss", f"{parameters['min_loss']:g}"):
+        return draw_against_loss(groups, parameters.values)
 
 
 def draw_epochs(parameters: Parameters) -> tuple:
@@ -124,12 +123,12 @@ def draw_epochs(parameters: Parameters) -> tuple:
     read = partial(read_history, patterns=metrics or [""], entry=entry and tuple(entry))
     groups = groups_of(parameters, read, False)
     with flag_errors("y", metrics):
-        return draw_against_epochs(groups, parameters["plot_title"] or "", parameters["statistic"])
+        return draw_against_epochs(groups, parameters.values)
 
 
 def draw_map_of_runs(parameters: Parameters) -> tuple:
     """Returns the figure of a map over two parameters, and its data."""
-    from common.plotting.map_runs import measure_matrix
+    from common.plotting.histories import measure_matrix
     from common.plotting.maps import map_figure
     from common.plotting.runs import require_matrix_run
 
@@ -159,8 +158,6 @@ def require_source(parameters: Parameters) -> None:
         refuse_with("-x epoch", parameters, ("show_bound", "min_loss"))
     elif len(parameters["y"]) > 1:
         raise flag_error("y", parameters["y"], "give one metric, or -x epoch")
-    elif parameters["y"] == [ON_THE_CURVE]:
-        refuse_with(f"-y {ON_THE_CURVE}", parameters, ("show_bound", "statistic"))
 
 
 def main() -> None:

@@ -6,17 +6,15 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from tests.conftest import MATRIX, ROOT
-from tests.plotting.test_against_loss import make_run_folder as make_matrix_run
-from tests.plotting.test_against_loss import make_tracker
-from tests.plotting.test_tensor_completion import make_run_folder as make_tensor_run
+from tests.plotting.folders import make_matrix_run, make_tensor_run
 from tests.test_scripts import PNG, assert_success
 
 DMF, TC = "dmf_results_plotter.py", "tc_results_plotter.py"
 OF_MATRICES = "a matrix factorization experiment; dmf_results_plotter.py draws it"
 OF_TENSORS = "a tensor completion experiment; tc_results_plotter.py draws it"
+NO_OBSERVATIONS = "needs the observations of dmf/plan/run_0, but no run_params.json names them; leave it out"
 TENSOR = {"num_samples": 50, "init_std": 1e-3}
 
 
@@ -34,7 +32,7 @@ def plot(run_main):
 def folders(tmp_path):
     """Makes two experiments in `dmf/plan`, and two in `tc/plan`."""
     for number, lr in enumerate((1e-3, 2e-3)):
-        make_matrix_run(tmp_path / f"dmf/plan/run_{number}", lr=lr, status={"finished": True})
+        make_matrix_run(tmp_path / f"dmf/plan/run_{number}", lr=lr)
         make_tensor_run(tmp_path / "tc/plan", f"run_{number}", {**TENSOR, "num_samples": 50 + number})
     return tmp_path
 
@@ -52,13 +50,15 @@ def test_experiments_of_the_other_kind_are_refused(plot, folders):
     assert_refused(plot(TC, "dmf/plan"), TC, f"-experiments_dir dmf/plan: {empty}; 2 folders: {OF_MATRICES}")
     assert_refused(plot(DMF, "tc/plan/run_0"), DMF, f"-experiments_dir tc/plan/run_0: {OF_TENSORS}")
     assert_refused(plot(TC, "dmf/plan/run_0"), TC, f"-experiments_dir dmf/plan/run_0: {OF_MATRICES}")
+    make_matrix_run(folders / "dmf/run", status={"finished": False})
+    assert_refused(plot(DMF, "dmf/run"), DMF, "-experiments_dir dmf/run: not finished")
 
 
 @pytest.mark.parametrize("kind, script", [("dmf", DMF), ("tc", TC)])
 def test_folder_of_folders_of_experiments(kind, script, plot, folders):
     names = f"{'another, ' * (kind == 'dmf')}plan"
     if kind == "dmf":
-        make_matrix_run(folders / "dmf/another/run", status={"finished": True})
+        make_matrix_run(folders / "dmf/another/run")
     expected = f"holds no experiments, but folders of experiments; give one of them: {names}"
     assert_refused(plot(script, f"{kind}"), script, f"-experiments_dir {kind}: {expected}")
     # Beside experiments, they are skipped.
@@ -77,16 +77,11 @@ def test_folder_of_one_experiment(script, line, plot, folders):
     assert (folders / "x.png").read_bytes().startswith(PNG)
 
 
-def test_unfinished_experiment_is_refused(plot, folders):
-    make_matrix_run(folders / "dmf/run", status={"finished": False})
-    assert_refused(plot(DMF, "dmf/run"), DMF, "-experiments_dir dmf/run: not finished")
-
-
 def test_skipped_folders_are_counted_by_reason(plot, folders):
     for number in range(3):
         make_matrix_run(folders / f"dmf/plan/unfinished_{number}", status={"finished": False})
         path = folders / f"dmf/plan/damaged_{number}"
-        make_matrix_run(path, status={"finished": True})
+        make_matrix_run(path)
         (path / "checkpoints/2020_epoch_9.pt").rename(path / f"checkpoints/202{number}_epoch_9.pt")
         (path / f"checkpoints/202{number}_epoch_9.pt").write_text("x")
     (folders / "dmf/plan/unfinished_0/checkpoints/2020_epoch_9.pt").unlink()
@@ -112,12 +107,9 @@ def test_skipped_folders_are_counted_by_reason(plot, folders):
 
 
 def test_names_are_printed_in_the_order_of_the_legend(plot, folders):
-    series = make_tracker([9, 19], [1.0, 0.1])
-    content = {"train_evaluator": {"sse_loss_div_2": series}, "val_evaluator": {"e2e_0_0_value": series}}
+    series = dict.fromkeys(("sse_loss_div_2", "e2e_0_0_value"), ([9, 19], [1.0, 0.1]))
     for number, (depth, lr) in enumerate([(2, 3e-3), (2, 3e-3), (4, 1e-2)]):
-        path = folders / f"dmf/names/run_{number}"
-        make_matrix_run(path, depth=depth, lr=lr, status={"finished": True})
-        torch.save(content, path / "checkpoints/2020_epoch_9.pt")
+        make_matrix_run(folders / f"dmf/names/run_{number}", series, depth=depth, lr=lr)
 
     def names(*flags):
         result = assert_success(plot(DMF, "dmf/names", "-save_data_to", "x.csv", *flags))
@@ -135,12 +127,6 @@ def test_names_are_printed_in_the_order_of_the_legend(plot, folders):
     own = "lr 1e-3 factor init 1e-1; lr 2e-3 factor init 1e-1"
     message = f"-experiments_names a: there are 2 lines; give as many names, in the order of {own}"
     assert_refused(result, DMF, message)
-
-
-def test_entry_that_was_not_recorded(plot, folders):
-    result = plot(DMF, "dmf/plan", "-unobserved_entry", 2, 2)
-    problem = "only e2e_0_0_value was recorded; give such an entry, or a run with -tracked_e2e_value_of 2 2"
-    assert_refused(result, DMF, f"-unobserved_entry 2 2: 2020_epoch_9.pt: {problem}")
 
 
 @pytest.mark.parametrize("kind, script", [("dmf", DMF), ("tc", TC)])
@@ -169,17 +155,16 @@ def test_flags_that_name_what_was_not_recorded(plot, folders):
     )
     differing = "is not recorded of all runs; the parameters in which they differ are: lr"
     refused(DMF, "dmf/plan", "-map lr nope", f"-map lr nope: nope {differing}")
-    bound = "needs the observations of dmf/plan/run_0, but no run_params.json names them; leave it out"
-    refused(DMF, "dmf/plan", "-map lr depth -metric ratio_to_bound", f"-metric ratio_to_bound: {bound}")
+    refused(DMF, "dmf/plan", "-map lr depth -metric ratio_to_bound", f"-metric ratio_to_bound: {NO_OBSERVATIONS}")
+    entry = "only e2e_0_0_value was recorded; give such an entry, or a run with -tracked_e2e_value_of 2 2"
+    refused(DMF, "dmf/plan", "-unobserved_entry 2 2", f"-unobserved_entry 2 2: 2020_epoch_9.pt: {entry}")
 
 
 def test_share_on_the_curve(plot, folders):
-    losses, entries = make_tracker([9, 19, 29], [1.0, 0.04, 1e-3]), make_tracker([9, 19, 29], [0.1, 3.0, 3.0])
-    content = {"train_evaluator": {"sse_loss_div_2": losses}, "val_evaluator": {"e2e_0_0_value": entries}}
+    metrics = {"sse_loss_div_2": ([9, 19], [1.0, 0.04]), "e2e_0_0_value": ([9, 19], [0.1, 0.2])}
     for seed in range(2):
         path = folders / f"dmf/shares/run_{seed}"
-        make_matrix_run(path, dataset_path=str(MATRIX), num_samples=3, random_seed=seed, status={"finished": True})
-        torch.save(content, path / "checkpoints/2020_epoch_9.pt")
+        make_matrix_run(path, metrics, dataset_path=str(MATRIX), num_samples=3, random_seed=seed)
     (folders / "dmf/shares/run_1/checkpoints/2020_epoch_9.pt").unlink()
     flags = ["-y", "on_the_curve", "-save_data_to", "x.csv"]
     result = assert_success(plot(DMF, "dmf/shares", *flags))
@@ -188,10 +173,11 @@ def test_share_on_the_curve(plot, folders):
     with open(folders / "x.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["panel", "name", "loss", "share", "runs"]
-    assert {row["share"] for row in rows if float(row["loss"]) > 0.04} == {"1.0"}
-    assert {row["share"] for row in rows if float(row["loss"]) < 0.04} == {"0.0"}
+    assert {row["share"] for row in rows} == {"0.0"}
     result = plot(DMF, "dmf/shares", *flags, "-statistic", "mean")
     assert_refused(result, DMF, "-statistic mean: has no effect with -y on_the_curve; leave it out")
+    result = plot(DMF, "dmf/plan", *flags)
+    assert_refused(result, DMF, f"-y on_the_curve: 2020_epoch_9.pt: {NO_OBSERVATIONS}")
 
 
 def test_figures_against_epochs_and_with_means(plot, folders):

@@ -1,4 +1,4 @@
-"""What the figures of lines draw of a run: the metrics in its checkpoint, and a metric against the loss."""
+"""What figures draw of a run: the metrics in its checkpoint, a metric against the loss, or a number."""
 
 import re
 from collections.abc import Sequence
@@ -10,9 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from common.datasets.matrix_sensing import load_matrix_sensing
-from common.recorded_runs import RecordedRun, read_run
+from common.metrics import theory
+from common.plotting.runs import checkpoint_of
+from common.recorded_runs import RecordedRun, final_metrics, newest_checkpoint, read_run
 from common.tensor_files import load_dictionary
 from common.training.history import Series, metrics_of_evaluator
+
+# |unobserved entry| divided by its theoretical lower bound at the loss of the run; see metrics/theory.py.
+RATIO_TO_BOUND = "ratio_to_bound"
 
 
 class NotRecorded(ValueError):
@@ -32,7 +37,6 @@ class Curve:
     values: np.ndarray
     # The observations a, b and z of a 2×2 problem with one unobserved entry (see metrics/theory.py), if wanted.
     corner: tuple[float, float, float] | None = None
-    det_sign: int = 1  # of the determinant while the bounds hold
 
     def first_below(self, losses: np.ndarray) -> np.ndarray:
         """Returns the index of the first point below each of `losses`; n if there is none."""
@@ -111,15 +115,12 @@ def load_curve(
     if not usable.any():
         diverged = len(losses) and not np.isfinite(losses).any()
         raise ValueError("diverged" if diverged else "has no epoch with both loss and metric; give one that has")
-    observations = corner_of(run, *entry_of(run, entry)) if corner else ()
-    return Curve(epochs[usable] + 1, losses[usable], values[usable], *observations)
+    observations = corner_of(run, *entry_of(run, entry)) if corner else None
+    return Curve(epochs[usable] + 1, losses[usable], values[usable], observations)
 
 
-def corner_of(run: RecordedRun, row: int, col: int) -> tuple[tuple[float, float, float], int]:
-    """Returns the observations a, b and z of metrics/theory.py, and the sign of the determinant while the bounds hold.
-
-    Raises NoBound if the experiment has no bounds.
-    """
+def corner_of(run: RecordedRun, row: int, col: int) -> tuple[float, float, float]:
+    """Returns the observations a, b and z of metrics/theory.py. Raises NoBound if the experiment has no bounds."""
     path, num_samples = run.parameters.get("dataset_path") or "", run.parameters.get("num_samples") or 1
     try:
         dataset = load_matrix_sensing(path).first(num_samples)
@@ -133,4 +134,45 @@ def corner_of(run: RecordedRun, row: int, col: int) -> tuple[tuple[float, float,
     a, b, z = values[2 * row + 1 - col], values[2 * (1 - row) + col], values[2 * (1 - row) + 1 - col]
     if not a * b:
         raise NoBound(f"does not exist for {run.path}, which observes 0 beside the unobserved entry; leave it out")
-    return (a, b, z), int(np.sign(a * b)) * (1 if row == col else -1)
+    return a, b, z
+
+
+def measure_matrix(
+    run: RecordedRun, metric: str, entry: tuple[int, int] | None = None, at_loss: float | None = None
+) -> float | None:
+    """Returns the `metric` ("" for |entry|, by default of the unobserved entry; RATIO_TO_BOUND) of a run of matrix
+    factorization at its end or, with `at_loss`, at the first validation with at most this loss; None if there is none.
+    Of a run without checkpoint, the end counts if its loss is at most `at_loss`.
+
+    Raises ValueError, NotRecorded and NoBound.
+    """
+    row, col = entry_of(run, entry)
+    of_entry = metric in ("", RATIO_TO_BOUND)
+    name = f"e2e_{row}_{col}_value" if of_entry else metric
+    final = {} if at_loss is not None and newest_checkpoint(run.path) else final_metrics(run)
+    if {name, "sse_loss_div_2"} <= final.keys():
+        loss, value = final["sse_loss_div_2"], final[name]
+    else:
+        curve = load_curve(checkpoint_of(run), run, "" if of_entry else metric, entry)
+        index = -1 if at_loss is None else int(np.argmax(curve.losses <= at_loss))
+        loss, value = curve.losses[index], curve.values[index]
+    if loss is None or value is None or (at_loss is not None and loss > at_loss):
+        return None
+    if metric == RATIO_TO_BOUND:
+        value = abs(value) / theory.unobserved_entry(np.array(loss), *corner_of(run, row, col))
+    return float(abs(value) if of_entry else value)
+
+
+def measure_tensor(run: RecordedRun, metric: str) -> float | None:
+    """Returns the final value of `metric` of a run of tensor completion. Raises ValueError and NotRecorded."""
+    final, checkpoint = final_metrics(run), newest_checkpoint(run.path)
+    # In the results, the metrics of the model have its name.
+    for name in (metric, f"model_{metric}"):
+        if name in final:
+            return final[name]
+    if not checkpoint:
+        raise NotRecorded(f"{metric} was not recorded; give one of {', '.join(final)}")
+    try:
+        return float(read_history(checkpoint, run, [escape(metric)])[metric].values[-1])
+    except NotRecorded as error:
+        raise NotRecorded(", ".join([str(error), *final])) from None

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.plotting.figures import line_rows, over_seeds, student_t, summary
+from common.plotting.figures import line_rows, student_t, summary
 from common.plotting.metrics import visible_points
 
 
@@ -45,11 +45,6 @@ def test_rows_of_a_line():
         (0.1, 5, 1, 2),
     ]
     assert line_rows("loss", np.array([1.0]), np.full((2, 1), np.nan), "mean") == []
-
-
-def test_captions():
-    assert over_seeds("median", [4, 4]) == "median, quartiles over 4 seeds"
-    assert over_seeds("mean", [3, 5]) == "mean, 95% confidence interval over 3 to 5 seeds"
 
 
 def column_of(x, columns):
