@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from common.cli import Parameters, Parser, UserError, flag_error, flag_errors, print_line, run_script
@@ -65,13 +66,14 @@ def groups_of(parameters: Parameters, read: Callable[..., Any], panel_for_depth:
     each depth.
     """
     from common.plotting.runs import Group, number_of, read_groups, report, require_matrix_run
+    from common.recorded_runs import read_run
 
     directory, names = parameters["experiments_dir"], parameters["experiments_names"]
     groups = []
     if not directory:
         for path, name in zip(parameters["experiments_checkpoint_paths"], names, strict=True):
             with reading_errors(parameters, path, "y"):
-                groups.append(Group(name, "", [read(path)]))
+                groups.append(Group(name, "", [read(path, read_run(Path(path).parent.parent))]))
         return groups
     with reading_errors(parameters, directory, "y"):
         groups, skipped = read_groups(directory, require_matrix_run, read, panel_for_depth)

@@ -20,12 +20,18 @@ TENSOR = {"num_samples": 50, "init_std": 1e-3}
 
 @pytest.fixture
 def plot(run_main):
-    """Returns a function that runs a plotter on a folder."""
+    """Returns a function that runs a plotter on a folder, and saves x.png and x.csv."""
 
     def plot(script, directory, *flags):
-        return run_main(script, "-experiments_dir", directory, "-save_plot_to", "x.png", *flags)
+        files = ["-save_plot_to", "x.png", "-save_data_to", "x.csv"]
+        return run_main(script, "-experiments_dir", directory, *files, *flags)
 
     return plot
+
+
+def rows_of(folder):
+    with open(folder / "x.csv", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.fixture
@@ -54,36 +60,33 @@ def test_experiments_of_the_other_kind_are_refused(plot, folders):
     assert_refused(plot(DMF, "dmf/run"), DMF, "-experiments_dir dmf/run: not finished")
 
 
-@pytest.mark.parametrize("kind, script", [("dmf", DMF), ("tc", TC)])
-def test_folder_of_folders_of_experiments(kind, script, plot, folders):
-    names = f"{'another, ' * (kind == 'dmf')}plan"
-    if kind == "dmf":
-        make_matrix_run(folders / "dmf/another/run")
-    expected = f"holds no experiments, but folders of experiments; give one of them: {names}"
-    assert_refused(plot(script, f"{kind}"), script, f"-experiments_dir {kind}: {expected}")
-    # Beside experiments, they are skipped.
-    (folders / kind / "plan/run_0").rename(folders / kind / "run_0")
-    result = assert_success(plot(script, kind))
-    lines = f"{1 + (kind == 'dmf')} folder{'s' * (kind == 'dmf')}: a folder of experiments; give it to -experiments_dir"
-    assert result.stdout.splitlines()[1] == f"  {lines}"
+def test_folder_of_folders_of_experiments(plot, folders):
+    make_matrix_run(folders / "dmf/another/run")
+    for kind, script, names, count in (("dmf", DMF, "another, plan", "2 folders"), ("tc", TC, "plan", "1 folder")):
+        expected = f"holds no experiments, but folders of experiments; give one of them: {names}"
+        assert_refused(plot(script, kind), script, f"-experiments_dir {kind}: {expected}")
+        # Beside experiments, they are skipped.
+        (folders / kind / "plan/run_0").rename(folders / kind / "run_0")
+        lines = assert_success(plot(script, kind)).stdout.splitlines()
+        assert lines[1] == f"  {count}: a folder of experiments; give it to -experiments_dir"
 
 
-@pytest.mark.parametrize(
-    "script, line", [(DMF, "1 experiment, 0 skipped"), (TC, "1 finished experiment, 0 folders skipped")]
-)
-def test_folder_of_one_experiment(script, line, plot, folders):
-    result = assert_success(plot(script, f"{script.split('_')[0]}/plan/run_0/"))
-    assert result.stdout.startswith(f"{line}\n")
-    assert (folders / "x.png").read_bytes().startswith(PNG)
+def test_folder_of_one_experiment(plot, folders):
+    for path, line in (
+        ("dmf/plan/run_0/", "1 experiment, 0 skipped"),
+        ("tc/plan/run_0", "1 finished experiment, 0 folders skipped"),
+    ):
+        result = assert_success(plot(DMF if path[0] == "d" else TC, path))
+        assert result.stdout.startswith(f"{line}\n")
 
 
 def test_skipped_folders_are_counted_by_reason(plot, folders):
     for number in range(3):
         make_matrix_run(folders / f"dmf/plan/unfinished_{number}", status={"finished": False})
-        path = folders / f"dmf/plan/damaged_{number}"
-        make_matrix_run(path)
-        (path / "checkpoints/2020_epoch_9.pt").rename(path / f"checkpoints/202{number}_epoch_9.pt")
-        (path / f"checkpoints/202{number}_epoch_9.pt").write_text("x")
+        make_matrix_run(folders / f"dmf/plan/damaged_{number}")
+        checkpoint = folders / f"dmf/plan/damaged_{number}/checkpoints/2020_epoch_9.pt"
+        checkpoint.write_text("x")
+        checkpoint.rename(checkpoint.with_name(f"202{number}_epoch_9.pt"))
     (folders / "dmf/plan/unfinished_0/checkpoints/2020_epoch_9.pt").unlink()
     (folders / "dmf/plan/foreign").mkdir()
     lines = assert_success(plot(DMF, "dmf/plan")).stdout.splitlines()
@@ -112,10 +115,8 @@ def test_names_are_printed_in_the_order_of_the_legend(plot, folders):
         make_matrix_run(folders / f"dmf/names/run_{number}", series, depth=depth, lr=lr)
 
     def names(*flags):
-        result = assert_success(plot(DMF, "dmf/names", "-save_data_to", "x.csv", *flags))
-        with open(folders / "x.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
-        return result.stdout.splitlines()[1:-2], list(dict.fromkeys(row["name"] for row in rows))
+        result = assert_success(plot(DMF, "dmf/names", *flags))
+        return result.stdout.splitlines()[1:-2], list(dict.fromkeys(row["name"] for row in rows_of(folders)))
 
     printed, legend = names()
     assert printed == []
@@ -147,12 +148,9 @@ def test_flags_that_name_what_was_not_recorded(plot, folders):
     def refused(script, directory, flags, message):
         assert_refused(plot(script, directory, *flags.split()), script, message)
 
-    known = "sse_loss_div_2, e2e_0_0_value"
-    metric = f"nope was not recorded; give one of {known}"
+    metric = "nope was not recorded; give one of sse_loss_div_2, e2e_0_0_value"
     refused(DMF, "dmf/plan", "-map lr depth -metric nope", f"-metric nope: {metric}")
-    refused(
-        DMF, "dmf/plan", "-x epoch -y nope", f"-y nope: 2020_epoch_9.pt: nope was not recorded; give one of {known}"
-    )
+    refused(DMF, "dmf/plan", "-x epoch -y nope", f"-y nope: 2020_epoch_9.pt: {metric}")
     differing = "is not recorded of all runs; the parameters in which they differ are: lr"
     refused(DMF, "dmf/plan", "-map lr nope", f"-map lr nope: nope {differing}")
     refused(DMF, "dmf/plan", "-map lr depth -metric ratio_to_bound", f"-metric ratio_to_bound: {NO_OBSERVATIONS}")
@@ -166,14 +164,12 @@ def test_share_on_the_curve(plot, folders):
         path = folders / f"dmf/shares/run_{seed}"
         make_matrix_run(path, metrics, dataset_path=str(MATRIX), num_samples=3, random_seed=seed)
     (folders / "dmf/shares/run_1/checkpoints/2020_epoch_9.pt").unlink()
-    flags = ["-y", "on_the_curve", "-save_data_to", "x.csv"]
+    flags = ["-y", "on_the_curve"]
     result = assert_success(plot(DMF, "dmf/shares", *flags))
     reason = "has no checkpoint; run it with -store_checkpoints"
     assert result.stdout.splitlines()[:2] == ["1 experiment, 1 skipped", f"  1 folder: {reason}"]
-    with open(folders / "x.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["panel", "name", "loss", "share", "runs"]
-    assert {row["share"] for row in rows} == {"0.0"}
+    assert list(rows_of(folders)[0]) == ["panel", "name", "loss", "share", "runs"]
+    assert {row["share"] for row in rows_of(folders)} == {"0.0"}
     result = plot(DMF, "dmf/shares", *flags, "-statistic", "mean")
     assert_refused(result, DMF, "-statistic mean: has no effect with -y on_the_curve; leave it out")
     result = plot(DMF, "dmf/plan", *flags)
@@ -182,19 +178,16 @@ def test_share_on_the_curve(plot, folders):
 
 def test_figures_against_epochs_and_with_means(plot, folders):
     def column_names(*flags):
-        assert_success(plot(*flags, "-save_data_to", "x.csv"))
+        assert_success(plot(*flags))
         assert (folders / "x.png").read_bytes().startswith(PNG)
-        with open(folders / "x.csv", newline="") as file:
-            return next(csv.reader(file))
+        return list(rows_of(folders)[0])
 
     names = ["panel", "name", "epoch", "lower_quartile", "median", "upper_quartile", "runs", "runs_in_all"]
     assert column_names(DMF, "dmf/plan", "-x", "epoch") == names
     means = column_names(DMF, "dmf/plan", "-x", "epoch", "-y", "sse_loss_*", "e2e_*", "-statistic", "mean")
     assert means == [*names[:3], "lower_95", "mean", "upper_95", *names[6:]]
     columns = ["error_lower_95", "error_mean", "error_upper_95", "rank_lower_95", "rank_mean", "rank_upper_95"]
-    result = column_names(TC, "tc/plan", "-statistic", "mean")
-    assert result == ["method", "num_samples", *columns, "repetitions"]
+    assert column_names(TC, "tc/plan", "-statistic", "mean") == ["method", "num_samples", *columns, "repetitions"]
     path = "dmf/plan/run_0/checkpoints/2020_epoch_9.pt"
-    flags = ["-experiments_checkpoint_paths", path, "-experiments_names", "a", "-x", "epoch", "-save_plot_to", "y.png"]
-    assert_success(plot(DMF, "", *flags))
-    assert (folders / "y.png").exists()
+    flags = ["-experiments_checkpoint_paths", path, "-experiments_names", "a", "-x", "epoch"]
+    assert column_names(DMF, "", *flags) == names

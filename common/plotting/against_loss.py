@@ -107,7 +107,10 @@ def draw_against_loss(groups: Sequence[Group], flags: Mapping[str, Any]) -> tupl
         if flags["show_bound"]:
             handles[axes] += _draw_bounds(axes, members, largest, min_loss, metric)
         if not metric:
-            axes.set_ylim(bottom=0)
+            top = axes.get_ylim()[1]
+            # Curves that level off early leave no room for the legend below them.
+            left = [curve.values[curve.losses**2 > largest * min_loss] for group in members for curve in group.values]
+            axes.set_ylim(0, top * (1.6 if np.concatenate(left).max(initial=0) > top / 2 else 1))
     if not rows:
         raise ValueError("no line has a loss below 0.1; give runs that are trained longer, or a smaller -min_loss")
     first, title = panels[0], flags["plot_title"] or ""
@@ -201,7 +204,7 @@ def _draw_bounds(axes: Axes, groups: Sequence[Group], largest: float, min_loss: 
             end = np.flatnonzero(holds).max(initial=-1) + 1
             lines[corner] = max(lines.get(corner, bound[:0]), bound[:end], key=len)
     style = {"color": "0.45", "linestyle": (0, (4, 2)), "linewidth": 1.0, "zorder": 4}
-    style["label"] = f"{kind} bound while det keeps its sign"
+    style["label"] = f"{kind} bound, det sign kept"
     drawn = [axes.plot(losses[: len(bound)], bound, **style) for bound in lines.values() if len(bound)]
     return drawn[-1] if drawn else []
 

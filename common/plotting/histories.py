@@ -12,10 +12,12 @@ import numpy as np
 from common.datasets.matrix_sensing import load_matrix_sensing
 from common.metrics import theory
 from common.plotting.runs import checkpoint_of
-from common.recorded_runs import RecordedRun, final_metrics, newest_checkpoint, read_run
+from common.recorded_runs import RecordedRun, final_metrics, newest_checkpoint
 from common.tensor_files import load_dictionary
 from common.training.history import Series, metrics_of_evaluator
 
+# Row and column of a matrix entry, if one is given.
+Entry = tuple[int, int] | None
 # |unobserved entry| divided by its theoretical lower bound at the loss of the run; see metrics/theory.py.
 RATIO_TO_BOUND = "ratio_to_bound"
 
@@ -52,24 +54,19 @@ class Curve:
         return replace(self, epochs=self.epochs[:end], losses=self.losses[:end], values=self.values[:end])
 
 
-def entry_of(run: RecordedRun, entry: tuple[int, int] | None) -> tuple[int, int]:
+def entry_of(run: RecordedRun, entry: Entry) -> tuple[int, int]:
     """Returns `entry` or, if it is None, the unobserved entry of a run: (0, 0) if none is recorded."""
     return entry or tuple(run.parameters.get("unobserved_entry") or (0, 0))
 
 
 def read_history(
-    path: str | Path,
-    run: RecordedRun | None = None,
-    patterns: Sequence[str] = ("",),
-    entry: tuple[int, int] | None = None,
+    path: str | Path, run: RecordedRun, patterns: Sequence[str] = ("",), entry: Entry = None
 ) -> dict[str, Series]:
     """Returns the metrics in a checkpoint, of this project or of the original code, whose names match one of `patterns`
     (such as singular_value_*), by name. The pattern and name "" is the absolute value of the matrix entry `entry`, by
-    default the unobserved one. `run` is what the run's folder records, if that has been read.
-
-    Raises NotRecorded; OSError, and ValueError if the file is something else.
+    default the unobserved one. Raises NotRecorded; OSError, and ValueError if the file is something else.
     """
-    row, col = entry_of(run or read_run(Path(path).parent.parent), entry)
+    row, col = entry_of(run, entry)
     of_entry = f"e2e_{row}_{col}_value"
     content = load_dictionary(path)
     try:
@@ -97,16 +94,11 @@ def read_history(
 
 
 def load_curve(
-    path: str | Path,
-    run: RecordedRun | None = None,
-    metric: str = "",
-    entry: tuple[int, int] | None = None,
-    corner: bool = False,
+    path: str | Path, run: RecordedRun, metric: str = "", entry: Entry = None, corner: bool = False
 ) -> Curve:
     """Returns the curve of a checkpoint; see `read_history`. Pairs loss and metric by epoch. `corner` says whether to
     read the observations. Raises as `read_history` does, and NoBound.
     """
-    run = run or read_run(Path(path).parent.parent)
     metrics = read_history(path, run, ("sse_loss_div_2", escape(metric)), entry)
     loss, other = metrics["sse_loss_div_2"], metrics[metric]
     epochs, at_loss, at_value = np.intersect1d(loss.epochs, other.epochs, return_indices=True)
@@ -137,9 +129,7 @@ def corner_of(run: RecordedRun, row: int, col: int) -> tuple[float, float, float
     return a, b, z
 
 
-def measure_matrix(
-    run: RecordedRun, metric: str, entry: tuple[int, int] | None = None, at_loss: float | None = None
-) -> float | None:
+def measure_matrix(run: RecordedRun, metric: str, entry: Entry = None, at_loss: float | None = None) -> float | None:
     """Returns the `metric` ("" for |entry|, by default of the unobserved entry; RATIO_TO_BOUND) of a run of matrix
     factorization at its end or, with `at_loss`, at the first validation with at most this loss; None if there is none.
     Of a run without checkpoint, the end counts if its loss is at most `at_loss`.

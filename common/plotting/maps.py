@@ -124,7 +124,9 @@ def draw_map(found: Sequence[Found], flags: Mapping[str, Any]) -> tuple[Figure, 
     if metric == RATIO_TO_BOUND and above == 1:
         label = "share of runs on the curve"
     elif of_share:
-        label = f"share of runs with {label} {'<' if above is None else '>'} {below if above is None else above:g}"
+        # No line begins with the sign or the number.
+        limit = f"<\xa0{below:g}" if above is None else f">\xa0{above:g}"
+        label = f"share of runs with {label}\xa0{limit}"
     elif max(sizes) > 1:
         label = f"{statistic} {label}"
     label += "" if at_loss is None else f" at loss {scientific(at_loss)}"

@@ -101,7 +101,7 @@ def summarize(results: Sequence[Result], statistic: str = "median") -> list[Row]
             row: Row = {"method": method, "num_samples": num_samples}
             for quantity in ("error", "rank"):
                 values = [[result[f"{source}_{quantity}"] for result in same] for same in repetitions.values()]
-                known = [[value for value in same if value is not None] for same in values]
+                known = ([value for value in same if value is not None] for same in values)
                 # The original code's ranks of one tensor may differ; their median is the repetition's.
                 medians = [np.median(same) for same in known if same]
                 (numbers,) = summary(np.array(medians)[:, None], statistic) if medians else [[None] * 3]

@@ -6,6 +6,7 @@ import pytest
 from common.plotting.against_epochs import draw_against_epochs, values_at
 from common.plotting.histories import NotRecorded, read_history
 from common.plotting.runs import Group, read_groups, require_matrix_run, require_tensor_run
+from common.recorded_runs import RecordedRun
 from common.training.history import Series
 from tests.plotting.folders import make_matrix_run, make_run, texts_of
 
@@ -94,6 +95,6 @@ def test_unobserved_entry_is_the_default_of_matrices(tmp_path):
     ((group,), _) = read_groups(str(tmp_path), require_matrix_run, read_history)
     assert group.values[0][""].values.tolist() == [3]
     path = tmp_path / "a/checkpoints/2020_epoch_9.pt"
-    assert read_history(path, entry=(0, 0))[""].values.tolist() == [4]
+    assert read_history(path, RecordedRun(tmp_path), entry=(0, 0))[""].values.tolist() == [4]
     figure, _ = draw([group])
     assert figure.axes[0].get_ylabel() == "|unobserved entry|"

@@ -108,7 +108,7 @@ def test_effective_rank_is_drawn_as_excess_over_1_on_logarithmic_axis():
     (dashes,) = [line for line in axes.lines if line.get_linestyle() == "--"]
     np.testing.assert_array_equal(dashes.get_ydata(), theory.effective_rank(dashes.get_xdata(), 1, 1, 0) - 1)
     assert dashes.get_color() == "0.45"
-    assert texts_of(axes.get_legend()) == ["a", "upper bound while det\nkeeps its sign"]
+    assert texts_of(axes.get_legend()) == ["a", "upper bound, det sign kept"]
 
 
 def test_median_is_solid_only_where_all_runs_are_there():
@@ -146,8 +146,8 @@ def test_bound_ends_where_determinant_changes_sign():
     assert grey[0][0].get_xdata()[-1] == pytest.approx(0.113**2 / 2, rel=0.1)
     assert grey[1][0].get_xdata()[-1] == pytest.approx(1e-4)
     labels = [texts_of(axes.get_legend()) for axes in figure.axes]
-    assert labels == [["a", "a", "lower bound while det keeps its\nsign"]] * 2 + [["a", "a"]]
-    assert figure.axes[0].get_ylim()[1] < 10 < figure.axes[1].get_ylim()[1]
+    assert labels == [["a", "a", "lower bound, det sign kept"]] * 2 + [["a", "a"]]
+    assert figure.axes[0].get_ylim()[1] < 15 < figure.axes[1].get_ylim()[1]
     assert [axes.get_title() for axes in figure.axes] == ["depth 2", "depth 3", "depth 4"]
     assert (figure.get_suptitle(), {row["panel"] for row in rows}) == ("title", {"depth 2", "depth 3", "depth 4"})
 

@@ -50,10 +50,8 @@ def test_medians_and_counts_of_cells():
     assert grey.mask.tolist() == [[False, False], [True, True]]
     assert coloured.mask.tolist() == [[False, True], [True, True]]
     assert coloured[0, 0] == 2
-    caption = (
-        "medians of 1 to 4 runs; 2 diverged: left out; without 2 that are not finished; numbers: runs, finished / "
-    )
-    expected = f"{caption}all; grey: all runs diverged; white: no finished run"
+    expected = "medians of 1 to 4 runs; 2 diverged: left out; without 2 that are not finished; numbers: runs, finished "
+    expected += "/ all; grey: all runs diverged; white: no finished run"
     assert texts_of(figure) == ("median mse loss", expected)
     _, rows = draw(runs, ("lr", "depth"), statistic="mean")
     assert rows[0]["value"] == 3
@@ -95,12 +93,8 @@ def test_values_on_the_axes():
 
 def test_runs_that_differ_in_other_parameters_are_in_other_panels():
     """Parameters that the cell determines, such as an initialization for each depth, make no panels."""
-    runs = [
-        map_run(1.0, lr=lr, depth=depth, init_alpha=depth / 10, engine=engine)
-        for lr in (1, 2)
-        for depth in (2, 3)
-        for engine in ("native", "torch")
-    ]
+    combinations = product((1, 2), (2, 3), ("native", "torch"))
+    runs = [map_run(1.0, lr=lr, depth=k, init_alpha=k / 10, engine=engine) for lr, k, engine in combinations]
     figure, rows = draw(runs, ("lr", "depth"))
     assert [axes.get_title() for axes in figure.axes[:2]] == ["engine native", "engine torch"]
     assert [row["panel"] for row in rows] == ["engine native"] * 4 + ["engine torch"] * 4
@@ -127,11 +121,8 @@ def test_free_parameters_of_tensors(axis, facts, formula):
     """r (3 d − 2) of order 3, r (4 d − 3) of order 4. The line goes through the middle of the cells that it meets."""
     facts = {"random_target": True, "order": 3, "mode_dim_size": 8, "target_tensor_cp_rank": 2, **facts}
     sizes = {2: 44, 5: 110} if axis == "target_tensor_cp_rank" else {4: 26, 8: 58}
-    runs = [
-        map_run(1.0, **{**facts, axis: value, "num_samples": num_samples})
-        for value in (1, *sizes, 9)
-        for num_samples in (10, *sizes.values(), 500)
-    ]
+    cells = product((1, *sizes, 9), (10, *sizes.values(), 500))
+    runs = [map_run(1.0, **{**facts, axis: value, "num_samples": num_samples}) for value, num_samples in cells]
     for names in ((axis, "num_samples"), ("num_samples", axis)):
         figure, _ = draw(runs, names)
         (line,) = figure.axes[0].lines
@@ -144,17 +135,11 @@ def test_free_parameters_of_tensors(axis, facts, formula):
     assert len(figure.axes[0].lines) == 0
 
 
-@pytest.mark.parametrize(
-    "dataset, others, drawn",
-    [
-        ("1x1_w_10", {}, True),
-        ("1x1_w_10", {"optimizer": "gd", "weight_decay": 0.0}, True),
-        ("1x1_w_10", {"optimizer": "momentum"}, False),
-        ("1x1_w_10", {"weight_decay": 0.1}, False),
-        ("2x2_w_1_1_0", {}, False),
-        ("missing", {}, False),
-    ],
-)
+PLAIN, OTHER = [{}, {"optimizer": "gd", "weight_decay": 0.0}], [{"optimizer": "momentum"}, {"weight_decay": 0.1}]
+EDGES = [("1x1_w_10", others, others in PLAIN) for others in (*PLAIN, *OTHER)]
+
+
+@pytest.mark.parametrize("dataset, others, drawn", [*EDGES, ("2x2_w_1_1_0", {}, False), ("missing", {}, False)])
 def test_edge_of_stability(dataset, others, drawn):
     others = {"dataset_path": str(MATRIX.with_name(f"completion_{dataset}.pt")), **others}
     rates = [0.01, 0.0158, 0.0309, 0.1, 0.2]

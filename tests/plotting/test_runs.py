@@ -8,6 +8,7 @@ import torch
 
 from common.plotting.histories import NoBound, NotRecorded, load_curve
 from common.plotting.runs import read_groups, require_matrix_run
+from common.recorded_runs import RecordedRun
 from tests.conftest import MATRIX
 from tests.plotting.folders import make_matrix_run, make_tracker
 
@@ -28,7 +29,7 @@ def test_loss_and_entry_are_matched_by_epoch(tmp_path, as_lists):
         "val_evaluator": {"e2e_0_0_value": make_tracker([4, 9, 14], [-1.0, 2.0, 3.0], as_lists)},
     }
     torch.save(content, tmp_path / "c.pt")
-    curve = load_curve(str(tmp_path / "c.pt"))
+    curve = load_curve(tmp_path / "c.pt", RecordedRun(tmp_path))
     assert curve.epochs.tolist() == [5, 10]
     np.testing.assert_allclose(curve.losses, [1 / 5, 1 / 10])
     assert curve.values.tolist() == [1, 2]
