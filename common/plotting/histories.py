@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.datasets.matrix_sensing import load_matrix_sensing
 from common.metrics import theory
-from common.plotting.runs import checkpoint_of
+from common.plotting.runs import checkpoint_of, observed_problem
 from common.recorded_runs import RecordedRun, final_metrics, newest_checkpoint
 from common.tensor_files import load_dictionary
 from common.training.history import Series, metrics_of_evaluator
@@ -113,20 +112,17 @@ def load_curve(
 
 def corner_of(run: RecordedRun, row: int, col: int) -> tuple[float, float, float]:
     """Returns the observations a, b and z of metrics/theory.py. Raises NoBound if the experiment has no bounds."""
-    path, num_samples = run.parameters.get("dataset_path") or "", run.parameters.get("num_samples") or 1
     try:
-        dataset = load_matrix_sensing(path).first(num_samples)
+        _, unobserved, observations = observed_problem(run)
     except (OSError, ValueError) as error:
+        path = run.parameters.get("dataset_path") or ""
         unread = f"its dataset {path:.200} cannot be read ({error!s:.200})" if path else "no run_params.json names them"
         raise NoBound(f"needs the observations of {run.path}, but {unread}; leave it out") from None
-    observed = dataset.observed_entries
-    if dataset.shape != (2, 2) or observed is None or len(observed) != 3 or 2 * row + col in observed:
+    if len(observations or ()) != 3 or unobserved != [row, col]:
         raise NoBound(f"is known only for 2x2 matrices with one unobserved entry, unlike {run.path}; leave it out")
-    values = dict(zip(observed.tolist(), dataset.observations.tolist(), strict=True))
-    a, b, z = values[2 * row + 1 - col], values[2 * (1 - row) + col], values[2 * (1 - row) + 1 - col]
-    if not a * b:
+    if not observations[0] * observations[1]:
         raise NoBound(f"does not exist for {run.path}, which observes 0 beside the unobserved entry; leave it out")
-    return a, b, z
+    return tuple(observations)
 
 
 def measure_matrix(run: RecordedRun, metric: str, entry: Entry = None, at_loss: float | None = None) -> float | None:

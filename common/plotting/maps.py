@@ -11,11 +11,10 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from common.cli import Parameters, flag_errors
-from common.datasets.matrix_sensing import load_matrix_sensing
 from common.naming import scientific, span
 from common.plotting.figures import MOST_COLUMNS, MOST_PANELS, Row, metric_label, new_figure, wrapped
 from common.plotting.histories import RATIO_TO_BOUND
-from common.plotting.runs import Found, is_finished, number_of, read_each, report
+from common.plotting.runs import Found, is_finished, number_of, observed_problem, read_each, report
 from common.recorded_runs import RecordedRun, canonical, compared, differing_names, is_number
 
 _MOST_TICKS = 14
@@ -95,7 +94,7 @@ def draw_map(found: Sequence[Found], flags: Mapping[str, Any]) -> tuple[Figure, 
             colour = "black" if row["value"] is None or norm(row["value"]) > 0.6 else "white"
             text = str(row["runs"] or "") if row["finished"] == row["runs"] else f"{row['finished']}/{row['runs']}"
             axes.text(i + 0.5, j + 0.5, text, color=colour, ha="center", va="center", fontsize="x-small")
-        if line := _theory_line([run.values for run, _ in of_panel], names, x, y):
+        if line := _theory_line([run for run, _ in of_panel], names, x, y):
             *points, label = line
             axes.plot(*points, color="red", linewidth=2)
             notes.append(f"red: {label}")
@@ -187,7 +186,7 @@ def _text(name: str, value: Any) -> str:
 
 
 def _theory_line(
-    runs: Sequence[Mapping[str, Any]], names: Sequence[str], x: Sequence[Any], y: Sequence[Any]
+    runs: Sequence[RecordedRun], names: Sequence[str], x: Sequence[Any], y: Sequence[Any]
 ) -> tuple[np.ndarray, np.ndarray, str] | None:
     """Returns the points, in cells, and the label of the line that theory predicts for runs with these parameters; None
     if none is known. `x` and `y` are the values of the parameters `names` on the axes.
@@ -201,9 +200,10 @@ def _theory_line(
     is_first = names[1] in ("num_samples", "depth")
     (first, second), (a, b) = (names, (x, y)) if is_first else (names[::-1], (y, x))
     facts = "target_tensor_cp_rank", "mode_dim_size", "order"
-    if second == "num_samples" and first in facts[:2] and all(run.get("random_target") for run in runs):
-        known = {name: runs[0][name] for name in facts}
-        if any(run[name] != known[name] or run[name] < 1 for run in runs for name in facts if name != first):
+    if second == "num_samples" and first in facts[:2] and all(run.values.get("random_target") for run in runs):
+        known = {name: runs[0].values[name] for name in facts}
+        others = [run.values[name] - known[name] for run in runs for name in facts if name != first]
+        if any(others) or min(known.values()) < 1:
             return None
         known[first] = np.linspace(a[0], a[-1], 200)
         rank, dim, order = known.values()
@@ -212,16 +212,16 @@ def _theory_line(
         points = _places(known[first][inside], a), _places(numbers[inside], b)
         label = f"free parameters, {'r(d₁ + d₂ + d₃ − 2)' if order == 3 else 'r(Σd − N + 1)'}"
     elif (first, second) == ("lr", "depth"):
-        paths = {run.get("dataset_path") or "" for run in runs}
-        plain = all(run.get("optimizer") in (None, "gd") and not run.get("weight_decay") for run in runs)
+        plain = all(run.values.get("optimizer") in (None, "gd") and not run.values.get("weight_decay") for run in runs)
         try:
-            dataset = load_matrix_sensing(min(paths))
+            problems = {canonical(observed_problem(run)[::2]) for run in runs if plain}
         except (OSError, ValueError):
             return None
-        if len(paths) > 1 or not plain or dataset.shape != (1, 1) or dataset.observed_entries is None:
+        shape, observations = json.loads(problems.pop()) if len(problems) == 1 else (None, None)
+        if shape != [1, 1] or not observations:
             return None
         depth = np.array(b, dtype=np.float64)
-        rates = 2 / (depth * abs(dataset.target_matrix.item()) ** (2 - 2 / depth))
+        rates = 2 / (depth * abs(observations[0]) ** (2 - 2 / depth))
         # A step for each depth.
         points = np.repeat(_places(rates, a), 2), np.repeat(np.arange(len(b) + 1.0), 2)[1:-1]
         label = "2 / sharpness at the minimum"

@@ -217,8 +217,28 @@ def _initialization(run: RecordedRun) -> str:
         return f"init {scientific(alpha)} (b)"
     # A product of factors with std α and inner dimension d has entries of variance d^(depth − 1) α^(2 depth).
     try:
-        shape = load_matrix_sensing(run.parameters.get("dataset_path") or "").shape
-        inner = run.parameters.get("hidden_dim") or min(shape)
+        inner = run.parameters.get("hidden_dim") or min(observed_problem(run)[0])
         return f"init {scientific(float(f'{inner ** ((depth - 1) / 2) * alpha**depth:.1e}'))}"
     except (OSError, ValueError, ArithmeticError):
         return f"factor init {scientific(alpha)}"
+
+
+def observed_problem(run: RecordedRun) -> tuple[list[int], list[int] | None, list[float] | None]:
+    """Returns the shape of a run's matrix and, if it is 1×1 or 2×2 and entries are observed, all but one at least, the
+    unobserved entry and the observations: a, b and z of metrics/theory.py.
+
+    Runs that were recorded before run_params.json had them need their dataset. Raises OSError and ValueError.
+    """
+    if run.parameters.get("shape"):
+        return tuple(run.parameters.get(name) for name in ("shape", "unobserved_entry", "observations"))
+    dataset = load_matrix_sensing(run.parameters.get("dataset_path") or "").first(
+        run.parameters.get("num_samples") or 1
+    )
+    (rows, cols), entries = dataset.shape, dataset.observed_entries
+    if rows != cols or rows > 2 or entries is None or len(entries) < rows * cols - 1:
+        return [rows, cols], None, None
+    observed = dict(zip(entries.tolist(), dataset.observations.tolist(), strict=True))
+    unobserved = min(set(range(rows * cols)) - observed.keys(), default=0)
+    # In the row and in the column of the unobserved entry, and opposite.
+    values = [observed[entry] for entry in sorted(observed, key=lambda entry: entry ^ unobserved)]
+    return [rows, cols], list(divmod(unobserved, cols)), values

@@ -10,7 +10,7 @@ from common.plotting.histories import NoBound, NotRecorded, load_curve
 from common.plotting.runs import read_groups, require_matrix_run
 from common.recorded_runs import RecordedRun
 from tests.conftest import MATRIX
-from tests.plotting.folders import make_matrix_run, make_tracker
+from tests.plotting.folders import ONE_VALUE, make_matrix_run, make_tracker
 
 
 def read_lines(directory, **wanted):
@@ -82,6 +82,13 @@ def test_observations_of_the_bounds(tmp_path, dataset, entry, corner):
     make_matrix_run(tmp_path / "a", dataset_path=str(path), num_samples=3, unobserved_entry=entry)
     ((line,), _) = read_lines(tmp_path, metric="sse_loss_div_2", corner=True)
     assert line.values[0].corner == pytest.approx(corner)
+
+
+def test_datasets_of_runs_that_record_their_problem_are_not_read(tmp_path):
+    recorded = {"shape": [2, 2], "unobserved_entry": [0, 1], "observations": [2.0, 1.0, 0.5]}
+    make_matrix_run(tmp_path / "a", {**ONE_VALUE, "e2e_0_1_value": ([9], [1.0])}, dataset_path="gone.pt", **recorded)
+    ((line,), _) = read_lines(tmp_path, corner=True)
+    assert (line.name, line.values[0].corner) == ("lr 1e-3 init 2e-3", (2, 1, 0.5))
 
 
 UNREADABLE = {None: "no run_params.json names them", "x" * 5000: "cannot be read", "a\0b": "cannot be read"}
