@@ -26,15 +26,15 @@ def test_read_results_of_this_and_original_code(tmp_path):
 
 
 def test_unusable_folders_are_skipped_with_reason(tmp_path):
-    make_tensor_run(tmp_path, "good", RUN)
-    make_tensor_run(tmp_path, "rank_not_found", RUN, ranks=(-1, 9, 1))
-    make_tensor_run(tmp_path, "nan", RUN, errors=(None, 0.5))
-    make_tensor_run(tmp_path, "diverged", {**RUN, "status": {"stop_reason": "diverged"}})
-    make_tensor_run(tmp_path, "nameless")
-    (make_tensor_run(tmp_path, "damaged", RUN) / METRICS).write_text('{"model_')
-    (make_tensor_run(tmp_path, "damaged_too", RUN) / METRICS).write_text("[]")
-    (make_tensor_run(tmp_path, "unreadable_target", RUN) / "targets_tensor.pt").write_text("x")
-    (make_tensor_run(tmp_path, "unfinished", RUN) / METRICS).unlink()
+    diverged = {**RUN, "status": {"stop_reason": "diverged"}}
+    changed = {"rank_not_found": {"ranks": (-1, 9, 1)}, "nan": {"errors": (None, 0.5)}}
+    changed |= {"diverged": {"parameters": diverged}, "nameless": {"parameters": None}}
+    for name in ("good", *changed, "damaged", "no_dictionary", "bad_target", "unfinished"):
+        make_tensor_run(tmp_path, name, **{"parameters": RUN, **changed.get(name, {})})
+    (tmp_path / "damaged" / METRICS).write_text('{"model_')
+    (tmp_path / "no_dictionary" / METRICS).write_text("[]")
+    (tmp_path / "bad_target/targets_tensor.pt").write_text("x")
+    (tmp_path / "unfinished" / METRICS).unlink()
     (tmp_path / "foreign").mkdir()
     (tmp_path / "a_file.txt").write_text("x")
     results, skipped = read_results(str(tmp_path))
@@ -45,8 +45,8 @@ def test_unusable_folders_are_skipped_with_reason(tmp_path):
         "diverged": "diverged",
         "nameless": "number of samples",
         "damaged": "is not JSON",
-        "damaged_too": "does not hold a dictionary",
-        "unreadable_target": "is not a torch.save file",
+        "no_dictionary": "does not hold a dictionary",
+        "bad_target": "is not a torch.save file",
         "unfinished": "not finished",
         "foreign": "no tensor completion experiment",
     }
@@ -65,13 +65,12 @@ def test_different_targets_raise(tmp_path):
         read_results(str(tmp_path))
 
 
-def make_repetitions(directory, ranks=True):
+def make_repetitions(directory):
     """Makes five runs for each pair of number of observations and std; errors are 1, …, 5 times a scale."""
     for num_samples, std, scale in ((100, 1e-2, 1e-2), (100, 1e-3, 1e-4), (200, 1e-2, 1e-3), (200, 1e-3, 1e-6)):
         for k in range(5):
-            of_run = {"ranks": (1 + k, 9, 1) if ranks else None, "errors": ((1 + k) * scale, 0.5)}
-            parameters = {"num_samples": num_samples, "init_std": std}
-            make_tensor_run(directory, f"{num_samples}_{std}_{k}", parameters, **of_run)
+            name, parameters = f"{num_samples}_{std}_{k}", {"num_samples": num_samples, "init_std": std}
+            make_tensor_run(directory, name, parameters, ranks=(1 + k, 9, 1), errors=((1 + k) * scale, 0.5))
 
 
 def test_medians_and_quartiles(tmp_path):
@@ -144,18 +143,17 @@ def test_long_legend_is_inside_figure(tmp_path):
     assert texts_of(axes.get_legend())[1] == "tf, init 1e-3,\nepochs 1000, lr 0.01"
 
 
-def test_figure_without_ranks_has_one_panel(tmp_path):
-    make_repetitions(tmp_path, ranks=False)
-    (axes,) = draw(tmp_path).axes
+def test_figure_without_ranks_has_one_panel_and_default_title_describes_the_target(tmp_path):
+    make_tensor_run(tmp_path / "a", "a", RUN, ranks=None, target=torch.ones(2, 3, 4))
+    figure = draw(tmp_path / "a")
+    (axes,) = figure.axes
     assert axes.get_ylabel() == "reconstruction error"
-    assert axes.get_legend() is not None
-
-
-def test_default_title_describes_the_target(tmp_path):
-    make_tensor_run(tmp_path / "a", "a", RUN, target=torch.ones(2, 3, 4))
+    assert texts_of(axes.get_legend()) == ["linear", "tf, init 1e-3"]
+    assert figure.get_suptitle() == "2x3x4 (order 3) tensor completion"
+    make_tensor_run(tmp_path / "a", "b", RUN, target=torch.ones(2, 3, 4))
     assert draw(tmp_path / "a").get_suptitle() == "2x3x4 (order 3) rank 1 tensor completion"
-    make_tensor_run(tmp_path / "b", "a_tensor_samples_70_2020_01_01-10_10_10", target=None)
-    assert draw(tmp_path / "b").get_suptitle() == ""
+    make_tensor_run(tmp_path / "c", "a_tensor_samples_70_2020_01_01-10_10_10", target=None)
+    assert draw(tmp_path / "c").get_suptitle() == ""
 
 
 def test_runs_with_different_flags_are_separate_lines(tmp_path):
