@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from common.cli import Parameters, Parser, UserError, flag_error, flag_errors, print_line, run_script
@@ -24,7 +25,8 @@ add("-experiments_dir", type=optional(existing_dir), default="", help=text)
 text = "the entry (I, J) to plot (default: the one that run_params.json records, else (0, 0))"
 add("-unobserved_entry", type=integer(0), nargs=2, metavar=("I", "J"), help=text)
 text = "plot this recorded metric instead of |unobserved entry|: fro_e2e_norm, e2e_effective_rank (minus 1), …; with "
-text += "-x epoch there may be several, and patterns, such as 'singular_value_*'"
+text += "-x epoch there may be several, and patterns, such as 'singular_value_*'. Or on_the_curve: the share of runs "
+text += "whose |unobserved entry| has always been above its theoretical lower bound, down to -min_loss if that is given"
 add("-y", nargs="+", default=[], metavar="METRIC", help=text)
 text = "plot against the loss, or against the epoch: with several metrics, a panel for each kind of run"
 add("-x", choices=["loss", "epoch"], default="loss", help=text)
@@ -34,7 +36,8 @@ add("-min_loss", type=real(0, above=True), default=1e-4, help="where the curves 
 add_figure_flags(parser)
 more = ", or ratio_to_bound: |unobserved entry| divided by its theoretical lower bound at the loss of the run"
 add_map_flags(parser, None, f"{more} (default: |unobserved entry|)")
-text = "take the metric of a map at the first validation with at most this loss; runs that do not reach it have none"
+text = "take the metric of a map at the first validation with at most this loss; runs that do not reach it have none. "
+text += "Of a run without checkpoint, take the last metric if the last loss is at most this one"
 add("-at_loss", type=real(0, above=True), metavar="X", help=text)
 
 
@@ -63,13 +66,14 @@ def groups_of(parameters: Parameters, read: Callable[..., Any], panel_for_depth:
     each depth.
     """
     from common.plotting.runs import Group, number_of, read_groups, report, require_matrix_run
+    from common.recorded_runs import read_run
 
     directory, names = parameters["experiments_dir"], parameters["experiments_names"]
     groups = []
     if not directory:
         for path, name in zip(parameters["experiments_checkpoint_paths"], names, strict=True):
             with reading_errors(parameters, path, "y"):
-                groups.append(Group(name, 0, [read(path)]))
+                groups.append(Group(name, "", [read(path, read_run(Path(path).parent.parent))]))
         return groups
     with reading_errors(parameters, directory, "y"):
         groups, skipped = read_groups(directory, require_matrix_run, read, panel_for_depth)
@@ -78,8 +82,8 @@ def groups_of(parameters: Parameters, read: Callable[..., Any], panel_for_depth:
     report(found, skipped, parameters["list_skipped"])
     if not names:
         return groups
-    several_depths = len({group.depth for group in groups}) > 1
-    own_names = [f"depth {group.depth}, {group.name}" if several_depths else group.name for group in groups]
+    several_depths = len({group.panel for group in groups}) > 1
+    own_names = [f"{group.panel}, {group.name}" if several_depths else group.name for group in groups]
     if len(names) != len(groups):
         remedy = f"there are {len(groups)} lines; give as many names, in the order of {'; '.join(own_names)}"
         raise flag_error("experiments_names", names, remedy)
@@ -89,20 +93,27 @@ def groups_of(parameters: Parameters, read: Callable[..., Any], panel_for_depth:
 
 
 def draw_loss(parameters: Parameters) -> tuple:
-    """Returns the figure of a metric against the loss, and its data."""
+    """Returns the figure of a metric, or of the share of runs on the theory's curve, against the loss, and its data."""
     # Imported after the flags are checked, because importing matplotlib and torch is slow.
-    from common.plotting.against_loss import draw_against_loss, require_bound
+    from common.plotting.against_loss import ON_THE_CURVE, draw_against_loss, require_bound
     from common.plotting.histories import load_curve
 
-    metric, entry, show_bound = "".join(parameters["y"]), parameters["unobserved_entry"], parameters["show_bound"]
+    metric, show_bound = "".join(parameters["y"]), parameters["show_bound"]
+    of_shares = metric == ON_THE_CURVE
+    if of_shares:
+        refuse_with(f"-y {ON_THE_CURVE}", parameters, ("show_bound", "statistic"))
     if show_bound:
         with flag_errors("show_bound", True):
             require_bound(metric)
-    read = partial(load_curve, metric=metric, entry=entry and tuple(entry), corner=show_bound)
+    recorded, entry = "" if of_shares else metric, parameters["unobserved_entry"]
+    read = partial(load_curve, metric=recorded, entry=entry and tuple(entry), corner=show_bound or of_shares)
     groups = groups_of(parameters, read, True)
-    title, min_loss = parameters["plot_title"] or "", parameters["min_loss"]
-    with flag_errors("min_loss", f"{min_loss:g}"):
-        return draw_against_loss(groups, title, min_loss, metric, show_bound, parameters["statistic"])
+    if of_shares:
+        min_loss = parameters["min_loss"] if "min_loss" in parameters.given else None
+        with flag_errors("y", metric):
+            return draw_against_loss(groups, {**parameters.values, "min_loss": min_loss})
+    with flag_errors("min_loss", f"{parameters['min_loss']:g}"):
+        return draw_against_loss(groups, parameters.values)
 
 
 def draw_epochs(parameters: Parameters) -> tuple:
@@ -114,12 +125,12 @@ def draw_epochs(parameters: Parameters) -> tuple:
     read = partial(read_history, patterns=metrics or [""], entry=entry and tuple(entry))
     groups = groups_of(parameters, read, False)
     with flag_errors("y", metrics):
-        return draw_against_epochs(groups, parameters["plot_title"] or "", parameters["statistic"])
+        return draw_against_epochs(groups, parameters.values)
 
 
 def draw_map_of_runs(parameters: Parameters) -> tuple:
     """Returns the figure of a map over two parameters, and its data."""
-    from common.plotting.map_runs import measure_matrix
+    from common.plotting.histories import measure_matrix
     from common.plotting.maps import map_figure
     from common.plotting.runs import require_matrix_run
 
@@ -146,7 +157,7 @@ def require_source(parameters: Parameters) -> None:
         parameters, ("experiments_checkpoint_paths", "experiments_names", "x", "y", "show_bound", "min_loss")
     )
     if parameters["x"] == "epoch":
-        refuse_with("x", parameters, ("show_bound", "min_loss"))
+        refuse_with("-x epoch", parameters, ("show_bound", "min_loss"))
     elif len(parameters["y"]) > 1:
         raise flag_error("y", parameters["y"], "give one metric, or -x epoch")
 

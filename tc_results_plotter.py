@@ -21,20 +21,17 @@ add_map_flags(parser, "reconstruction_error")
 def draw_figure(parameters: Parameters) -> tuple:
     """Returns the figure of error and rank against the number of observations, and its data, which it prints."""
     # Imported after the flags are checked, because importing matplotlib and torch is slow.
-    from common.plotting import tensor_completion
     from common.plotting.runs import number_of, report
+    from common.plotting.tensor_completion import draw_tensor_completion, read_results, table
 
     with flag_errors("experiments_dir", parameters["experiments_dir"]):
-        results, skipped = tensor_completion.read_results(parameters["experiments_dir"])
+        results, skipped = read_results(parameters["experiments_dir"])
     folders = {line.split(":")[0] for line in skipped} - {run.path.name for run, _ in results}
     found = f"{number_of(len(results), 'finished experiment')}, {number_of(len(folders), 'folder')} skipped"
     report(found, skipped, parameters["list_skipped"])
-    statistic = parameters["statistic"]
-    rows = tensor_completion.summarize(results, statistic)
-    print_line(tensor_completion.table(rows, statistic))
-    target_rank = tensor_completion.common_target_rank(results)
-    title = parameters["plot_title"] or tensor_completion.default_title(results)
-    return tensor_completion.draw_tensor_completion(rows, target_rank, title, statistic), rows
+    figure, rows = draw_tensor_completion(results, parameters.values)
+    print_line(table(rows, parameters["statistic"]))
+    return figure, rows
 
 
 def draw_epochs(parameters: Parameters) -> tuple:
@@ -43,19 +40,18 @@ def draw_epochs(parameters: Parameters) -> tuple:
     from common.plotting.histories import NotRecorded, read_history
     from common.plotting.runs import number_of, read_groups, report, require_tensor_run
 
-    directory, metrics, title = (parameters[name] for name in ("experiments_dir", "against_epochs", "plot_title"))
+    directory, metrics = parameters["experiments_dir"], parameters["against_epochs"]
     with flag_errors("experiments_dir", directory), flag_errors("against_epochs", metrics, only=NotRecorded):
         groups, skipped = read_groups(directory, require_tensor_run, partial(read_history, patterns=metrics))
     found = number_of(sum(len(group.values) for group in groups), "finished experiment")
     report(f"{found}, {number_of(len(skipped), 'folder')} skipped", skipped, parameters["list_skipped"])
     with flag_errors("against_epochs", metrics):
-        return draw_against_epochs(groups, title or "", parameters["statistic"])
+        return draw_against_epochs(groups, parameters.values)
 
 
 def draw_map_of_runs(parameters: Parameters) -> tuple:
     """Returns the figure of a map over two parameters, and its data."""
-    from common.plotting.histories import NotRecorded
-    from common.plotting.map_runs import measure_tensor
+    from common.plotting.histories import NotRecorded, measure_tensor
     from common.plotting.maps import map_figure
     from common.plotting.runs import require_tensor_run
 

@@ -35,6 +35,8 @@ _CHECKS = {
     "lr init_alpha": is_number,
     "init_std": lambda value: is_number(value, 0, _LARGEST),
     "unobserved_entry": lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_count, value)),
+    "shape": lambda value: isinstance(value, list) and value != [] and all(map(_is_count, value)),
+    "observations": lambda value: isinstance(value, list) and all(map(is_number, value)),
     "provenance status status.metrics provenance.sweep provenance.identity": lambda value: isinstance(value, dict),
     "provenance.identity.run provenance.identity.inputs": lambda value: isinstance(value, dict),
     "provenance.identity.origin": lambda value: isinstance(value, dict),

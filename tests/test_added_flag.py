@@ -56,7 +56,7 @@ def test_added_flag_distinguishes_runs(kind, tmp_path):
         runs = [parameters for found in runs_by_number(tmp_path).values() for parameters, _ in found]
         return sorted((each["noise"], each.get("clip", 1.5), each["random_seed"]) for each in runs)
 
-    parser, prefix = parser_with_added_flag(kind), "" if kind == "dmf" else "tf, factor init 1e-3, "
+    parser, prefix = parser_with_added_flag(kind), "" if kind == "dmf" else "tf, init 1e-3, "
     sweep(parser, {"noise": 0.5})
     # A finished run, a run with another seed, and a run that differs only in the added flag.
     found = sweep(parser, {"noise": 0.5}, {"noise": 0.5, "random_seed": 4}, {"noise": 0.25})

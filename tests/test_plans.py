@@ -88,8 +88,8 @@ def test_tensor_completion_plans(name, run_main, tmp_path):
     assert {row["num_samples"] for row in rows} == samples
     assert list(dict.fromkeys(row["method"] for row in rows)) == [
         "linear",
-        "tf, factor init 1e-2",
-        "tf, factor init 1e-3",
+        "tf, init 1e-2",
+        "tf, init 1e-3",
     ]
     assert set(recorded(tmp_path / "outputs/tc" / name, "random_seed")) == {7}
     rank, order = re.fullmatch(r"rank_(\d)_order_(\d)", name).groups()

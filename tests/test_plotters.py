@@ -6,35 +6,39 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
-from tests.conftest import ROOT
-from tests.plotting.test_against_loss import make_run_folder as make_matrix_run
-from tests.plotting.test_against_loss import make_tracker
-from tests.plotting.test_tensor_completion import make_run_folder as make_tensor_run
+from tests.conftest import MATRIX, ROOT
+from tests.plotting.folders import make_matrix_run, make_tensor_run
 from tests.test_scripts import PNG, assert_success
 
 DMF, TC = "dmf_results_plotter.py", "tc_results_plotter.py"
 OF_MATRICES = "a matrix factorization experiment; dmf_results_plotter.py draws it"
 OF_TENSORS = "a tensor completion experiment; tc_results_plotter.py draws it"
+NO_OBSERVATIONS = "needs the observations of dmf/plan/run_0, but no run_params.json names them; leave it out"
 TENSOR = {"num_samples": 50, "init_std": 1e-3}
 
 
 @pytest.fixture
 def plot(run_main):
-    """Returns a function that runs a plotter on a folder."""
+    """Returns a function that runs a plotter on a folder, and saves x.png and x.csv."""
 
     def plot(script, directory, *flags):
-        return run_main(script, "-experiments_dir", directory, "-save_plot_to", "x.png", *flags)
+        files = ["-save_plot_to", "x.png", "-save_data_to", "x.csv"]
+        return run_main(script, "-experiments_dir", directory, *files, *flags)
 
     return plot
+
+
+def rows_of(folder):
+    with open(folder / "x.csv", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 @pytest.fixture
 def folders(tmp_path):
     """Makes two experiments in `dmf/plan`, and two in `tc/plan`."""
     for number, lr in enumerate((1e-3, 2e-3)):
-        make_matrix_run(tmp_path / f"dmf/plan/run_{number}", lr=lr, status={"finished": True})
+        make_matrix_run(tmp_path / f"dmf/plan/run_{number}", lr=lr)
         make_tensor_run(tmp_path / "tc/plan", f"run_{number}", {**TENSOR, "num_samples": 50 + number})
     return tmp_path
 
@@ -52,78 +56,65 @@ def test_experiments_of_the_other_kind_are_refused(plot, folders):
     assert_refused(plot(TC, "dmf/plan"), TC, f"-experiments_dir dmf/plan: {empty}; 2 folders: {OF_MATRICES}")
     assert_refused(plot(DMF, "tc/plan/run_0"), DMF, f"-experiments_dir tc/plan/run_0: {OF_TENSORS}")
     assert_refused(plot(TC, "dmf/plan/run_0"), TC, f"-experiments_dir dmf/plan/run_0: {OF_MATRICES}")
-
-
-@pytest.mark.parametrize("kind, script", [("dmf", DMF), ("tc", TC)])
-def test_folder_of_folders_of_experiments(kind, script, plot, folders):
-    names = f"{'another, ' * (kind == 'dmf')}plan"
-    if kind == "dmf":
-        make_matrix_run(folders / "dmf/another/run", status={"finished": True})
-    expected = f"holds no experiments, but folders of experiments; give one of them: {names}"
-    assert_refused(plot(script, f"{kind}"), script, f"-experiments_dir {kind}: {expected}")
-    # Beside experiments, they are skipped.
-    (folders / kind / "plan/run_0").rename(folders / kind / "run_0")
-    result = assert_success(plot(script, kind))
-    lines = f"{1 + (kind == 'dmf')} folder{'s' * (kind == 'dmf')}: a folder of experiments; give it to -experiments_dir"
-    assert result.stdout.splitlines()[1] == f"  {lines}"
-
-
-@pytest.mark.parametrize(
-    "script, line", [(DMF, "1 experiment, 0 skipped"), (TC, "1 finished experiment, 0 folders skipped")]
-)
-def test_folder_of_one_experiment(script, line, plot, folders):
-    result = assert_success(plot(script, f"{script.split('_')[0]}/plan/run_0/"))
-    assert result.stdout.startswith(f"{line}\n")
-    assert (folders / "x.png").read_bytes().startswith(PNG)
-
-
-def test_unfinished_experiment_is_refused(plot, folders):
     make_matrix_run(folders / "dmf/run", status={"finished": False})
     assert_refused(plot(DMF, "dmf/run"), DMF, "-experiments_dir dmf/run: not finished")
 
 
+def test_folder_of_folders_of_experiments(plot, folders):
+    make_matrix_run(folders / "dmf/another/run")
+    for kind, script, names, count in (("dmf", DMF, "another, plan", "2 folders"), ("tc", TC, "plan", "1 folder")):
+        expected = f"holds no experiments, but folders of experiments; give one of them: {names}"
+        assert_refused(plot(script, kind), script, f"-experiments_dir {kind}: {expected}")
+        # Beside experiments, they are skipped.
+        (folders / kind / "plan/run_0").rename(folders / kind / "run_0")
+        lines = assert_success(plot(script, kind)).stdout.splitlines()
+        assert lines[1] == f"  {count}: a folder of experiments; give it to -experiments_dir"
+
+
+def test_folder_of_one_experiment(plot, folders):
+    for path, line in (
+        ("dmf/plan/run_0/", "1 experiment, 0 skipped"),
+        ("tc/plan/run_0", "1 finished experiment, 0 folders skipped"),
+    ):
+        result = assert_success(plot(DMF if path[0] == "d" else TC, path))
+        assert result.stdout.startswith(f"{line}\n")
+
+
 def test_skipped_folders_are_counted_by_reason(plot, folders):
-    for number in range(3):
+    for number in range(2):
         make_matrix_run(folders / f"dmf/plan/unfinished_{number}", status={"finished": False})
-        path = folders / f"dmf/plan/damaged_{number}"
-        make_matrix_run(path, status={"finished": True})
-        (path / "checkpoints/2020_epoch_9.pt").rename(path / f"checkpoints/202{number}_epoch_9.pt")
-        (path / f"checkpoints/202{number}_epoch_9.pt").write_text("x")
-    (folders / "dmf/plan/unfinished_0/checkpoints/2020_epoch_9.pt").unlink()
+        make_matrix_run(folders / f"dmf/plan/damaged_{number}")
+        checkpoint = folders / f"dmf/plan/damaged_{number}/checkpoints/2020_epoch_9.pt"
+        checkpoint.write_text("x")
+        checkpoint.rename(checkpoint.with_name(f"202{number}_epoch_9.pt"))
+        make_tensor_run(folders / "tc/plan", f"diverged_{number}", {**TENSOR, "status": {"stop_reason": "diverged"}})
     (folders / "dmf/plan/foreign").mkdir()
     lines = assert_success(plot(DMF, "dmf/plan")).stdout.splitlines()
-    assert lines[0] == "2 experiments, 7 skipped"
-    assert lines[1].startswith("  3 folders: is not a torch.save file, is damaged, or holds more than plain data")
-    assert lines[2:4] == ["  3 folders: not finished", "  1 folder: no matrix factorization experiment"]
+    assert lines[0] == "2 experiments, 5 skipped"
+    assert lines[1].startswith("  2 folders: is not a torch.save file, is damaged, or holds more than plain data")
+    assert lines[2:4] == ["  2 folders: not finished", "  1 folder: no matrix factorization experiment"]
     listed = assert_success(plot(DMF, "dmf/plan", "-list_skipped")).stdout.splitlines()
     assert listed[0] == lines[0]
     assert listed[1].startswith("  damaged_0: 2020_epoch_9.pt: is not a torch.save file")
-    assert listed[5:8] == [f"  unfinished_{number}: not finished" for number in range(3)]
+    assert listed[4:6] == [f"  unfinished_{number}: not finished" for number in range(2)]
 
-    for number in range(2):
-        make_tensor_run(folders / "tc/plan", f"diverged_{number}", {**TENSOR, "status": {"stop_reason": "diverged"}})
     make_tensor_run(folders / "tc/plan", "rank", {**TENSOR, "num_samples": 60}, ranks=(-1, 9, 1))
     lines = assert_success(plot(TC, "tc/plan")).stdout.splitlines()
     left_out = "the rank of the model was not found; left out of the ranks"
-    expected = ["3 finished experiments, 2 folders skipped", "  2 folders: diverged", f"  1 folder: {left_out}"]
-    assert lines[:3] == expected
+    assert lines[:2] == ["3 finished experiments, 2 folders skipped", "  2 folders: diverged"]
+    assert lines[2] == f"  1 folder: {left_out}"
     listed = assert_success(plot(TC, "tc/plan", "-list_skipped")).stdout.splitlines()
     assert listed[1:4] == ["  diverged_0: diverged", "  diverged_1: diverged", f"  rank: {left_out}"]
 
 
 def test_names_are_printed_in_the_order_of_the_legend(plot, folders):
-    series = make_tracker([9, 19], [1.0, 0.1])
-    content = {"train_evaluator": {"sse_loss_div_2": series}, "val_evaluator": {"e2e_0_0_value": series}}
+    series = dict.fromkeys(("sse_loss_div_2", "e2e_0_0_value"), ([9, 19], [1.0, 0.1]))
     for number, (depth, lr) in enumerate([(2, 3e-3), (2, 3e-3), (4, 1e-2)]):
-        path = folders / f"dmf/names/run_{number}"
-        make_matrix_run(path, depth=depth, lr=lr, status={"finished": True})
-        torch.save(content, path / "checkpoints/2020_epoch_9.pt")
+        make_matrix_run(folders / f"dmf/names/run_{number}", series, depth=depth, lr=lr)
 
     def names(*flags):
-        result = assert_success(plot(DMF, "dmf/names", "-save_data_to", "x.csv", *flags))
-        with open(folders / "x.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
-        return result.stdout.splitlines()[1:-2], list(dict.fromkeys(row["name"] for row in rows))
+        result = assert_success(plot(DMF, "dmf/names", *flags))
+        return result.stdout.splitlines()[1:-2], list(dict.fromkeys(row["name"] for row in rows_of(folders)))
 
     printed, legend = names()
     assert printed == []
@@ -137,57 +128,62 @@ def test_names_are_printed_in_the_order_of_the_legend(plot, folders):
     assert_refused(result, DMF, message)
 
 
-def test_entry_that_was_not_recorded(plot, folders):
-    result = plot(DMF, "dmf/plan", "-unobserved_entry", 2, 2)
-    problem = "only e2e_0_0_value was recorded; give such an entry, or a run with -tracked_e2e_value_of 2 2"
-    assert_refused(result, DMF, f"-unobserved_entry 2 2: 2020_epoch_9.pt: {problem}")
-
-
-@pytest.mark.parametrize("kind, script", [("dmf", DMF), ("tc", TC)])
-def test_figure_is_saved_if_standard_output_is_closed(kind, script, folders):
+def test_figure_is_saved_if_standard_output_is_closed(folders):
     """As in `python tc_results_plotter.py … | head -1`."""
     reader, writer = os.pipe()
     os.close(reader)
-    flags = ["-experiments_dir", f"{kind}/plan", "-save_plot_to", "x.png", "-save_data_to", "x.csv"]
-    command, environment = [sys.executable, str(ROOT / script), *flags], {**os.environ, "MPLBACKEND": "agg"}
-    result = subprocess.run(command, cwd=folders, env=environment, stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    command = [sys.executable, str(ROOT / TC), "-experiments_dir", "tc/plan", "-save_plot_to", "x.png"]
+    environment = {**os.environ, "MPLBACKEND": "agg"}
+    result = subprocess.run(command, cwd=folders, env=environment, stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (result.returncode, result.stderr) == (0, b"")
     assert (folders / "x.png").read_bytes().startswith(PNG)
-    assert (folders / "x.csv").exists()
 
 
 def test_flags_that_name_what_was_not_recorded(plot, folders):
     def refused(script, directory, flags, message):
         assert_refused(plot(script, directory, *flags.split()), script, message)
 
-    known = "sse_loss_div_2, e2e_0_0_value"
-    metric = f"nope was not recorded; give one of {known}"
+    metric = "nope was not recorded; give one of sse_loss_div_2, e2e_0_0_value"
     refused(DMF, "dmf/plan", "-map lr depth -metric nope", f"-metric nope: {metric}")
-    refused(
-        DMF, "dmf/plan", "-x epoch -y nope", f"-y nope: 2020_epoch_9.pt: nope was not recorded; give one of {known}"
-    )
+    refused(DMF, "dmf/plan", "-x epoch -y nope", f"-y nope: 2020_epoch_9.pt: {metric}")
     differing = "is not recorded of all runs; the parameters in which they differ are: lr"
     refused(DMF, "dmf/plan", "-map lr nope", f"-map lr nope: nope {differing}")
-    bound = "needs the observations of dmf/plan/run_0, but no run_params.json names them; leave it out"
-    refused(DMF, "dmf/plan", "-map lr depth -metric ratio_to_bound", f"-metric ratio_to_bound: {bound}")
+    refused(DMF, "dmf/plan", "-map lr depth -metric ratio_to_bound", f"-metric ratio_to_bound: {NO_OBSERVATIONS}")
+    entry = "only e2e_0_0_value was recorded; give such an entry, or a run with -tracked_e2e_value_of 2 2"
+    refused(DMF, "dmf/plan", "-unobserved_entry 2 2", f"-unobserved_entry 2 2: 2020_epoch_9.pt: {entry}")
+
+
+def test_share_on_the_curve(plot, folders):
+    metrics = {"sse_loss_div_2": ([9, 19], [1.0, 0.04]), "e2e_0_0_value": ([9, 19], [0.1, 0.2])}
+    for seed in range(2):
+        path = folders / f"dmf/shares/run_{seed}"
+        make_matrix_run(path, metrics, dataset_path=str(MATRIX), num_samples=3, random_seed=seed)
+    (folders / "dmf/shares/run_1/checkpoints/2020_epoch_9.pt").unlink()
+    flags = ["-y", "on_the_curve"]
+    result = assert_success(plot(DMF, "dmf/shares", *flags))
+    reason = "has no checkpoint; run it with -store_checkpoints"
+    assert result.stdout.splitlines()[:2] == ["1 experiment, 1 skipped", f"  1 folder: {reason}"]
+    assert list(rows_of(folders)[0]) == ["panel", "name", "loss", "share", "runs"]
+    assert {row["share"] for row in rows_of(folders)} == {"0.0"}
+    result = plot(DMF, "dmf/shares", *flags, "-statistic", "mean")
+    assert_refused(result, DMF, "-statistic mean: has no effect with -y on_the_curve; leave it out")
+    result = plot(DMF, "dmf/plan", *flags)
+    assert_refused(result, DMF, f"-y on_the_curve: 2020_epoch_9.pt: {NO_OBSERVATIONS}")
 
 
 def test_figures_against_epochs_and_with_means(plot, folders):
     def column_names(*flags):
-        assert_success(plot(*flags, "-save_data_to", "x.csv"))
+        assert_success(plot(*flags))
         assert (folders / "x.png").read_bytes().startswith(PNG)
-        with open(folders / "x.csv", newline="") as file:
-            return next(csv.reader(file))
+        return list(rows_of(folders)[0])
 
     names = ["panel", "name", "epoch", "lower_quartile", "median", "upper_quartile", "runs", "runs_in_all"]
     assert column_names(DMF, "dmf/plan", "-x", "epoch") == names
     means = column_names(DMF, "dmf/plan", "-x", "epoch", "-y", "sse_loss_*", "e2e_*", "-statistic", "mean")
     assert means == [*names[:3], "lower_95", "mean", "upper_95", *names[6:]]
     columns = ["error_lower_95", "error_mean", "error_upper_95", "rank_lower_95", "rank_mean", "rank_upper_95"]
-    result = column_names(TC, "tc/plan", "-statistic", "mean")
-    assert result == ["method", "num_samples", *columns, "repetitions"]
+    assert column_names(TC, "tc/plan", "-statistic", "mean") == ["method", "num_samples", *columns, "repetitions"]
     path = "dmf/plan/run_0/checkpoints/2020_epoch_9.pt"
-    flags = ["-experiments_checkpoint_paths", path, "-experiments_names", "a", "-x", "epoch", "-save_plot_to", "y.png"]
-    assert_success(plot(DMF, "", *flags))
-    assert (folders / "y.png").exists()
+    flags = ["-experiments_checkpoint_paths", path, "-experiments_names", "a", "-x", "epoch"]
+    assert column_names(DMF, "", *flags) == names

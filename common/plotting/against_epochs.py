@@ -1,7 +1,9 @@
 """Metrics against the epoch, over the runs of a folder: incremental learning, for example."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -9,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from common.plotting import figures
-from common.plotting.figures import Row, line_rows, over_seeds
+from common.plotting.figures import Row, line_rows
 from common.plotting.metrics import LOGARITHMIC, WHOLE, visible_points
 from common.plotting.runs import Group
 from common.training.history import Series
@@ -18,20 +20,20 @@ from common.training.history import Series
 _NUM_EPOCHS = 1000
 
 
-def draw_against_epochs(groups: Sequence[Group], title: str, statistic: str = "median") -> tuple[Figure, list[Row]]:
-    """Draws metrics against the epoch: `values` of the groups are histories by metric. Returns the figure and its data.
+def draw_against_epochs(groups: Sequence[Group], flags: Mapping[str, Any]) -> tuple[Figure, list[Row]]:
+    """Draws metrics against the epoch as the plotter's flags say: `values` of the groups are histories by metric.
+    Returns the figure and its data.
 
     One metric: a line for each group. Several: a panel for each group, a line for each metric. Lines of several seeds
-    are drawn as `statistic` with a band, dashed and lighter where not all of their runs are in training. Raises
+    are drawn as -statistic with a band, dashed and lighter where not all of their runs are in training. Raises
     ValueError if there are too many panels, or no finite values.
     """
     metrics = list(dict.fromkeys(name for group in groups for history in group.values for name in history))
     lines: list[tuple[str, str, list[Row]]] = []
-    for group in groups:
-        for metric in metrics:
-            panel, name = ("", group.name) if len(metrics) == 1 else (group.name, figures.metric_label(metric))
-            if series := [history[metric] for history in group.values if metric in history]:
-                lines.append((panel, name, line_rows("epoch", *values_at(series), statistic)))
+    for group, metric in product(groups, metrics):
+        panel, name = ("", group.name) if len(metrics) == 1 else (group.name, figures.metric_label(metric))
+        if series := [history[metric] for history in group.values if metric in history]:
+            lines.append((panel, name, line_rows("epoch", *values_at(series), flags["statistic"])))
     rows = [{"panel": panel, "name": name, **point} for panel, name, points in lines for point in points]
     if not rows:
         raise ValueError("no value is finite; give another metric")
@@ -48,12 +50,13 @@ def draw_against_epochs(groups: Sequence[Group], title: str, statistic: str = "m
     label = figures.metric_label(*kinds) if len(kinds) == 1 else "value"
     for axes, panel in zip(grid, panels, strict=True):
         for _, name, points in (line for line in lines if line[0] == panel):
-            figures.draw_line(axes, points, "epoch", statistic, **styles[name])
+            figures.draw_line(axes, points, "epoch", flags["statistic"], **styles[name])
         axes.set_title(figures.wrapped(panel, 34), fontsize="small")
         axes.set(xlabel="epoch", ylabel=label if axes.get_subplotspec().is_first_col() else "")
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    if all(LOGARITHMIC.fullmatch(metric) for metric in metrics) and min(row[statistic] for row in rows) > 0:
+    positive = min(row[flags["statistic"]] for row in rows) > 0
+    if positive and all(LOGARITHMIC.fullmatch(metric) for metric in metrics):
         grid[0].set_yscale("log")
     elif all(WHOLE.fullmatch(metric) for metric in metrics):
         grid[0].yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -62,13 +65,11 @@ def draw_against_epochs(groups: Sequence[Group], title: str, statistic: str = "m
         figure.legend(handles=handles, loc="outside right upper", fontsize="x-small")
     else:
         figures.add_legends(figure, {grid[0]: handles}, 34, "x-small")
-    figure.suptitle(title)
+    figure.suptitle(flags["plot_title"] or "")
     seeds = [row["runs_in_all"] for row in rows]
     if max(seeds) > 1:
-        text = over_seeds(statistic, seeds)
-        if any(row["runs"] < row["runs_in_all"] for row in rows):
-            text += "; dashed: over those that are still in training"
-        figure.supxlabel(figures.wrapped(text, 50 * min(len(grid), figures.MOST_COLUMNS)), fontsize="x-small")
+        dashed = "are still in training" if any(row["runs"] < row["runs_in_all"] for row in rows) else ""
+        figures.add_caption(figure, flags["statistic"], seeds, dashed, len(grid))
     return figure, rows
 
 

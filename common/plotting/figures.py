@@ -28,10 +28,8 @@ MARKERS = "ov^Ds1^h"
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
 # Labels of the metrics whose label is not their name.
 _LABELS = {"": "|unobserved entry|", "fro_e2e_norm": "Frobenius norm", "nuc_e2e_norm": "nuclear norm"}
-_LABELS |= {"e2e_effective_rank": "effective rank", "e2e_rank": "rank"}
+_LABELS |= {"e2e_effective_rank": "effective rank", "e2e_rank": "rank", "on_the_curve": "share of runs on the curve"}
 MOST_PANELS, MOST_COLUMNS = 12, 4
-# Inches: of the labels between a panel and the legend below it, and of a line of a legend.
-_BELOW_PANEL, _LINE_OF_LEGEND = 0.45, 0.15
 
 
 @cache
@@ -58,12 +56,10 @@ def wrapped(label: str, width: int) -> str:
     """
     if "$" in label:
         return label
+    lines = [line.split(", ") for line in label.split("\n")]
     # Textwrap does not break at no-break spaces.
-    lines = [
-        [part.replace(" ", "\xa0" if len(part) < width else " ") for part in line.split(", ")]
-        for line in label.split("\n")
-    ]
-    return "\n".join(textwrap.fill(", ".join(parts), width) for parts in lines).replace("\xa0", " ")
+    kept = [[part.replace(" ", "\xa0" if len(part) < width else " ") for part in parts] for parts in lines]
+    return "\n".join(textwrap.fill(", ".join(parts), width) for parts in kept).replace("\xa0", " ")
 
 
 def new_figure(
@@ -94,9 +90,13 @@ def line_styles(number: int) -> list[dict[str, Any]]:
     return [{"color": colour, "linewidth": width} for colour, width in zip(colours, widths, strict=False)]
 
 
-def over_seeds(statistic: str, seeds: Sequence[int]) -> str:
-    """Returns the caption of lines with a statistic and band over these numbers of seeds."""
-    return f"{statistic}, {_BANDS[statistic]} over {span(seeds)} seeds"
+def add_caption(figure: Figure, statistic: str, seeds: Sequence[int], dashed: str, panels: int) -> None:
+    """Adds the caption of lines with a statistic and band over these numbers of seeds. `dashed` says which runs dashed
+    lines are over, "" if there are none.
+    """
+    text = f"{statistic}, {_BANDS[statistic]} over {span(seeds)} seeds"
+    text += f"; dashed: over those that {dashed}" if dashed else ""
+    figure.supxlabel(wrapped(text, 50 * min(panels, MOST_COLUMNS)), fontsize="x-small")
 
 
 def line_rows(x_name: str, x: np.ndarray, values: np.ndarray, statistic: str) -> list[Row]:
@@ -104,9 +104,8 @@ def line_rows(x_name: str, x: np.ndarray, values: np.ndarray, statistic: str) ->
     number of runs that have a value, and of all runs.
     """
     runs = np.isfinite(values).sum(axis=0)
-    x, values, runs = x[runs > 0], values[:, runs > 0], runs[runs > 0]
     columns = (x_name, *COLUMNS[statistic], "runs", "runs_in_all")
-    points = zip(x.tolist(), summary(values, statistic), runs.tolist(), strict=True)
+    points = zip(x[runs > 0].tolist(), summary(values[:, runs > 0], statistic), runs[runs > 0].tolist(), strict=True)
     return [dict(zip(columns, (at, *numbers, left, len(values)), strict=True)) for at, numbers, left in points]
 
 
@@ -170,15 +169,15 @@ def add_legends(
     """
     labels = {axes: [wrapped(handle.get_label(), width) for handle in each] for axes, each in handles.items()}
     lines = max(sum(label.count("\n") + 1 for label in each) for each in labels.values())
-    is_below = lines > most_lines
-    style = {"fontsize": fontsize, "handletextpad": 0.4, "borderpad": 0.3, "framealpha": 0.7}
-    if is_below:
-        figure.set_figheight(figure.get_figheight() + _LINE_OF_LEGEND * (lines + 1))
+    style = {"loc": "best", "fontsize": fontsize, "handletextpad": 0.4, "borderpad": 0.3, "framealpha": 0.7}
+    if lines > most_lines:
+        figure.set_figheight(figure.get_figheight() + 0.15 * (lines + 1))
         style |= {"loc": "upper center", "bbox_to_anchor": (0.5, 0)}
     for axes, of_panel in handles.items():
-        if is_below:
-            style["bbox_transform"] = axes.transAxes + ScaledTranslation(0, -_BELOW_PANEL, figure.dpi_scale_trans)
+        if lines > most_lines:
+            # Below the labels of the axis.
+            style["bbox_transform"] = axes.transAxes + ScaledTranslation(0, -0.45, figure.dpi_scale_trans)
         # Matplotlib hides names that begin with an underscore unless the labels are given as well.
         legend = axes.legend(of_panel, labels[axes], **style)
         # Otherwise the layout would shrink the axes to make room for long names.
-        legend.set_in_layout(is_below)
+        legend.set_in_layout(lines > most_lines)

@@ -41,24 +41,22 @@ def add_map_flags(parser: Parser, metric: str | None, metrics: str = "") -> None
 
 def check_map_flags(parameters: Parameters, not_in_maps: Sequence[str]) -> None:
     """Raises UserError if a flag of a map is given without -map, or one of `not_in_maps` with it."""
+    for name in () if parameters["map"] else ("metric", "above", "below", "map_counts", "at_loss"):
+        if name in parameters.given:
+            raise flag_error(name, parameters[name], "is for maps; give -map PARAM PARAM as well, or leave it out")
     if parameters["map"]:
-        refuse_with("map", parameters, not_in_maps)
+        refuse_with("-map", parameters, not_in_maps)
         if len(set(parameters["map"])) == 1:
             raise flag_error("map", parameters["map"], "give two different parameters")
         if parameters["above"] is not None and parameters["below"] is not None:
             raise flag_error("below", parameters["below"], "contradicts -above; give only one of the two")
-        return
-    for name in ("metric", "above", "below", "map_counts", "at_loss"):
-        if name in parameters.given:
-            raise flag_error(name, parameters[name], "is for maps; give -map PARAM PARAM as well, or leave it out")
 
 
-def refuse_with(flag: str, parameters: Parameters, names: Sequence[str]) -> None:
-    """Raises UserError if one of the flags `names`, which have no effect with `flag`, is given."""
+def refuse_with(given: str, parameters: Parameters, names: Sequence[str]) -> None:
+    """Raises UserError if one of the flags `names`, which have no effect with the `given` words, is given."""
     for name in names:
         if name in parameters.given:
-            shown = f"-{flag} {parameters[flag]}" if isinstance(parameters[flag], str) else f"-{flag}"
-            raise flag_error(name, parameters[name], f"has no effect with {shown}; leave it out")
+            raise flag_error(name, parameters[name], f"has no effect with {given}; leave it out")
 
 
 def save_or_show(draw: Callable[[Parameters], tuple], parameters: Parameters) -> None:
@@ -82,8 +80,8 @@ def save_or_show(draw: Callable[[Parameters], tuple], parameters: Parameters) ->
     picture = io.BytesIO()
     if save_plot_to:
         figure.savefig(picture, format=Path(save_plot_to).suffix[1:].lower(), dpi=250, bbox_inches="tight")
-    data = csv_bytes(rows, list(rows[0]))
-    for path, content in ((parameters["save_data_to"], data), (save_plot_to, picture.getvalue())):
+    files = {parameters["save_data_to"]: csv_bytes(rows, list(rows[0])), save_plot_to: picture.getvalue()}
+    for path, content in files.items():
         if path:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(Path(path), content)

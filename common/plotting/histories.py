@@ -1,4 +1,4 @@
-"""What the figures of lines draw of a run: the metrics in its checkpoint, and a metric against the loss."""
+"""What figures draw of a run: the metrics in its checkpoint, a metric against the loss, or a number."""
 
 import re
 from collections.abc import Sequence
@@ -9,10 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from common.datasets.matrix_sensing import load_matrix_sensing
-from common.recorded_runs import RecordedRun, read_run
+from common.metrics import theory
+from common.plotting.runs import checkpoint_of, observed_problem
+from common.recorded_runs import RecordedRun, final_metrics, newest_checkpoint
 from common.tensor_files import load_dictionary
 from common.training.history import Series, metrics_of_evaluator
+
+# Row and column of a matrix entry, if one is given.
+Entry = tuple[int, int] | None
+# |unobserved entry| divided by its theoretical lower bound at the loss of the run; see metrics/theory.py.
+RATIO_TO_BOUND = "ratio_to_bound"
 
 
 class NotRecorded(ValueError):
@@ -25,14 +31,13 @@ class NoBound(ValueError):
 
 @dataclass(frozen=True)
 class Curve:
-    """Loss (n,) and metric (n,) of one run after `iterations` (n,) gradient steps."""
+    """Loss (n,) and metric (n,) of one run after `epochs` (n,) epochs."""
 
-    iterations: np.ndarray
+    epochs: np.ndarray
     losses: np.ndarray
     values: np.ndarray
     # The observations a, b and z of a 2×2 problem with one unobserved entry (see metrics/theory.py), if wanted.
     corner: tuple[float, float, float] | None = None
-    det_sign: int = 1  # of the determinant while the bounds hold
 
     def first_below(self, losses: np.ndarray) -> np.ndarray:
         """Returns the index of the first point below each of `losses`; n if there is none."""
@@ -45,27 +50,22 @@ class Curve:
     def down_to(self, min_loss: float) -> "Curve":
         """Returns the curve up to its first loss below `min_loss`."""
         end = int(self.first_below(np.array(min_loss))) + 1
-        return replace(self, iterations=self.iterations[:end], losses=self.losses[:end], values=self.values[:end])
+        return replace(self, epochs=self.epochs[:end], losses=self.losses[:end], values=self.values[:end])
 
 
-def entry_of(run: RecordedRun, entry: tuple[int, int] | None) -> tuple[int, int]:
+def entry_of(run: RecordedRun, entry: Entry) -> tuple[int, int]:
     """Returns `entry` or, if it is None, the unobserved entry of a run: (0, 0) if none is recorded."""
     return entry or tuple(run.parameters.get("unobserved_entry") or (0, 0))
 
 
 def read_history(
-    path: str | Path,
-    run: RecordedRun | None = None,
-    patterns: Sequence[str] = ("",),
-    entry: tuple[int, int] | None = None,
+    path: str | Path, run: RecordedRun, patterns: Sequence[str] = ("",), entry: Entry = None
 ) -> dict[str, Series]:
     """Returns the metrics in a checkpoint, of this project or of the original code, whose names match one of `patterns`
     (such as singular_value_*), by name. The pattern and name "" is the absolute value of the matrix entry `entry`, by
-    default the unobserved one. `run` is what the run's folder records, if that has been read.
-
-    Raises NotRecorded; OSError, and ValueError if the file is something else.
+    default the unobserved one. Raises NotRecorded; OSError, and ValueError if the file is something else.
     """
-    row, col = entry_of(run or read_run(Path(path).parent.parent), entry)
+    row, col = entry_of(run, entry)
     of_entry = f"e2e_{row}_{col}_value"
     content = load_dictionary(path)
     try:
@@ -93,16 +93,11 @@ def read_history(
 
 
 def load_curve(
-    path: str | Path,
-    run: RecordedRun | None = None,
-    metric: str = "",
-    entry: tuple[int, int] | None = None,
-    corner: bool = False,
+    path: str | Path, run: RecordedRun, metric: str = "", entry: Entry = None, corner: bool = False
 ) -> Curve:
     """Returns the curve of a checkpoint; see `read_history`. Pairs loss and metric by epoch. `corner` says whether to
     read the observations. Raises as `read_history` does, and NoBound.
     """
-    run = run or read_run(Path(path).parent.parent)
     metrics = read_history(path, run, ("sse_loss_div_2", escape(metric)), entry)
     loss, other = metrics["sse_loss_div_2"], metrics[metric]
     epochs, at_loss, at_value = np.intersect1d(loss.epochs, other.epochs, return_indices=True)
@@ -111,26 +106,59 @@ def load_curve(
     if not usable.any():
         diverged = len(losses) and not np.isfinite(losses).any()
         raise ValueError("diverged" if diverged else "has no epoch with both loss and metric; give one that has")
-    observations = corner_of(run, *entry_of(run, entry)) if corner else ()
-    return Curve(epochs[usable] + 1, losses[usable], values[usable], *observations)
+    observations = corner_of(run, *entry_of(run, entry)) if corner else None
+    return Curve(epochs[usable] + 1, losses[usable], values[usable], observations)
 
 
-def corner_of(run: RecordedRun, row: int, col: int) -> tuple[tuple[float, float, float], int]:
-    """Returns the observations a, b and z of metrics/theory.py, and the sign of the determinant while the bounds hold.
-
-    Raises NoBound if the experiment has no bounds.
-    """
-    path, num_samples = run.parameters.get("dataset_path") or "", run.parameters.get("num_samples") or 1
+def corner_of(run: RecordedRun, row: int, col: int) -> tuple[float, float, float]:
+    """Returns the observations a, b and z of metrics/theory.py. Raises NoBound if the experiment has no bounds."""
     try:
-        dataset = load_matrix_sensing(path).first(num_samples)
+        _, unobserved, observations = observed_problem(run)
     except (OSError, ValueError) as error:
+        path = run.parameters.get("dataset_path") or ""
         unread = f"its dataset {path:.200} cannot be read ({error!s:.200})" if path else "no run_params.json names them"
         raise NoBound(f"needs the observations of {run.path}, but {unread}; leave it out") from None
-    observed = dataset.observed_entries
-    if dataset.shape != (2, 2) or observed is None or len(observed) != 3 or 2 * row + col in observed:
+    if len(observations or ()) != 3 or unobserved != [row, col]:
         raise NoBound(f"is known only for 2x2 matrices with one unobserved entry, unlike {run.path}; leave it out")
-    values = dict(zip(observed.tolist(), dataset.observations.tolist(), strict=True))
-    a, b, z = values[2 * row + 1 - col], values[2 * (1 - row) + col], values[2 * (1 - row) + 1 - col]
-    if not a * b:
+    if not observations[0] * observations[1]:
         raise NoBound(f"does not exist for {run.path}, which observes 0 beside the unobserved entry; leave it out")
-    return (a, b, z), int(np.sign(a * b)) * (1 if row == col else -1)
+    return tuple(observations)
+
+
+def measure_matrix(run: RecordedRun, metric: str, entry: Entry = None, at_loss: float | None = None) -> float | None:
+    """Returns the `metric` ("" for |entry|, by default of the unobserved entry; RATIO_TO_BOUND) of a run of matrix
+    factorization at its end or, with `at_loss`, at the first validation with at most this loss; None if there is none.
+    Of a run without checkpoint, the end counts if its loss is at most `at_loss`.
+
+    Raises ValueError, NotRecorded and NoBound.
+    """
+    row, col = entry_of(run, entry)
+    of_entry = metric in ("", RATIO_TO_BOUND)
+    name = f"e2e_{row}_{col}_value" if of_entry else metric
+    final = {} if at_loss is not None and newest_checkpoint(run.path) else final_metrics(run)
+    if {name, "sse_loss_div_2"} <= final.keys():
+        loss, value = final["sse_loss_div_2"], final[name]
+    else:
+        curve = load_curve(checkpoint_of(run), run, "" if of_entry else metric, entry)
+        index = -1 if at_loss is None else int(np.argmax(curve.losses <= at_loss))
+        loss, value = curve.losses[index], curve.values[index]
+    if loss is None or value is None or (at_loss is not None and loss > at_loss):
+        return None
+    if metric == RATIO_TO_BOUND:
+        value = abs(value) / theory.unobserved_entry(np.array(loss), *corner_of(run, row, col))
+    return float(abs(value) if of_entry else value)
+
+
+def measure_tensor(run: RecordedRun, metric: str) -> float | None:
+    """Returns the final value of `metric` of a run of tensor completion. Raises ValueError and NotRecorded."""
+    final, checkpoint = final_metrics(run), newest_checkpoint(run.path)
+    # In the results, the metrics of the model have its name.
+    for name in (metric, f"model_{metric}"):
+        if name in final:
+            return final[name]
+    if not checkpoint:
+        raise NotRecorded(f"{metric} was not recorded; give one of {', '.join(final)}")
+    try:
+        return float(read_history(checkpoint, run, [escape(metric)])[metric].values[-1])
+    except NotRecorded as error:
+        raise NotRecorded(", ".join([str(error), *final])) from None

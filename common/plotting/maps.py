@@ -11,12 +11,11 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from common.cli import Parameters, flag_errors
-from common.datasets.matrix_sensing import load_matrix_sensing
 from common.naming import scientific, span
 from common.plotting.figures import MOST_COLUMNS, MOST_PANELS, Row, metric_label, new_figure, wrapped
-from common.plotting.map_runs import RATIO_TO_BOUND, MapRun, read_map_runs
-from common.plotting.runs import number_of, report
-from common.recorded_runs import RecordedRun, canonical, is_number
+from common.plotting.histories import RATIO_TO_BOUND
+from common.plotting.runs import Found, is_finished, number_of, observed_problem, read_each, report
+from common.recorded_runs import RecordedRun, canonical, compared, differing_names, is_number
 
 _MOST_TICKS = 14
 # Metrics that differ by orders of magnitude are coloured on a logarithmic scale from this ratio on.
@@ -25,23 +24,27 @@ _GREY = 0.8
 
 
 def map_figure(
-    parameters: Parameters,
-    require: Callable[[RecordedRun], None],
-    measure: Callable[[RecordedRun], float | None],
+    parameters: Parameters, require: Callable[[RecordedRun], None], measure: Callable[[RecordedRun], float | None]
 ) -> tuple[Figure, list[Row]]:
-    """Returns the map that a plotter's flags ask for, and its data. Raises as `read_map_runs` does, and UserError if
-    the map cannot be drawn.
+    """Returns the map that a plotter's flags ask for, and its data. `measure` returns the value of a run that finished
+    and did not diverge. Raises as `read_each` does, and UserError if the map cannot be drawn.
     """
-    runs, skipped = read_map_runs(parameters["experiments_dir"], require, measure)
-    found = f"{number_of(len(runs), 'experiment')}, {sum(run.finished for run in runs)} of them finished"
-    report(f"{found}, {number_of(len(skipped), 'folder')} skipped", skipped, parameters["list_skipped"])
+
+    def read(run: RecordedRun) -> float | None:
+        value = measure(run) if is_finished(run) and run.status.get("stop_reason") != "diverged" else None
+        return None if value is None or not np.isfinite(value) else value
+
+    found, skipped = read_each(parameters["experiments_dir"], require, read)
+    counts = f"{number_of(len(found), 'experiment')}, {sum(is_finished(run) for run, _ in found)} of them finished"
+    report(f"{counts}, {number_of(len(skipped), 'folder')} skipped", skipped, parameters["list_skipped"])
     with flag_errors("map", parameters["map"]):
-        return draw_map(runs, parameters.values)
+        return draw_map(found, parameters.values)
 
 
-def draw_map(runs: Sequence[MapRun], flags: Mapping[str, Any]) -> tuple[Figure, list[Row]]:
-    """Draws a map over two parameters as a plotter's flags say (see plotting/flags.py). Returns the figure, and a row
-    for each cell: its value, and the numbers of runs, of finished runs and of runs with a value.
+def draw_map(found: Sequence[Found], flags: Mapping[str, Any]) -> tuple[Figure, list[Row]]:
+    """Draws a map of runs and their values over two parameters as a plotter's flags say (see plotting/flags.py).
+    Returns the figure, and a row for each cell: its value, and the numbers of runs, of finished runs and of runs with a
+    value.
 
     In shares, finished runs without a value, such as those that diverged, count as runs whose metric is not above or
     below the limit. Cells have the same size. Where theory has a line, it is drawn. Raises ValueError if a run lacks a
@@ -50,22 +53,23 @@ def draw_map(runs: Sequence[MapRun], flags: Mapping[str, Any]) -> tuple[Figure, 
     names, statistic, metric, at_loss = flags["map"], flags["statistic"], flags["metric"] or "", flags.get("at_loss")
     above, below = flags["above"], flags["below"]
     of_share = above is not None or below is not None
-    members = _panels(runs, names)
-    x, y = (_values_of(runs, name) for name in names)
+    members = _panels(found, names)
+    x, y = (_values_of(found, name) for name in names)
     tables = []
     for panel, of_panel in members:
-        cells: dict[str, list[MapRun]] = {}
-        for run in of_panel:
-            cells.setdefault(canonical([run.values[name] for name in names]), []).append(run)
+        cells: dict[str, list[Found]] = {}
+        for run, value in of_panel:
+            cells.setdefault(canonical([run.values[name] for name in names]), []).append((run, value))
         tables.append([])
         for at_y, at_x in product(y, x):
             cell = cells.get(canonical([at_x, at_y]), [])
-            values, finished = [run.value for run in cell if run.value is not None], sum(run.finished for run in cell)
-            if of_share:
-                inside = [(above is None or each > above) and (below is None or each < below) for each in values]
-                value = sum(inside) / finished if finished else None
-            else:
-                value = float(getattr(np, statistic)(values)) if values else None
+            values, finished = (
+                [value for _, value in cell if value is not None],
+                sum(is_finished(run) for run, _ in cell),
+            )
+            inside = [(above is None or each > above) and (below is None or each < below) for each in values]
+            share = sum(inside) / finished if finished else None
+            value = share if of_share else float(getattr(np, statistic)(values)) if values else None
             row = {"panel": panel, names[0]: at_x, names[1]: at_y, "value": value}
             tables[-1].append({**row, "runs": len(cell), "finished": finished, "valid": len(values)})
     rows = [row for table in tables for row in table]
@@ -90,7 +94,7 @@ def draw_map(runs: Sequence[MapRun], flags: Mapping[str, Any]) -> tuple[Figure, 
             colour = "black" if row["value"] is None or norm(row["value"]) > 0.6 else "white"
             text = str(row["runs"] or "") if row["finished"] == row["runs"] else f"{row['finished']}/{row['runs']}"
             axes.text(i + 0.5, j + 0.5, text, color=colour, ha="center", va="center", fontsize="x-small")
-        if line := _theory_line([run.values for run in of_panel], names, x, y):
+        if line := _theory_line([run for run, _ in of_panel], names, x, y):
             *points, label = line
             axes.plot(*points, color="red", linewidth=2)
             notes.append(f"red: {label}")
@@ -99,8 +103,9 @@ def draw_map(runs: Sequence[MapRun], flags: Mapping[str, Any]) -> tuple[Figure, 
             texts = [_text(name, place) for place in places[::every]]
             if any("e-" in text for text in texts) and all(map(is_number, places)):
                 texts = [scientific(place) for place in places[::every]]
-            size = "medium" if len(texts) < 10 else "small"
-            axis.set_ticks(np.arange(0.5, len(places), every), labels=texts, fontsize=size)
+            axis.set_ticks(
+                np.arange(0.5, len(places), every), labels=texts, fontsize="medium" if len(texts) < 10 else "small"
+            )
             if axis is axes.xaxis and sum(map(len, texts)) > 28:
                 axis.set_tick_params(rotation=45 if max(map(len, texts)) < 9 else 90)
         axes.set_title(wrapped(panel, 40), fontsize="small")
@@ -109,23 +114,27 @@ def draw_map(runs: Sequence[MapRun], flags: Mapping[str, Any]) -> tuple[Figure, 
     for axes in panels[-MOST_COLUMNS:]:
         axes.set_xlabel(names[0].replace("_", " "))
         axes.tick_params(labelbottom=True)
+
     sizes = [row["finished"] for row in rows]
     label = "|unobserved entry| / lower bound" if metric == RATIO_TO_BOUND else metric_label(metric)
-    if of_share:
-        label = f"share of runs with {label} {'<' if above is None else '>'} {below if above is None else above:g}"
+    caption = "a run in each cell"
+    if max(sizes) > 1:
+        caption = f"{'shares' if of_share else f'{statistic}s'} of {span([size for size in sizes if size])} runs"
+    if metric == RATIO_TO_BOUND and above == 1:
+        label = "share of runs on the curve"
+    elif of_share:
+        # No line begins with the sign or the number.
+        limit = f"<\xa0{below:g}" if above is None else f">\xa0{above:g}"
+        label = f"share of runs with {label}\xa0{limit}"
     elif max(sizes) > 1:
         label = f"{statistic} {label}"
     label += "" if at_loss is None else f" at loss {scientific(at_loss)}"
     figure.colorbar(mesh, ax=panels, label=wrapped(label, 42))
     figure.suptitle(flags["plot_title"] or "")
-
-    caption = "a run in each cell"
-    if max(sizes) > 1:
-        caption = f"{'shares' if of_share else f'{statistic}s'} of {span([size for size in sizes if size])} runs"
     if number := sum(row["finished"] - row["valid"] for row in rows):
         what = f"counted as not {'below' if above is None else 'above'}" if of_share else "left out"
         caption += f"; {number} {lost}: {what}"
-    unfinished = sum(row["runs"] - row["finished"] for row in rows)
+    unfinished = len(found) - sum(sizes)
     caption += f"; without {unfinished} that are not finished" if unfinished else ""
     caption += f"; numbers: runs{', finished / all' if unfinished else ''}" if flags["map_counts"] else ""
     caption = "; ".join(dict.fromkeys([caption, *notes]))
@@ -133,27 +142,26 @@ def draw_map(runs: Sequence[MapRun], flags: Mapping[str, Any]) -> tuple[Figure, 
     return figure, rows
 
 
-def _panels(runs: Sequence[MapRun], names: Sequence[str]) -> list[tuple[str, list[MapRun]]]:
+def _panels(found: Sequence[Found], names: Sequence[str]) -> list[tuple[str, list[Found]]]:
     """Returns title and runs of each panel. Runs that would share a cell, but differ in more than their seed, are in
     different panels. Raises ValueError if a run lacks a parameter of `names`, or if there are too many panels.
     """
+    runs = [run for run, _ in found]
     for name in names:
         if not all(name in run.values for run in runs):
             known = {each for run in runs for each in run.values} - {"experiment_name", "random_seed", "output_dir"}
             varying = sorted(each for each in known if len({canonical(run.values.get(each)) for run in runs}) > 1)
             text = f"{name} is not recorded of all runs; the parameters in which they differ are"
             raise ValueError(f"{text}: {', '.join(varying) or 'none'}")
-    in_cells: dict[tuple[str, str], set[str]] = {}
+    cells: dict[str, list[RecordedRun]] = {}
     for run in runs:
-        for name in run.compared.keys() - set(names):
-            cell = canonical([run.values[each] for each in names])
-            in_cells.setdefault((cell, name), set()).add(canonical(run.compared[name]))
-    differing = sorted({name for (_, name), values in in_cells.items() if len(values) > 1})
-    panels: dict[str, tuple[str, list[MapRun]]] = {}
-    for run in runs:
+        cells.setdefault(canonical([run.values[name] for name in names]), []).append(run)
+    differing = sorted({name for cell in cells.values() for name in differing_names(cell)} - set(names))
+    panels: dict[str, tuple[str, list[Found]]] = {}
+    for (run, value), parameters in zip(found, compared(runs), strict=True):
         title = ", ".join(f"{name} {_text(name, run.values.get(name))}" for name in differing)
-        key = canonical([run.compared.get(name) for name in differing])
-        panels.setdefault(key, (title, []))[1].append(run)
+        key = canonical([parameters.get(name) for name in differing])
+        panels.setdefault(key, (title, []))[1].append((run, value))
     if len(panels) > MOST_PANELS:
         raise ValueError(
             f"the runs differ in {', '.join(differing)} as well, which takes {len(panels)} maps; give a folder with at "
@@ -162,9 +170,9 @@ def _panels(runs: Sequence[MapRun], names: Sequence[str]) -> list[tuple[str, lis
     return list(panels.values())
 
 
-def _values_of(runs: Sequence[MapRun], name: str) -> list[Any]:
+def _values_of(found: Sequence[Found], name: str) -> list[Any]:
     """Returns the values of a parameter in the order of the axis."""
-    values = {canonical(run.values[name]): run.values[name] for run in runs}.values()
+    values = {canonical(run.values[name]): run.values[name] for run, _ in found}.values()
     return sorted(values, key=None if all(map(is_number, values)) else lambda value: _text(name, value))
 
 
@@ -178,7 +186,7 @@ def _text(name: str, value: Any) -> str:
 
 
 def _theory_line(
-    runs: Sequence[Mapping[str, Any]], names: Sequence[str], x: Sequence[Any], y: Sequence[Any]
+    runs: Sequence[RecordedRun], names: Sequence[str], x: Sequence[Any], y: Sequence[Any]
 ) -> tuple[np.ndarray, np.ndarray, str] | None:
     """Returns the points, in cells, and the label of the line that theory predicts for runs with these parameters; None
     if none is known. `x` and `y` are the values of the parameters `names` on the axes.
@@ -192,9 +200,10 @@ def _theory_line(
     is_first = names[1] in ("num_samples", "depth")
     (first, second), (a, b) = (names, (x, y)) if is_first else (names[::-1], (y, x))
     facts = "target_tensor_cp_rank", "mode_dim_size", "order"
-    if second == "num_samples" and first in facts[:2] and all(run.get("random_target") for run in runs):
-        known = {name: runs[0][name] for name in facts}
-        if any(run[name] != known[name] or run[name] < 1 for run in runs for name in facts if name != first):
+    if second == "num_samples" and first in facts[:2] and all(run.values.get("random_target") for run in runs):
+        known = {name: runs[0].values[name] for name in facts}
+        others = [run.values[name] - known[name] for run in runs for name in facts if name != first]
+        if any(others) or min(known.values()) < 1:
             return None
         known[first] = np.linspace(a[0], a[-1], 200)
         rank, dim, order = known.values()
@@ -203,16 +212,16 @@ def _theory_line(
         points = _places(known[first][inside], a), _places(numbers[inside], b)
         label = f"free parameters, {'r(d₁ + d₂ + d₃ − 2)' if order == 3 else 'r(Σd − N + 1)'}"
     elif (first, second) == ("lr", "depth"):
-        paths = {run.get("dataset_path") or "" for run in runs}
-        plain = all(run.get("optimizer") in (None, "gd") and not run.get("weight_decay") for run in runs)
+        plain = all(run.values.get("optimizer") in (None, "gd") and not run.values.get("weight_decay") for run in runs)
         try:
-            dataset = load_matrix_sensing(min(paths))
+            problems = {canonical(observed_problem(run)[::2]) for run in runs if plain}
         except (OSError, ValueError):
             return None
-        if len(paths) > 1 or not plain or dataset.shape != (1, 1) or dataset.observed_entries is None:
+        shape, observations = json.loads(problems.pop()) if len(problems) == 1 else (None, None)
+        if shape != [1, 1] or not observations:
             return None
         depth = np.array(b, dtype=np.float64)
-        rates = 2 / (depth * abs(dataset.target_matrix.item()) ** (2 - 2 / depth))
+        rates = 2 / (depth * abs(observations[0]) ** (2 - 2 / depth))
         # A step for each depth.
         points = np.repeat(_places(rates, a), 2), np.repeat(np.arange(len(b) + 1.0), 2)[1:-1]
         label = "2 / sharpness at the minimum"

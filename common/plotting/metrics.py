@@ -1,6 +1,6 @@
 """Plots of an experiment's metrics against the epoch. Does not import torch; imports matplotlib to draw.
 
-As a program, it draws what it reads from standard input; see `main`.
+As a program, it draws what it reads from standard input.
 """
 
 import io
@@ -9,6 +9,7 @@ import pickle
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -80,66 +81,51 @@ def draw_metrics(lines: Lines, directory: Path, stalled: int | None = None) -> N
     """Writes each figure of `lines` as a png file to `directory`, which is made if missing, whatever backend
     and style the user has chosen.
 
-    The axis of a loss is logarithmic if all values are positive. A vertical line marks the epoch `stalled`, from which
-    the steps of the run changed no parameter.
+    The axis of a loss is logarithmic if all values are positive. Of many lines, the legend shows the first and the
+    last. A vertical line marks the epoch `stalled`, from which no parameter changed.
     """
     # When it is imported, matplotlib refuses a backend that it does not know.
     os.environ["MPLBACKEND"] = "agg"
     import matplotlib
+    from matplotlib.ticker import MaxNLocator
 
     directory.mkdir(exist_ok=True)
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        _axes()
+        axes = _axes()
         for name, of_figure in lines.items():
-            axes = _axes()
-            _draw(axes, name, of_figure, stalled)
+            # Clearing the axes would make all ticks again.
+            for line in list(axes.lines):
+                line.remove()
+            many = len(of_figure) > _MOST_LINES
+            shades = np.linspace(0, 0.9, max(len(of_figure), _MOST_LINES))
+            axes.set_prop_cycle(color=matplotlib.colormaps["viridis" if many else "tab10"](shades))
+            for label, (epochs, values) in of_figure.items():
+                axes.plot(epochs, values, label=label, marker="." if len(epochs) == 1 else None)
+            values = np.concatenate([values for _, values in of_figure.values()])
+            is_log = bool(LOGARITHMIC.fullmatch(name) and len(values) and values.min() > 0)
+            axes.set(yscale="log" if is_log else "linear", ylabel=name)
+            if not is_log:
+                whole = {"integer": True, "min_n_ticks": 1} if WHOLE.fullmatch(name) else {}
+                axes.yaxis.set_major_locator(MaxNLocator(5, **whole))
+            axes.relim()
+            axes.autoscale_view()
+            if not len(values):
+                # Without points, the limits of the previous figure would remain.
+                axes.set(xlim=(0, 1), ylim=(0, 1))
+                axes.autoscale()
+            named = [axes.lines[0], axes.lines[-1]] if many else list(axes.lines)
+            if stalled is not None:
+                named.append(axes.axvline(stalled, color="0.45", linestyle="--", linewidth=1, label="stalled"))
+            axes.legend(named, [line.get_label() for line in named], loc="best", fontsize="small")
             picture = io.BytesIO()
             axes.figure.savefig(picture, format="png", pil_kwargs={"compress_level": 1})
             write_atomically(directory / f"{name}.png", picture.getvalue())
 
 
-def _draw(axes: Any, name: str, lines: Mapping[str, tuple[np.ndarray, np.ndarray]], stalled: int | None) -> None:
-    from matplotlib import colormaps
-    from matplotlib.ticker import MaxNLocator
-
-    # Clearing the axes would make all ticks again.
-    for line in list(axes.lines):
-        line.remove()
-    many = len(lines) > _MOST_LINES
-    shades = np.linspace(0, 0.9, max(len(lines), _MOST_LINES))
-    axes.set_prop_cycle(color=colormaps["viridis" if many else "tab10"](shades))
-    for label, (epochs, values) in lines.items():
-        axes.plot(epochs, values, label=label, marker="." if len(epochs) == 1 else None)
-    values = np.concatenate([values for _, values in lines.values()])
-    is_log = bool(LOGARITHMIC.fullmatch(name) and len(values) and values.min() > 0)
-    axes.set(yscale="log" if is_log else "linear", ylabel=name)
-    if not is_log:
-        whole = {"integer": True, "min_n_ticks": 1} if WHOLE.fullmatch(name) else {}
-        axes.yaxis.set_major_locator(MaxNLocator(5, **whole))
-    axes.relim()
-    axes.autoscale_view()
-    if not len(values):
-        # Without points, the limits of the previous figure would remain.
-        axes.set(xlim=(0, 1), ylim=(0, 1))
-        axes.autoscale()
-    # Of many lines, the legend shows the first and the last.
-    named = [axes.lines[0], axes.lines[-1]] if many else list(axes.lines)
-    if stalled is not None:
-        named.append(axes.axvline(stalled, color="0.45", linestyle="--", linewidth=1, label="stalled"))
-    axes.legend(named, [line.get_label() for line in named], loc="best", fontsize="small")
-
-
-def main() -> None:
-    """Draws what standard input has: pickles of the arguments of `draw_metrics`. Answers each with an empty line."""
-    while True:
-        try:
-            drawing = pickle.load(sys.stdin.buffer)
-        except EOFError:
-            return
-        draw_metrics(*drawing)
-        print(flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    # Draws what standard input has: pickles of the arguments of `draw_metrics`. Answers each with an empty line.
+    with suppress(EOFError):
+        while True:
+            draw_metrics(*pickle.load(sys.stdin.buffer))
+            print(flush=True)

@@ -3,7 +3,8 @@
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,6 @@ from common.recorded_runs import (
     read_runs,
 )
 
-_INITIALIZATION = {"lr", "weight_init_type", "init_alpha", "use_balanced_init"}
-
 # A recorded run, and what is drawn of it.
 Found = tuple[RecordedRun, Any]
 
@@ -33,7 +32,7 @@ class Group:
     """Runs that differ only in their seed: a line, or a panel, of a figure."""
 
     name: str
-    depth: int  # of a matrix factorization, if each depth has a panel; otherwise 0
+    panel: str  # its title, "depth 3", if each depth has one; otherwise ""
     values: list[Any]  # what is drawn of each run
 
 
@@ -51,6 +50,11 @@ def require_tensor_run(run: RecordedRun) -> None:
         raise ValueError("a matrix factorization experiment; dmf_results_plotter.py draws it")
     if "num_samples" not in run.parameters and not (run.path / TENSOR_METRICS).exists():
         raise ValueError("no tensor completion experiment")
+
+
+def is_finished(run: RecordedRun) -> bool:
+    """Returns whether a run ended; the original code recorded no status."""
+    return bool(run.status.get("finished", newest_checkpoint(run.path) or (run.path / TENSOR_METRICS).exists()))
 
 
 def checkpoint_of(run: RecordedRun) -> Path:
@@ -74,12 +78,13 @@ def read_each(
     repeats it. If all are skipped, raises the first error of a subclass of ValueError, or else a ValueError.
     """
     alone = Path(directory).resolve()
-    if is_experiment(alone):
-        require(run := _with_parameters(read_run(alone)))
-        return [(run, read(run))], []
-    runs, skipped = read_runs(directory)
+    runs, skipped = ([read_run(alone)], []) if is_experiment(alone) else read_runs(directory)
     found, errors, of_experiments = [], [], []
-    for run in map(_with_parameters, runs):
+    for run in runs:
+        # The original code's folders without run_params.json have parameters in their names.
+        named = re.search(r"_samples_(\d+)(?:_init_(\d+\.?\d*(?:e[+-]?\d+)?))?", run.path.name)
+        if named and not run.parameters:
+            run.parameters.update({"num_samples": int(named[1]), **({"init_std": float(named[2])} if named[2] else {})})
         try:
             if not is_experiment(run.path) and any(map(is_experiment, run.path.glob("[!.]*"))):
                 of_experiments.append(run.path.name)
@@ -87,6 +92,8 @@ def read_each(
             require(run)
             found.append((run, read(run)))
         except ValueError as error:
+            if run.path == alone:
+                raise
             errors.append(error)
             skipped.append(f"{run.path.name}: {error}")
     newest: dict[tuple, Found] = {}
@@ -109,20 +116,8 @@ def read_each(
     raise ValueError(f"holds no experiment that can be drawn{reason}{remedy}")
 
 
-def _with_parameters(run: RecordedRun) -> RecordedRun:
-    """Returns a run with the parameters in its folder's name, if the original code wrote no run_params.json."""
-    named = re.search(r"_samples_(\d+)(?:_init_(\d+\.?\d*(?:e[+-]?\d+)?))?", run.path.name)
-    if run.parameters or not named:
-        return run
-    init_std = {"init_std": float(named[2])} if named[2] else {}
-    return replace(run, parameters={"num_samples": int(named[1]), **init_std})
-
-
 def read_groups(
-    directory: str,
-    require: Callable[[RecordedRun], None],
-    read: Callable[[Path, RecordedRun], Any],
-    panel_for_depth: bool = False,
+    directory: str, require: Callable[[RecordedRun], None], read: Callable[..., Any], panel_for_depth: bool = False
 ) -> tuple[list[Group], list[str]]:
     """Returns the finished runs in a directory with `read(checkpoint, run)` of each, grouped, and a line of text for
     each folder that is skipped. With `panel_for_depth`, the groups are ordered by depth, and named for each depth.
@@ -138,16 +133,15 @@ def read_groups(
             kind = ValueError if isinstance(error, OSError) else type(error)
             raise kind(f"{checkpoint.name}: {error}") from None
 
+    def depth_of(members: list[Found]) -> int:
+        return members[0][0].parameters["depth"] if panel_for_depth else 0
+
     found, skipped = read_each(directory, require, read_one)
-    panels: dict[int, list[list[Found]]] = {}
-    for members in same_parameters(found):
-        depth = members[0][0].parameters["depth"] if panel_for_depth else 0
-        panels.setdefault(depth, []).append(members)
     groups = []
-    for depth, panel in sorted(panels.items()):
-        names_of = tensor_names if require is require_tensor_run else matrix_names
-        names = names_of([members[0][0] for members in panel])
-        groups += [Group(name, depth, [each for _, each in of]) for name, of in zip(names, panel, strict=True)]
+    for depth, panel in groupby(sorted(same_parameters(found), key=depth_of), depth_of):
+        lines, title = list(panel), f"depth {depth}" if panel_for_depth else ""
+        names = names_of([members[0][0] for members in lines])
+        groups += [Group(name, title, [each for _, each in of]) for name, of in zip(names, lines, strict=True)]
     return groups, skipped
 
 
@@ -176,23 +170,38 @@ def _reasons(skipped: Sequence[str]) -> list[str]:
     return [f"{number_of(count, 'folder')}: {reason}" for reason, count in reasons.most_common()]
 
 
-def matrix_names(runs: Sequence[RecordedRun]) -> list[str]:
-    """Returns a name for each matrix factorization: learning rate and initialization, unless only other parameters
-    differ, and the other parameters in which the runs differ.
+def names_of(runs: Sequence[RecordedRun], shown: Collection[str] = ()) -> list[str]:
+    """Returns a name for each run: the initialization, and the parameters in which the runs differ, except those in
+    `shown`. Of matrix factorizations, learning rate and initialization are left out if only other parameters differ.
+    The folder's name is added to equal names.
     """
-    differing = set(differing_names(runs))
-    alone = differing and not differing & _INITIALIZATION
-    bases = ["" if alone else f"lr {scientific(run.parameters['lr'])} {_initialization(run)}" for run in runs]
-    return _names(runs, bases, _INITIALIZATION)
-
-
-def tensor_names(runs: Sequence[RecordedRun], shown: Collection[str] = ()) -> list[str]:
-    """Returns a name for each tensor factorization: the initialization, and the other parameters in which the runs
-    differ, except those in `shown`.
-    """
-    stds = [run.values.get("init_std") for run in runs]
-    bases = ["model" if std is None else f"tf, factor init {scientific(std)}" for std in stds]
-    return _names(runs, bases, {"init_std", *shown})
+    names = differing_names(runs)
+    if "depth" in runs[0].parameters:
+        of_base = {"lr", "weight_init_type", "init_alpha", "use_balanced_init"}
+        is_needed = not names or of_base & set(names)
+        bases = [f"lr {scientific(run.parameters['lr'])} {_initialization(run)}" if is_needed else "" for run in runs]
+    else:
+        of_base, stds = {"init_std"}, [run.values.get("init_std") for run in runs]
+        bases = ["model" if std is None else f"tf, init {scientific(std)}" for std in stds]
+    names = [name for name in names if name not in of_base | set(shown)]
+    # The numbers of samples are left out if they follow from the datasets.
+    samples = {canonical([run.inputs, run.parameters.get("num_samples")]) for run in runs}
+    if "dataset_path" in names and len(samples) == len({canonical(run.inputs) for run in runs}):
+        names = [name for name in names if name != "num_samples"]
+    # Of the datasets' names, split at underscores, the parts between the common beginning and the common end.
+    stems = [Path(run.parameters.get("dataset_path") or "").stem.split("_") for run in runs]
+    shortest = min(map(len, stems))
+    begin = next((i for i in range(shortest) if len({each[i] for each in stems}) > 1), 0)
+    end = next((i for i in range(shortest - begin) if len({each[-1 - i] for each in stems}) > 1), 0)
+    found = []
+    for run, base, stem, values in zip(runs, bases, stems, compared(runs), strict=True):
+        words = {name: f"{name} {run.values.get(name, values.get(name))}" for name in names}
+        words |= {"dtype": str(run.parameters.get("dtype")), "dataset_path": "_".join(stem[begin : -end or None])}
+        words["trainer_checkpoint"] = f"from {Path(run.parameters.get('trainer_checkpoint') or 'the start').name}"
+        found.append(", ".join(filter(None, [base, *(words[name] for name in names)])))
+    return [
+        name if found.count(name) == 1 else f"{name} ({run.path.name})" for run, name in zip(runs, found, strict=True)
+    ]
 
 
 def _initialization(run: RecordedRun) -> str:
@@ -208,32 +217,28 @@ def _initialization(run: RecordedRun) -> str:
         return f"init {scientific(alpha)} (b)"
     # A product of factors with std α and inner dimension d has entries of variance d^(depth − 1) α^(2 depth).
     try:
-        shape = load_matrix_sensing(run.parameters.get("dataset_path") or "").shape
-        inner = run.parameters.get("hidden_dim") or min(shape)
+        inner = run.parameters.get("hidden_dim") or min(observed_problem(run)[0])
         return f"init {scientific(float(f'{inner ** ((depth - 1) / 2) * alpha**depth:.1e}'))}"
     except (OSError, ValueError, ArithmeticError):
         return f"factor init {scientific(alpha)}"
 
 
-def _names(runs: Sequence[RecordedRun], bases: Sequence[str], shown: Collection[str]) -> list[str]:
-    """Returns a name for each run: its base, which may be empty, and the parameters in which the runs differ, except
-    those that the bases show. The folder's name is added to equal names.
+def observed_problem(run: RecordedRun) -> tuple[list[int], list[int] | None, list[float] | None]:
+    """Returns the shape of a run's matrix and, if it is 1×1 or 2×2 and entries are observed, all but one at least, the
+    unobserved entry and the observations: a, b and z of metrics/theory.py.
+
+    Runs that were recorded before run_params.json had them need their dataset. Raises OSError and ValueError.
     """
-    names = [name for name in differing_names(runs) if name not in shown]
-    # The numbers of samples are left out if they follow from the datasets.
-    samples = {canonical([run.inputs, run.parameters.get("num_samples")]) for run in runs}
-    if "dataset_path" in names and len(samples) == len({canonical(run.inputs) for run in runs}):
-        names = [name for name in names if name != "num_samples"]
-    # Of the datasets' names, split at underscores, the parts between the common beginning and the common end.
-    stems = [Path(run.parameters.get("dataset_path") or "").stem.split("_") for run in runs]
-    shortest = min(map(len, stems))
-    begin = next((i for i in range(shortest) if len({each[i] for each in stems}) > 1), 0)
-    end = next((i for i in range(shortest - begin) if len({each[-1 - i] for each in stems}) > 1), 0)
-    found = []
-    for run, base, stem, values in zip(runs, bases, stems, compared(runs), strict=True):
-        words = {name: f"{name} {run.values.get(name, values.get(name))}" for name in names}
-        words |= {"dtype": str(run.parameters.get("dtype")), "dataset_path": "_".join(stem[begin : -end or None])}
-        words["trainer_checkpoint"] = f"from {Path(run.parameters.get('trainer_checkpoint') or 'the start').name}"
-        found.append(", ".join([base] * bool(base) + [words[name] for name in names]))
-    folders = [f" ({run.path.name})" for run in runs]
-    return [name + folder * (found.count(name) > 1) for name, folder in zip(found, folders, strict=True)]
+    if run.parameters.get("shape"):
+        return tuple(run.parameters.get(name) for name in ("shape", "unobserved_entry", "observations"))
+    dataset = load_matrix_sensing(run.parameters.get("dataset_path") or "").first(
+        run.parameters.get("num_samples") or 1
+    )
+    (rows, cols), entries = dataset.shape, dataset.observed_entries
+    if rows != cols or rows > 2 or entries is None or len(entries) < rows * cols - 1:
+        return [rows, cols], None, None
+    observed = dict(zip(entries.tolist(), dataset.observations.tolist(), strict=True))
+    unobserved = min(set(range(rows * cols)) - observed.keys(), default=0)
+    # In the row and in the column of the unobserved entry, and opposite.
+    values = [observed[entry] for entry in sorted(observed, key=lambda entry: entry ^ unobserved)]
+    return [rows, cols], list(divmod(unobserved, cols)), values

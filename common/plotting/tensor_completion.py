@@ -1,6 +1,6 @@
 """Reconstruction error and CP rank against the number of observations: Figure 2 of Razin & Cohen (2020)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from common.files import load_json
-from common.plotting.figures import COLUMNS, MARKERS, Row, add_legends, new_figure, over_seeds, summary
-from common.plotting.runs import read_each, require_tensor_run, same_parameters, tensor_names
+from common.plotting import figures
+from common.plotting.figures import COLUMNS, MARKERS, Row, summary
+from common.plotting.runs import names_of, read_each, require_tensor_run, same_parameters
 from common.recorded_runs import TENSOR_METRICS, RecordedRun, is_number
 from common.tensor_files import is_float_tensor, load_tensors
 
@@ -33,17 +34,18 @@ def read_results(directory: str) -> tuple[list[Result], list[str]]:
     Raises ValueError if there are no results, or if the experiments' targets differ.
     """
     results, left_out = read_each(directory, require_tensor_run, _read_result)
+    first = None
     for run, result in results:
         for name in ("model", "memorizer"):
             if result[f"{name}_rank"] is None and result["targets_rank"] is not None:
                 left_out.append(f"{run.path.name}: the rank of the {name} was not found; left out of the ranks")
-    # Each seed has a random target of its own.
-    known = [(run, result["target"]) for run, result in results if result["target"] is not None]
-    targets = [(run.path.name, target) for run, target in known if not run.values.get("random_target")]
-    for name, target in targets[1:]:
-        first_name, first = targets[0]
-        if target.shape != first.shape or not torch.allclose(target, first):
-            raise ValueError(f"{first_name} and {name} have different targets; give experiments of one target")
+        # With -random_target, each seed has a target of its own.
+        target = None if run.values.get("random_target") else result["target"]
+        if target is not None:
+            first = first or (run.path.name, target)
+            if target.shape != first[1].shape or not torch.allclose(target, first[1]):
+                names = f"{first[0]} and {run.path.name}"
+                raise ValueError(f"{names} have different targets; give experiments of one target")
     return results, sorted(left_out)
 
 
@@ -57,13 +59,14 @@ def _read_result(run: RecordedRun) -> dict[str, Any]:
         raise ValueError("diverged")
     if run.values.get("num_samples") is None:
         raise ValueError("damaged: the number of samples is neither in run_params.json nor in the folder's name")
-    result = {f"{name}_error": metrics.get(f"{name}_reconstruction_error") for name in ("model", "memorizer")}
-    if not all(is_number(error, 0) for error in result.values()):
-        raise ValueError("damaged or diverged: a reconstruction error is not a number")
+    result: dict[str, Any] = {"target": None}
     for name in ("model", "memorizer", "targets"):
         # The original code writes -1 if no rank was found.
         rank = metrics.get(f"{name}_tensor_rank")
         result[f"{name}_rank"] = int(rank) if is_number(rank, 0, 1e9) else None
+        result[f"{name}_error"] = error = metrics.get(f"{name}_reconstruction_error")
+        if name != "targets" and not is_number(error, 0):
+            raise ValueError("damaged or diverged: a reconstruction error is not a number")
     path = run.path / "targets_tensor.pt"
     try:
         result["target"] = load_tensors(path) if path.exists() else None
@@ -83,7 +86,7 @@ def summarize(results: Sequence[Result], statistic: str = "median") -> list[Row]
     stds = {run.path: run.values.get("init_std") for run, _ in results}
     results = sorted(results, key=lambda each: (stds[each[0].path] is None, -(stds[each[0].path] or 0)))
     lines = same_parameters(results, without=("num_samples",))
-    names = tensor_names([members[0][0] for members in lines], shown=("num_samples",))
+    names = names_of([members[0][0] for members in lines], shown=("num_samples",))
     methods = [("linear", "memorizer", results)]
     methods += [(name, "model", members) for name, members in zip(names, lines, strict=True)]
     rows = []
@@ -93,13 +96,12 @@ def summarize(results: Sequence[Result], statistic: str = "median") -> list[Row]
             for run, result in members:
                 random = run.values.get("random_target")
                 target = run.values.get("random_seed") if random else run.inputs.get("dataset_path")
-                key = run.path if source == "model" else target
                 if run.values["num_samples"] == num_samples:
-                    repetitions.setdefault(key, []).append(result)
+                    repetitions.setdefault(run.path if source == "model" else target, []).append(result)
             row: Row = {"method": method, "num_samples": num_samples}
             for quantity in ("error", "rank"):
                 values = [[result[f"{source}_{quantity}"] for result in same] for same in repetitions.values()]
-                known = [[value for value in same if value is not None] for same in values]
+                known = ([value for value in same if value is not None] for same in values)
                 # The original code's ranks of one tensor may differ; their median is the repetition's.
                 medians = [np.median(same) for same in known if same]
                 (numbers,) = summary(np.array(medians)[:, None], statistic) if medians else [[None] * 3]
@@ -110,32 +112,39 @@ def summarize(results: Sequence[Result], statistic: str = "median") -> list[Row]
 
 def table(rows: Sequence[Row], statistic: str = "median") -> str:
     """Returns rows as lines of text: the statistic and, in brackets, the ends of its band."""
-
-    def cell(row: Row, quantity: str, form: str) -> str:
-        low, middle, high = (row[f"{quantity}_{name}"] for name in COLUMNS[statistic])
-        band = "" if low is None else f" [{low:{form}}, {high:{form}}]"
-        return "-" if middle is None else f"{middle:{form}}{band}"
-
     width = max(len(row["method"]) for row in rows)
     lines = [f"{'# of observations':>17}  {'method':<{width}}  {'error':<31}  {'rank':<18}  repetitions"]
     for row in sorted(rows, key=lambda row: row["num_samples"]):
-        start = f"{row['num_samples']:>17}  {row['method']:<{width}}  {cell(row, 'error', '.3e'):<31}"
-        lines.append(f"{start}  {cell(row, 'rank', 'g'):<18}  {row['repetitions']:>11}")
+        cells = []
+        for quantity, form in (("error", ".3e"), ("rank", "g")):
+            low, middle, high = (row[f"{quantity}_{name}"] for name in COLUMNS[statistic])
+            band = "" if low is None else f" [{low:{form}}, {high:{form}}]"
+            cells.append("-" if middle is None else f"{middle:{form}}{band}")
+        start = f"{row['num_samples']:>17}  {row['method']:<{width}}"
+        lines.append(f"{start}  {cells[0]:<31}  {cells[1]:<18}  {row['repetitions']:>11}")
     return "\n".join(lines)
 
 
-def draw_tensor_completion(
-    rows: Sequence[Row], target_rank: int | None, title: str, statistic: str = "median"
-) -> Figure:
-    """Draws reconstruction error and rank against the number of observations; no panel of ranks if none is known.
-    Initializations are shifted a little from each other along x.
+def draw_tensor_completion(results: Sequence[Result], flags: Mapping[str, Any]) -> tuple[Figure, list[Row]]:
+    """Draws reconstruction error and rank against the number of observations, as the plotter's flags say; no panel of
+    ranks if none is known. Initializations are shifted a little from each other along x. Returns the figure and its
+    data; see `summarize`.
     """
+    statistic = flags["statistic"]
+    rows = summarize(results, statistic)
+    ranks = [result["targets_rank"] for _, result in results if result["targets_rank"] is not None]
+    target_rank = max(set(ranks), key=ranks.count) if ranks else None
+    target = next((result["target"] for _, result in results if result["target"] is not None), None)
+    title = ""
+    if target is not None:
+        of_rank = "" if target_rank is None else f" rank {target_rank}"
+        title = f"{'x'.join(map(str, target.shape))} (order {target.dim()}){of_rank} tensor completion"
     quantities = ["error", "rank"] if any(row[f"rank_{statistic}"] is not None for row in rows) else ["error"]
     methods = list(dict.fromkeys(row["method"] for row in rows))
     # All but linear are shifted.
     spread = _SPREAD * np.ptp([row["num_samples"] for row in rows]) * (len(methods) > 2)
     shifts = [0, *np.linspace(-spread / 2, spread / 2, len(methods) - 1)]
-    figure, panels = new_figure(len(quantities), (2.815, 2.95))
+    figure, panels = figures.new_figure(len(quantities), (2.815, 2.95))
     whole_numbers = {"nbins": 6, "steps": [1, 2, 5, 10], "integer": True}
     for axes, quantity in zip(panels, quantities, strict=True):
         handles = []
@@ -157,26 +166,10 @@ def draw_tensor_completion(
             handles.append(panels[1].axhline(target_rank, color="red", linewidth=3, label="ground truth", zorder=1))
         panels[1].yaxis.set_major_locator(MaxNLocator(**whole_numbers))
         panels[1].set(ylim=(0, None), ylabel="rank")
-    add_legends(figure, {panels[-1]: handles}, 26, "small")
-    figure.suptitle(title)
+    figures.add_legends(figure, {panels[-1]: handles}, 26, "small")
+    figure.suptitle(flags["plot_title"] or title)
     seeds = [row["repetitions"] for row in rows if row["method"] != "linear"]
     if max(seeds, default=1) > 1:
         figure.set_figheight(figure.get_figheight() + 0.2)
-        figure.supxlabel(over_seeds(statistic, seeds), fontsize="x-small")
-    return figure
-
-
-def default_title(results: Sequence[Result]) -> str:
-    """Returns the shape, order and rank of the target as a title; "" if no result has the target."""
-    target = next((result["target"] for _, result in results if result["target"] is not None), None)
-    if target is None:
-        return ""
-    rank = common_target_rank(results)
-    shape = "x".join(map(str, target.shape))
-    return f"{shape} (order {target.dim()}){'' if rank is None else f' rank {rank}'} tensor completion"
-
-
-def common_target_rank(results: Sequence[Result]) -> int | None:
-    """Returns the rank of the target in most of the results, None if it is in none."""
-    ranks = [result["targets_rank"] for _, result in results if result["targets_rank"] is not None]
-    return max(set(ranks), key=ranks.count) if ranks else None
+        figures.add_caption(figure, statistic, seeds, "", 2)
+    return figure, rows

@@ -1,27 +1,22 @@
-import json
 from functools import partial
 
 import numpy as np
 import pytest
-import torch
 
 from common.plotting.against_epochs import draw_against_epochs, values_at
 from common.plotting.histories import NotRecorded, read_history
 from common.plotting.runs import Group, read_groups, require_matrix_run, require_tensor_run
+from common.recorded_runs import RecordedRun
 from common.training.history import Series
-from tests.plotting.test_against_loss import make_tracker
+from tests.plotting.folders import make_matrix_run, make_run, texts_of
 
 
 def series(epochs, values):
     return Series(np.array(epochs), np.array(values, dtype=np.float64))
 
 
-def make_run(path, metrics, **parameters):
-    """Creates the folder of a finished run with a checkpoint of these metrics."""
-    (path / "checkpoints").mkdir(parents=True)
-    trackers = {name: make_tracker(epochs, values) for name, (epochs, values) in metrics.items()}
-    torch.save({"train_evaluator": {}, "val_evaluator": trackers}, path / "checkpoints/2020_epoch_9.pt")
-    (path / "run_params.json").write_text(json.dumps({**parameters, "status": {"finished": True}}))
+def draw(groups, statistic="median", title=""):
+    return draw_against_epochs(groups, {"statistic": statistic, "plot_title": title})
 
 
 def test_runs_are_compared_at_equal_epochs():
@@ -44,10 +39,10 @@ def test_long_histories_are_thinned_without_losing_the_peaks_of_one_run():
 def test_one_metric_has_a_line_for_each_group():
     runs = [{"mse_loss": series([9, 19, 29], [1, 0.1, value])} for value in (1e-3, 2e-3, 4e-3)]
     short = {"mse_loss": series([9], [2])}
-    figure, rows = draw_against_epochs([Group("a", 0, [*runs, short]), Group("b", 0, runs[:1])], "title")
+    figure, rows = draw([Group("a", "", [*runs, short]), Group("b", "", runs[:1])], title="title")
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale()) == ("epoch", "mse loss", "log")
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["a", "b"]
+    assert texts_of(axes.get_legend()) == ["a", "b"]
     of_a = [row for row in rows if row["name"] == "a"]
     assert [(row["epoch"], row["median"], row["runs"]) for row in of_a] == [(9, 1, 4), (19, 0.1, 3), (29, 2e-3, 3)]
     assert all(row["runs_in_all"] == 4 for row in of_a)
@@ -61,10 +56,10 @@ def test_one_metric_has_a_line_for_each_group():
 
 def test_several_metrics_have_a_panel_for_each_group():
     runs = [{f"singular_value_{k}": series([9, 19], [k, seed]) for k in range(3)} for seed in range(2)]
-    figure, rows = draw_against_epochs([Group("a", 0, runs), Group("b", 0, runs[:1])], "", "mean")
+    figure, rows = draw([Group("a", "", runs), Group("b", "", runs[:1])], "mean")
     assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == [f"singular value {k}" for k in range(3)]
+    assert texts_of(legend) == [f"singular value {k}" for k in range(3)]
     colours = [[line.get_color() for line in axes.lines] for axes in figure.axes]
     assert len(set(colours[0])) == 3
     assert colours[0] == colours[1]
@@ -72,7 +67,7 @@ def test_several_metrics_have_a_panel_for_each_group():
     assert rows[-1]["lower_95"] is None
     assert figure.axes[0].get_ylabel() == "singular value"
     with pytest.raises(ValueError, match="there are 13 kinds of runs, and a panel is drawn for each"):
-        draw_against_epochs([Group(str(number), 0, runs) for number in range(13)], "")
+        draw([Group(str(number), "", runs) for number in range(13)])
 
 
 def test_patterns_and_groups(tmp_path):
@@ -86,7 +81,7 @@ def test_patterns_and_groups(tmp_path):
     groups, skipped = read_groups(
         str(tmp_path), require_tensor_run, partial(read_history, patterns=["component_norm_*"])
     )
-    assert sorted(group.name for group in groups) == ["tf, factor init 1e-2", "tf, factor init 1e-3"]
+    assert sorted(group.name for group in groups) == ["tf, init 1e-2", "tf, init 1e-3"]
     assert all(len(group.values) == 2 for group in groups)
     assert list(groups[0].values[0]) == ["component_norm_0", "component_norm_1", "component_norm_10"]
     assert skipped == ["matrix: a matrix factorization experiment; dmf_results_plotter.py draws it"]
@@ -95,11 +90,11 @@ def test_patterns_and_groups(tmp_path):
 
 
 def test_unobserved_entry_is_the_default_of_matrices(tmp_path):
-    parameters = {"depth": 3, "lr": 1e-3, "init_alpha": 0.1, "unobserved_entry": [0, 1]}
-    make_run(tmp_path / "a", {"e2e_0_1_value": ([9], [-3.0]), "e2e_0_0_value": ([9], [-4.0])}, **parameters)
+    metrics = {"e2e_0_1_value": ([9], [-3.0]), "e2e_0_0_value": ([9], [-4.0])}
+    make_matrix_run(tmp_path / "a", metrics, unobserved_entry=[0, 1])
     ((group,), _) = read_groups(str(tmp_path), require_matrix_run, read_history)
     assert group.values[0][""].values.tolist() == [3]
     path = tmp_path / "a/checkpoints/2020_epoch_9.pt"
-    assert read_history(path, entry=(0, 0))[""].values.tolist() == [4]
-    figure, _ = draw_against_epochs([group], "")
+    assert read_history(path, RecordedRun(tmp_path), entry=(0, 0))[""].values.tolist() == [4]
+    figure, _ = draw([group])
     assert figure.axes[0].get_ylabel() == "|unobserved entry|"

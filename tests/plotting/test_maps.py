@@ -1,23 +1,21 @@
 import csv
-import json
-from functools import partial
+from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.colors import LogNorm
 
-from common.plotting.histories import NoBound, NotRecorded
-from common.plotting.map_runs import MapRun, measure_matrix, measure_tensor, read_map_runs
+from common.plotting.histories import NoBound, NotRecorded, measure_matrix, measure_tensor
 from common.plotting.maps import draw_map
-from common.plotting.runs import require_matrix_run, require_tensor_run
+from common.recorded_runs import RecordedRun, read_run
 from tests.conftest import MATRIX
-from tests.plotting.test_against_epochs import make_run
-from tests.plotting.test_tensor_completion import METRICS
-from tests.plotting.test_tensor_completion import make_run_folder as make_tensor_run
+from tests.plotting.folders import METRICS, make_matrix_run, make_run, make_tensor_run
 
 
 def map_run(value, finished=True, **parameters):
-    return MapRun(parameters, parameters, finished, value)
+    """Returns a run and its value."""
+    return RecordedRun(Path("a"), parameters, {"identity": {"run": parameters}}, {"finished": finished}), value
 
 
 FLAGS = {"metric": "", "statistic": "median", "above": None, "below": None, "plot_title": "", "map_counts": False}
@@ -52,10 +50,8 @@ def test_medians_and_counts_of_cells():
     assert grey.mask.tolist() == [[False, False], [True, True]]
     assert coloured.mask.tolist() == [[False, True], [True, True]]
     assert coloured[0, 0] == 2
-    caption = (
-        "medians of 1 to 4 runs; 2 diverged: left out; without 2 that are not finished; numbers: runs, finished / "
-    )
-    expected = f"{caption}all; grey: all runs diverged; white: no finished run"
+    expected = "medians of 1 to 4 runs; 2 diverged: left out; without 2 that are not finished; numbers: runs, finished "
+    expected += "/ all; grey: all runs diverged; white: no finished run"
     assert texts_of(figure) == ("median mse loss", expected)
     _, rows = draw(runs, ("lr", "depth"), statistic="mean")
     assert rows[0]["value"] == 3
@@ -75,6 +71,8 @@ def test_share_counts_diverged_runs_as_not_reaching(limit, share):
     assert label == f"share of runs with |unobserved entry| {sign} {value:g} at loss 1e-2"
     assert figure.axes[1].get_ylim() == (0, 1)
     assert f"1 diverged or did not reach the loss: counted as not {kind}" in caption
+    figure, _ = draw(runs, ("lr", "depth"), metric="ratio_to_bound", above=1.0, at_loss=1e-4)
+    assert texts_of(figure)[0] == "share of runs on the curve at loss 1e-4"
 
 
 def test_values_on_the_axes():
@@ -95,12 +93,8 @@ def test_values_on_the_axes():
 
 def test_runs_that_differ_in_other_parameters_are_in_other_panels():
     """Parameters that the cell determines, such as an initialization for each depth, make no panels."""
-    runs = [
-        map_run(1.0, lr=lr, depth=depth, init_alpha=depth / 10, engine=engine)
-        for lr in (1, 2)
-        for depth in (2, 3)
-        for engine in ("native", "torch")
-    ]
+    combinations = product((1, 2), (2, 3), ("native", "torch"))
+    runs = [map_run(1.0, lr=lr, depth=k, init_alpha=k / 10, engine=engine) for lr, k, engine in combinations]
     figure, rows = draw(runs, ("lr", "depth"))
     assert [axes.get_title() for axes in figure.axes[:2]] == ["engine native", "engine torch"]
     assert [row["panel"] for row in rows] == ["engine native"] * 4 + ["engine torch"] * 4
@@ -127,11 +121,8 @@ def test_free_parameters_of_tensors(axis, facts, formula):
     """r (3 d − 2) of order 3, r (4 d − 3) of order 4. The line goes through the middle of the cells that it meets."""
     facts = {"random_target": True, "order": 3, "mode_dim_size": 8, "target_tensor_cp_rank": 2, **facts}
     sizes = {2: 44, 5: 110} if axis == "target_tensor_cp_rank" else {4: 26, 8: 58}
-    runs = [
-        map_run(1.0, **{**facts, axis: value, "num_samples": num_samples})
-        for value in (1, *sizes, 9)
-        for num_samples in (10, *sizes.values(), 500)
-    ]
+    cells = product((1, *sizes, 9), (10, *sizes.values(), 500))
+    runs = [map_run(1.0, **{**facts, axis: value, "num_samples": num_samples}) for value, num_samples in cells]
     for names in ((axis, "num_samples"), ("num_samples", axis)):
         figure, _ = draw(runs, names)
         (line,) = figure.axes[0].lines
@@ -144,21 +135,17 @@ def test_free_parameters_of_tensors(axis, facts, formula):
     assert len(figure.axes[0].lines) == 0
 
 
-@pytest.mark.parametrize(
-    "dataset, others, drawn",
-    [
-        ("1x1_w_10", {}, True),
-        ("1x1_w_10", {"optimizer": "gd", "weight_decay": 0.0}, True),
-        ("1x1_w_10", {"optimizer": "momentum"}, False),
-        ("1x1_w_10", {"weight_decay": 0.1}, False),
-        ("2x2_w_1_1_0", {}, False),
-        ("missing", {}, False),
-    ],
-)
+PLAIN, OTHER = [{}, {"optimizer": "gd", "weight_decay": 0.0}], [{"optimizer": "momentum"}, {"weight_decay": 0.1}]
+EDGES = [("1x1_w_10", others, others in PLAIN) for others in (*PLAIN, *OTHER)]
+
+
+@pytest.mark.parametrize("dataset, others, drawn", [*EDGES, ("2x2_w_1_1_0", {}, False), ("missing", {}, False)])
 def test_edge_of_stability(dataset, others, drawn):
     others = {"dataset_path": str(MATRIX.with_name(f"completion_{dataset}.pt")), **others}
     rates = [0.01, 0.0158, 0.0309, 0.1, 0.2]
     runs = [map_run(1.0, lr=lr, depth=depth, **others) for lr in rates for depth in (2, 3, 4)]
+    for run, _ in runs[:7]:  # as recorded since run_params.json has the observations
+        run.parameters.update({"shape": [1, 1], "observations": [10.0]} if "1x1" in dataset else {})
     for names in (("lr", "depth"), ("depth", "lr")):
         figure, _ = draw(runs, names)
         lines = [line.get_data() if names[0] == "lr" else line.get_data()[::-1] for line in figure.axes[0].lines]
@@ -168,13 +155,7 @@ def test_edge_of_stability(dataset, others, drawn):
             np.testing.assert_allclose(depths, [0, 1, 1, 2, 2, 3])
 
 
-MATRIX_RUN = {"lr": 1e-3, "init_alpha": 0.1, "depth": 3, "unobserved_entry": [0, 0], "num_samples": 3}
 HISTORY = {"sse_loss_div_2": ([9, 19, 29], [1.0, 1e-2, 1e-4]), "e2e_0_0_value": ([9, 19, 29], [-1.0, -5.0, -9.0])}
-
-
-def read_matrices(directory, metric="", at_loss=None, entry=None):
-    measure = partial(measure_matrix, metric=metric, entry=entry, at_loss=at_loss)
-    return read_map_runs(str(directory), require_matrix_run, measure)
 
 
 @pytest.mark.parametrize(
@@ -191,84 +172,78 @@ def read_matrices(directory, metric="", at_loss=None, entry=None):
     ],
 )
 def test_metric_of_a_matrix(metric, at_loss, value, tmp_path):
-    make_run(tmp_path / "a", HISTORY, **MATRIX_RUN, dataset_path=str(MATRIX))
-    ((run,), skipped) = read_matrices(tmp_path, metric, at_loss)
-    assert run.value == (None if value is None else pytest.approx(value, rel=1e-4))
-    assert (run.finished, skipped) == (True, [])
+    make_matrix_run(tmp_path / "a", HISTORY, dataset_path=str(MATRIX), num_samples=3)
+    found = measure_matrix(read_run(tmp_path / "a"), metric, at_loss=at_loss)
+    assert found == (None if value is None else pytest.approx(value, rel=1e-4))
 
 
 def test_final_metrics_need_no_checkpoint(tmp_path):
-    (tmp_path / "a").mkdir()
+    """At a loss, they are those of the runs that end below it."""
     metrics = {"sse_loss_div_2": 1e-4, "e2e_0_0_value": -7.0, "fro_e2e_norm": None}
-    status = {"finished": True, "stop_reason": "zero_loss", "metrics": metrics}
-    (tmp_path / "a/run_params.json").write_text(json.dumps({**MATRIX_RUN, "status": status}))
-    assert [run.value for run in read_matrices(tmp_path)[0]] == [7]
-    assert [run.value for run in read_matrices(tmp_path, "fro_e2e_norm")[0]] == [None]
+    run = RecordedRun(tmp_path, {}, status={"finished": True, "stop_reason": "zero_loss", "metrics": metrics})
+    assert (measure_matrix(run, ""), measure_matrix(run, "fro_e2e_norm")) == (7, None)
+    assert (measure_matrix(run, "", at_loss=1e-4), measure_matrix(run, "", at_loss=9e-5)) == (7, None)
     with pytest.raises(ValueError, match="has no checkpoint; run it with -store_checkpoints"):
-        read_matrices(tmp_path, at_loss=1e-2)
+        measure_matrix(run, "e2e_rank")
+
+
+def test_metric_of_a_tensor(tmp_path):
+    make_run(tmp_path, {"component_norm_0": ([9, 19], [1.0, 3.0])}, num_samples=5, init_std=0.1)
+    (tmp_path / METRICS).write_text('{"model_reconstruction_error": 0.5}')
+    run = read_run(tmp_path)
+    assert (measure_tensor(run, "component_norm_0"), measure_tensor(run, "reconstruction_error")) == (3, 0.5)
+    with pytest.raises(NotRecorded, match="give one of component_norm_0, model_reconstruction_error"):
+        measure_tensor(run, "nope")
 
 
 def test_unknown_metrics_entries_and_bounds(tmp_path):
-    make_run(tmp_path / "a", HISTORY, **MATRIX_RUN)
+    make_matrix_run(tmp_path / "a", HISTORY)
+    run = read_run(tmp_path / "a")
     with pytest.raises(NotRecorded, match="nope was not recorded; give one of sse_loss_div_2, e2e_0_0_value"):
-        read_matrices(tmp_path, "nope")
+        measure_matrix(run, "nope")
     with pytest.raises(NotRecorded, match="give such an entry, or a run with -tracked_e2e_value_of 1 1"):
-        read_matrices(tmp_path, entry=(1, 1))
+        measure_matrix(run, "", (1, 1))
     with pytest.raises(NoBound, match="needs the observations"):
-        read_matrices(tmp_path, "ratio_to_bound")
-    (runs, _) = read_matrices(tmp_path)
+        measure_matrix(run, "ratio_to_bound")
     with pytest.raises(
-        ValueError, match="nope is not recorded of all runs; the parameters in which they differ are: none"
+        ValueError, match="nope is not recorded of all runs; the parameters in which they differ are: x"
     ):
-        draw(runs, ("lr", "nope"))
-
-
-def test_unfinished_and_diverged_runs_have_no_value(tmp_path):
-    make_run(tmp_path / "good", HISTORY, **MATRIX_RUN, random_seed=1)
-    for number, status in enumerate([{"finished": False}, {"finished": True, "stop_reason": "diverged"}]):
-        make_run(tmp_path / str(number), HISTORY, **MATRIX_RUN)
-        content = {**MATRIX_RUN, "random_seed": 2 + number, "status": status}
-        (tmp_path / str(number) / "run_params.json").write_text(json.dumps(content))
-    (tmp_path / "foreign").mkdir()
-    runs, skipped = read_matrices(tmp_path)
-    found = {(run.values["random_seed"], run.finished, run.value) for run in runs}
-    assert found == {(1, True, 9), (2, False, None), (3, True, None)}
-    assert skipped == ["foreign: no matrix factorization experiment"]
+        draw([map_run(1.0, lr=1, x=1), map_run(1.0, lr=1, x=2)], ("lr", "nope"))
 
 
 @pytest.fixture
-def tensors(tmp_path):
-    """Makes two runs for each of three ranks; each run has a target of its own."""
-    for rank in (1, 2, 5):
-        for seed in range(2):
-            parameters = {"num_samples": 5 * rank, "init_std": 1e-3, "random_seed": seed, "random_target": True}
-            parameters |= {"target_tensor_cp_rank": rank, "mode_dim_size": 3, "order": 3}
-            parameters["provenance"] = {"identity": {"run": {"target_tensor_cp_rank": 1, "num_samples": None}}}
-            error = 10.0 ** -(rank + seed)
-            make_tensor_run(tmp_path / "runs", f"{rank}_{seed}", parameters, errors=(error, 0.5), target=None)
-    return tmp_path
+def map_rows(run_main, tmp_path):
+    """Returns a function that runs a plotter on the folder "runs", and returns what it prints, and its data."""
+
+    def draw(script, *flags):
+        files = ["-save_plot_to", "x.png", "-save_data_to", "x.csv"]
+        result = run_main(script, "-experiments_dir", "runs", "-map", *flags, *files)
+        assert result.returncode == 0, result.stderr
+        with open(tmp_path / "x.csv", newline="") as file:
+            return result.stdout.splitlines(), list(csv.DictReader(file))
+
+    return draw
 
 
-def test_metric_of_a_tensor_from_its_checkpoint(tmp_path):
-    make_run(tmp_path / "a", {"component_norm_0": ([9, 19], [1.0, 3.0])}, num_samples=5, init_std=0.1)
-    (tmp_path / "a" / METRICS).write_text('{"model_reconstruction_error": 0.5}')
-
-    def values(metric):
-        runs, _ = read_map_runs(str(tmp_path), require_tensor_run, partial(measure_tensor, metric=metric))
-        return [run.value for run in runs]
-
-    assert (values("component_norm_0"), values("reconstruction_error")) == ([3], [0.5])
-    with pytest.raises(NotRecorded, match="give one of component_norm_0, model_reconstruction_error"):
-        values("nope")
+def test_unfinished_and_diverged_runs_have_no_value(map_rows, tmp_path):
+    statuses = [{"finished": True}, {"finished": False}, {"finished": True, "stop_reason": "diverged"}]
+    for seed, status in enumerate(statuses):
+        make_matrix_run(tmp_path / f"runs/{seed}", HISTORY, random_seed=seed, status=status)
+    (tmp_path / "runs/foreign").mkdir()
+    lines, rows = map_rows("dmf_results_plotter.py", "lr", "depth", "-list_skipped")
+    assert lines[0] == "3 experiments, 2 of them finished, 1 folder skipped"
+    assert lines[1] == "  foreign: no matrix factorization experiment"
+    assert values_of(rows, *COUNTS) == [("9.0", "3", "2", "1")]
 
 
-def test_map_of_the_script(tensors, run_main):
-    flags = ["-experiments_dir", "runs", "-map", "target_tensor_cp_rank", "num_samples", "-below", 0.02, "-map_counts"]
-    result = run_main("tc_results_plotter.py", *flags, "-save_plot_to", "x.png", "-save_data_to", "x.csv")
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("6 experiments, 6 of them finished, 0 folders skipped\n")
-    with open(tensors / "x.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+def test_map_of_tensors_with_random_targets(map_rows, tmp_path):
+    for rank, seed in product((1, 2, 5), range(2)):
+        parameters = {"num_samples": 5 * rank, "init_std": 1e-3, "random_seed": seed, "random_target": True}
+        parameters |= {"target_tensor_cp_rank": rank, "mode_dim_size": 3, "order": 3}
+        parameters["provenance"] = {"identity": {"run": {"target_tensor_cp_rank": 1, "num_samples": None}}}
+        make_tensor_run(tmp_path / "runs", f"{rank}_{seed}", parameters, errors=(10.0 ** -(rank + seed), 0.5))
+    lines, rows = map_rows("tc_results_plotter.py", "target_tensor_cp_rank", "num_samples", "-below", 0.02)
+    assert lines[0] == "6 experiments, 6 of them finished, 0 folders skipped"
     assert list(rows[0]) == ["panel", "target_tensor_cp_rank", "num_samples", *COUNTS]
     assert len(rows) == 9
     cells = {(row["target_tensor_cp_rank"], row["num_samples"]): (row["value"], row["runs"]) for row in rows}

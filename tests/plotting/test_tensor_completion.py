@@ -1,67 +1,40 @@
-import json
-
-import numpy as np
 import pytest
 import torch
 
-from common.plotting.tensor_completion import (
-    common_target_rank,
-    default_title,
-    draw_tensor_completion,
-    read_results,
-    summarize,
-    table,
-)
+from common.plotting.tensor_completion import draw_tensor_completion, read_results, summarize, table
+from tests.plotting.folders import METRICS, TARGET, make_tensor_run, texts_of
 
-METRICS = "tensor_rank_and_reconstruction_metrics.json"
-TARGET = torch.arange(8.0).view(2, 2, 2)
+RUN = {"num_samples": 50, "init_std": 1e-3}
 
 
-def make_run_folder(directory, name, parameters=None, ranks=(1, 9, 1), errors=(1e-3, 0.5), target=TARGET):
-    """Creates the folder of a finished experiment and returns its path."""
-    folder = directory / name
-    folder.mkdir(parents=True)
-    metrics = {"model_reconstruction_error": errors[0], "memorizer_reconstruction_error": errors[1]}
-    if ranks:
-        metrics |= {f"{n}_tensor_rank": r for n, r in zip(("model", "memorizer", "targets"), ranks, strict=True)}
-    (folder / METRICS).write_text(json.dumps(metrics))
-    if parameters is not None:
-        (folder / "run_params.json").write_text(json.dumps(parameters))
-    if target is not None:
-        torch.save(target, folder / "targets_tensor.pt")
-    return folder
+def draw(directory, title=None):
+    results, _ = read_results(str(directory))
+    return draw_tensor_completion(results, {"statistic": "median", "plot_title": title})[0]
 
 
 def test_read_results_of_this_and_original_code(tmp_path):
-    ours = {"num_samples": 50, "init_std": 1e-3, "status": {"finished": True, "stop_reason": "zero_loss"}}
-    make_run_folder(tmp_path, "a", ours)
-    make_run_folder(tmp_path, "b", {"num_samples": 50, "init_std": 1e-2, "other": None, "random_seed": -1})
-    make_run_folder(tmp_path, "c_tensor_samples_60_init_2.5e-3_2020_01_01-10_10_10")
-    make_run_folder(tmp_path, "c_tensor_samples_70_2020_01_01-10_10_10", target=None)
+    make_tensor_run(tmp_path, "a", {**RUN, "status": {"finished": True, "stop_reason": "zero_loss"}})
+    make_tensor_run(tmp_path, "b", {**RUN, "init_std": 1e-2, "other": None, "random_seed": -1})
+    make_tensor_run(tmp_path, "c_tensor_samples_60_init_2.5e-3_2020_01_01-10_10_10")
+    make_tensor_run(tmp_path, "c_tensor_samples_70_2020_01_01-10_10_10", target=None)
     results, skipped = read_results(str(tmp_path))
     assert skipped == []
-    assert [(run.values["num_samples"], run.values.get("init_std")) for run, _ in results] == [
-        (50, 1e-3),
-        (50, 1e-2),
-        (60, 2.5e-3),
-        (70, None),
-    ]
-    assert common_target_rank(results) == 1
+    found = [(run.values["num_samples"], run.values.get("init_std")) for run, _ in results]
+    assert found == [(50, 1e-3), (50, 1e-2), (60, 2.5e-3), (70, None)]
     methods = list(dict.fromkeys(row["method"] for row in summarize(results)))
-    assert methods == ["linear", "tf, factor init 1e-2", "tf, factor init 2.5e-3", "tf, factor init 1e-3", "model"]
+    assert methods == ["linear", "tf, init 1e-2", "tf, init 2.5e-3", "tf, init 1e-3", "model"]
 
 
 def test_unusable_folders_are_skipped_with_reason(tmp_path):
-    parameters = {"num_samples": 50, "init_std": 1e-3}
-    make_run_folder(tmp_path, "good", parameters)
-    make_run_folder(tmp_path, "rank_not_found", parameters, ranks=(-1, 9, 1))
-    make_run_folder(tmp_path, "nan", parameters, errors=(None, 0.5))
-    make_run_folder(tmp_path, "diverged", {**parameters, "status": {"stop_reason": "diverged"}})
-    make_run_folder(tmp_path, "nameless")
-    (make_run_folder(tmp_path, "damaged", parameters) / METRICS).write_text('{"model_')
-    (make_run_folder(tmp_path, "damaged_too", parameters) / METRICS).write_text("[]")
-    (make_run_folder(tmp_path, "unreadable_target", parameters) / "targets_tensor.pt").write_text("x")
-    (make_run_folder(tmp_path, "unfinished", parameters) / METRICS).unlink()
+    diverged = {**RUN, "status": {"stop_reason": "diverged"}}
+    changed = {"rank_not_found": {"ranks": (-1, 9, 1)}, "nan": {"errors": (None, 0.5)}}
+    changed |= {"diverged": {"parameters": diverged}, "nameless": {"parameters": None}}
+    for name in ("good", *changed, "damaged", "no_dictionary", "bad_target", "unfinished"):
+        make_tensor_run(tmp_path, name, **{"parameters": RUN, **changed.get(name, {})})
+    (tmp_path / "damaged" / METRICS).write_text('{"model_')
+    (tmp_path / "no_dictionary" / METRICS).write_text("[]")
+    (tmp_path / "bad_target/targets_tensor.pt").write_text("x")
+    (tmp_path / "unfinished" / METRICS).unlink()
     (tmp_path / "foreign").mkdir()
     (tmp_path / "a_file.txt").write_text("x")
     results, skipped = read_results(str(tmp_path))
@@ -72,8 +45,8 @@ def test_unusable_folders_are_skipped_with_reason(tmp_path):
         "diverged": "diverged",
         "nameless": "number of samples",
         "damaged": "is not JSON",
-        "damaged_too": "does not hold a dictionary",
-        "unreadable_target": "is not a torch.save file",
+        "no_dictionary": "does not hold a dictionary",
+        "bad_target": "is not a torch.save file",
         "unfinished": "not finished",
         "foreign": "no tensor completion experiment",
     }
@@ -83,57 +56,52 @@ def test_unusable_folders_are_skipped_with_reason(tmp_path):
 
 
 def test_different_targets_raise(tmp_path):
-    parameters = {"num_samples": 50, "init_std": 1e-3}
-    make_run_folder(tmp_path, "a", parameters)
-    make_run_folder(tmp_path, "b", parameters, target=TARGET + 1)
-    with pytest.raises(ValueError, match="a and b have different targets"):
+    """Unless each seed has a random target."""
+    make_tensor_run(tmp_path, "a", RUN)
+    make_tensor_run(tmp_path, "b", {**RUN, "random_target": True}, target=TARGET + 1)
+    assert len(read_results(str(tmp_path))[0]) == 2
+    make_tensor_run(tmp_path, "c", RUN, target=TARGET + 1)
+    with pytest.raises(ValueError, match="a and c have different targets"):
         read_results(str(tmp_path))
 
 
-def make_repetitions(tmp_path, ranks=True):
-    """Returns five results for each pair of number of observations and std; errors are 1, …, 5 times a scale."""
+def make_repetitions(directory):
+    """Makes five runs for each pair of number of observations and std; errors are 1, …, 5 times a scale."""
     for num_samples, std, scale in ((100, 1e-2, 1e-2), (100, 1e-3, 1e-4), (200, 1e-2, 1e-3), (200, 1e-3, 1e-6)):
         for k in range(5):
-            make_run_folder(
-                tmp_path,
-                f"{num_samples}_{std}_{k}",
-                {"num_samples": num_samples, "init_std": std},
-                ranks=(1 + k, 9, 1) if ranks else None,
-                errors=((1 + k) * scale, 0.5),
-            )
-    return read_results(str(tmp_path))[0]
+            name, parameters = f"{num_samples}_{std}_{k}", {"num_samples": num_samples, "init_std": std}
+            make_tensor_run(directory, name, parameters, ranks=(1 + k, 9, 1), errors=((1 + k) * scale, 0.5))
 
 
 def test_medians_and_quartiles(tmp_path):
-    rows = summarize(make_repetitions(tmp_path))
+    make_repetitions(tmp_path)
+    rows = summarize(read_results(str(tmp_path))[0])
 
-    def quartiles(method, num_samples, quantity):
-        (row,) = (row for row in rows if (row["method"], row["num_samples"]) == (method, num_samples))
-        return [row[f"{quantity}_{name}"] for name in ("lower_quartile", "median", "upper_quartile")], row[
-            "repetitions"
-        ]
+    def quartiles(method, quantity):
+        (row,) = (row for row in rows if (row["method"], row["num_samples"]) == (method, 200))
+        columns = [f"{quantity}_{name}" for name in ("lower_quartile", "median", "upper_quartile")]
+        return [row[column] for column in (*columns, "repetitions")]
 
-    np.testing.assert_allclose(quartiles("tf, factor init 1e-3", 200, "error")[0], [2e-6, 3e-6, 4e-6])
-    assert quartiles("tf, factor init 1e-3", 200, "rank") == ([2, 3, 4], 5)
-    assert quartiles("linear", 200, "error") == ([0.5] * 3, 1)
-    assert quartiles("linear", 200, "rank")[0][1] == 9
+    assert quartiles("tf, init 1e-3", "error") == pytest.approx([2e-6, 3e-6, 4e-6, 5])
+    assert quartiles("tf, init 1e-3", "rank") == [2, 3, 4, 5]
+    assert quartiles("linear", "error") == [0.5, 0.5, 0.5, 1]
+    assert quartiles("linear", "rank") == [9, 9, 9, 1]
     lines = table(rows).splitlines()
     assert len(lines) == 1 + 6
     (line,) = (line for line in lines if "200" in line and "1e-3" in line)
-    assert "3.000e-06 [2.000e-06, 4.000e-06]" in line
-    assert "3 [2, 4]" in line
-    assert line.endswith("5")
+    assert " ".join(line.split()) == "200 tf, init 1e-3 3.000e-06 [2.000e-06, 4.000e-06] 3 [2, 4] 5"
 
 
 def test_figure_matches_paper(tmp_path):
-    figure = draw_tensor_completion(summarize(make_repetitions(tmp_path)), 1, "title")
+    make_repetitions(tmp_path)
+    figure = draw(tmp_path, "title")
     errors, ranks = figure.axes
     assert figure.get_size_inches() == pytest.approx((5.63, 3.15))
     assert [axes.get_xlabel() for axes in figure.axes] == ["# of observations"] * 2
     assert (errors.get_ylabel(), ranks.get_ylabel()) == ("reconstruction error", "rank")
     assert (errors.get_yscale(), ranks.get_yscale(), ranks.get_ylim()[0]) == ("log", "linear", 0)
-    names = ["linear", "tf, factor init 1e-2", "tf, factor init 1e-3"]
-    assert [text.get_text() for text in ranks.get_legend().get_texts()] == [*names, "ground truth"]
+    names = ["linear", "tf, init 1e-2", "tf, init 1e-3"]
+    assert texts_of(ranks.get_legend()) == [*names, "ground truth"]
     assert errors.get_legend() is None
     for axes in figure.axes:
         drawn = [container for container in axes.containers if container.get_label() in names]
@@ -141,73 +109,61 @@ def test_figure_matches_paper(tmp_path):
         assert [container.lines[0].get_linestyle() for container in drawn] == ["--", "-", "-."]
         assert all(bar.get_alpha() == 0.6 for container in drawn for bar in container.lines[2])
         assert [container.lines[0].get_color() for container in drawn] == ["#1f77b4", "#ff7f0e", "#2ca02c"]
-    (truth,) = (line for line in ranks.lines if line.get_label() == "ground truth")
-    assert truth.get_color() == "red"
-    assert set(truth.get_ydata()) == {1}
-    assert figure.get_suptitle() == "title"
-
-
-def test_error_bars_of_methods_do_not_overlap(tmp_path):
-    figure = draw_tensor_completion(summarize(make_repetitions(tmp_path)), 1, "")
-    for axes in figure.axes:
-        linear, *others = [c.lines[0].get_xdata() for c in axes.containers if c.get_label() != "ground truth"]
+        # The error bars of methods do not overlap.
+        linear, *others = [container.lines[0].get_xdata() for container in drawn]
         assert linear.tolist() == [100, 200]
         assert (others[0] < others[1]).all()
         assert all(abs(x - linear).max() < 2 for x in others)
         assert all(tick == round(tick) for tick in axes.get_xticks())
-    assert all(tick == round(tick) for tick in figure.axes[1].get_yticks())
+    assert all(tick == round(tick) for tick in ranks.get_yticks())
+    (truth,) = (line for line in ranks.lines if line.get_label() == "ground truth")
+    assert (truth.get_color(), set(truth.get_ydata())) == ("red", {1})
+    assert (figure.get_suptitle(), figure.get_supxlabel()) == ("title", "median, quartiles over 5 seeds")
 
 
 def test_linear_counts_once_for_each_dataset(tmp_path):
     """Ranks that the original code found for one tensor differ; those of another dataset are a repetition."""
     for number, (dataset, std, rank) in enumerate([("a", 1e-2, 8), ("a", 1e-3, 9), ("a", 1e-3, 13), ("b", 1e-3, 10)]):
         parameters = {"num_samples": 50, "init_std": std, "random_seed": number, "dataset_path": f"{dataset}.pt"}
-        make_run_folder(tmp_path, str(number), parameters, ranks=(1, rank, 1))
+        make_tensor_run(tmp_path, str(number), parameters, ranks=(1, rank, 1))
     rows = [row for row in summarize(read_results(str(tmp_path))[0]) if row["method"] == "linear"]
     assert [(row["repetitions"], row["rank_median"]) for row in rows] == [(2, 9.5)]
 
 
 def test_long_legend_is_inside_figure(tmp_path):
     for k in range(6):
-        parameters = {"num_samples": 50 + 50 * (k % 2), "init_std": 1e-3, "lr": 0.01 + k, "epochs": 1000 + k}
-        make_run_folder(tmp_path, str(k), parameters)
-    figure = draw_tensor_completion(summarize(read_results(str(tmp_path))[0]), 1, "")
+        parameters = {**RUN, "num_samples": 50 + 50 * (k % 2), "lr": 0.01 + k, "epochs": 1000 + k}
+        make_tensor_run(tmp_path, str(k), parameters)
+    figure = draw(tmp_path)
     figure.draw_without_rendering()
     box, axes = figure.axes[1].get_legend().get_window_extent(), figure.axes[1]
     assert figure.bbox.x1 >= box.x1
     assert figure.bbox.y0 <= box.y0
     assert box.y1 <= axes.xaxis.get_tightbbox().y0
-    names = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert names[1] == "tf, factor init 1e-3,\nepochs 1000, lr 0.01"
+    assert texts_of(axes.get_legend())[1] == "tf, init 1e-3,\nepochs 1000, lr 0.01"
 
 
-def test_figure_without_ranks_has_one_panel(tmp_path):
-    results = make_repetitions(tmp_path, ranks=False)
-    figure = draw_tensor_completion(summarize(results), common_target_rank(results), "")
+def test_figure_without_ranks_has_one_panel_and_default_title_describes_the_target(tmp_path):
+    make_tensor_run(tmp_path / "a", "a", RUN, ranks=None, target=torch.ones(2, 3, 4))
+    figure = draw(tmp_path / "a")
     (axes,) = figure.axes
     assert axes.get_ylabel() == "reconstruction error"
-    assert axes.get_legend() is not None
-
-
-def test_default_title_describes_the_target(tmp_path):
-    make_run_folder(tmp_path, "a", {"num_samples": 50, "init_std": 1e-3}, target=torch.ones(2, 3, 4))
-    results, _ = read_results(str(tmp_path))
-    assert default_title(results) == "2x3x4 (order 3) rank 1 tensor completion"
-    (tmp_path / "other").mkdir()
-    make_run_folder(tmp_path / "other", "a_tensor_samples_70_2020_01_01-10_10_10", target=None)
-    assert default_title(read_results(str(tmp_path / "other"))[0]) == ""
+    assert texts_of(axes.get_legend()) == ["linear", "tf, init 1e-3"]
+    assert figure.get_suptitle() == "2x3x4 (order 3) tensor completion"
+    make_tensor_run(tmp_path / "a", "b", RUN, target=torch.ones(2, 3, 4))
+    assert draw(tmp_path / "a").get_suptitle() == "2x3x4 (order 3) rank 1 tensor completion"
+    make_tensor_run(tmp_path / "c", "a_tensor_samples_70_2020_01_01-10_10_10", target=None)
+    assert draw(tmp_path / "c").get_suptitle() == ""
 
 
 def test_runs_with_different_flags_are_separate_lines(tmp_path):
     """Runs with different learning rates are not repetitions; runs with equal seeds are counted once."""
-    defaults = {"lr": 0.01, "init_std": 1e-3, "num_samples": 50}
-    identity = {"run": defaults, "outputs": [], "inputs": {}, "occurrence": 1}
+    identity = {"run": {"lr": 0.01, **RUN}, "outputs": [], "inputs": {}, "occurrence": 1}
     for lr in (0.01, 0.02):
-        for seed in (0, 1, 1):
-            parameters = {"num_samples": 50, "init_std": 1e-3, "lr": lr, "random_seed": seed}
-            name = f"{lr}_{seed}_{len(list(tmp_path.iterdir()))}"
-            make_run_folder(tmp_path, name, {**parameters, "provenance": {"identity": identity}})
+        for number, seed in enumerate((0, 1, 1)):
+            parameters = {**RUN, "lr": lr, "random_seed": seed, "provenance": {"identity": identity}}
+            make_tensor_run(tmp_path, f"{lr}_{number}", parameters)
     results, skipped = read_results(str(tmp_path))
     rows = {row["method"]: row["repetitions"] for row in summarize(results)}
-    assert rows == {"linear": 1, "tf, factor init 1e-3, lr 0.01": 2, "tf, factor init 1e-3, lr 0.02": 2}
+    assert rows == {"linear": 1, "tf, init 1e-3, lr 0.01": 2, "tf, init 1e-3, lr 0.02": 2}
     assert [line.split(": ")[1] for line in skipped] == ["was run again, with the same seed"] * 2
