@@ -105,7 +105,7 @@ PLANS = {
     ),
     "rank_1_order_3_targets": Plan(
         "8x8x8 tensors of rank 1, as in Figure 2, with 16 targets",
-        combinations(TARGETS, {"num_samples": [50, 100, 150, 200, 300, 400, 511], "init_std": [1e-2, 1e-3]}),
+        combinations(TARGETS, {"num_samples": [50, 100, 150, 200, 511], "init_std": [1e-2, 1e-3]}),
         repetitions=16,
     ),
     "recovery_rank": Plan(
@@ -118,7 +118,7 @@ PLANS = {
         "the share of tensors of rank 2 that are recovered, by dimension and number of observations, with 16 targets",
         [
             each
-            for dim in range(6, 17, 2)
+            for dim in range(6, 15, 2)
             for each in recovery(2, dim, [50, 75, 100, 150, 200, 300, 400, 500, 700, 1000])
         ],
         f"-map mode_dim_size num_samples {MAP}",
