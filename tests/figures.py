@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.plotting.maps import RATIO_TO_BOUND, measure_matrix
+from common.plotting.histories import RATIO_TO_BOUND, measure_matrix
 from common.recorded_runs import compared, differing_names, final_metrics, newest_checkpoint, read_runs
 from tests.conftest import ROOT
 from tests.pages import commands

@@ -72,3 +72,20 @@ def test_bounds_known_values():
     # Values from the paper at loss 1e-4, approximately 1 / (|z| + √(2ℓ)).
     for z, expected in ((0.01, 41.4), (0.05, 15.6), (0.1, 8.8), (0.5, 1.94)):
         assert theory.unobserved_entry(np.array([1e-4]), -2, 0.5, z)[0] == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_oscillation_rates(depth):
+    """Runs at rates between them converge, have a period of 2 or of 4 steps, stay bounded, or diverge."""
+    first, second, last = theory.oscillation_rates(depth) / 10 ** (2 - 2 / depth)
+    rates = [0.97 * first, 1.03 * first, 0.98 * second, 1.02 * second, 0.98 * last, 1.15 * last]
+    flags = {"dataset_path": ROOT / "data/dmf/completion_1x1_w_10.pt", "num_samples": 1, "weight_init_type": "identity"}
+    flags |= {"init_alpha": 1.0, "dtype": "float64", "epochs": 3000, "validate_every": 1, "stop_on_zero_loss_tol": 0}
+    runs = [make_experiment(**flags, depth=depth, lr=lr) for lr in rates]
+    train(runs)
+    assert [runs.pop().stop_reason, runs.pop().stop_reason] == ["diverged", "epochs"]
+    periods = []
+    for run in runs:
+        losses = run.history.train["sse_loss_div_2"].values
+        periods.append(next(n for n in (1, 2, 4) if np.allclose(losses[-20:], losses[-20 - n : -n], atol=1e-9)))
+    assert periods == [1, 2, 2, 4]
