@@ -170,27 +170,24 @@ def test_results_do_not_depend_on_validations_per_call(monkeypatch, native):
     for steps_per_chunk in (0, 35):
         seen, factors = run(steps_per_chunk)
         for experiment, other in zip(seen, expected, strict=True):
-            state = experiment
-            assert (state.epoch, state.stop_reason) == (other.epoch, other.stop_reason)
+            assert (experiment.epoch, experiment.stop_reason) == (other.epoch, other.stop_reason)
             for name, series in recorded_metrics(other).items():
                 assert recorded_metrics(experiment)[name].epochs.tolist() == series.epochs.tolist()
                 assert recorded_metrics(experiment)[name].values.tobytes() == series.values.tobytes()
-        for left, right in zip(factors, expected_factors, strict=True):
-            np.testing.assert_array_equal(left, right)
+        np.testing.assert_array_equal(factors, expected_factors)
 
 
 def test_targets_may_differ_within_a_batch(native):
-    given = {"epochs": 100, "validate_every": 20, "init_alpha": 0.3, "enforce_neg_det": True}
-    paths = [PERTURBED, PERTURBED.replace("_01.pt", "_05.pt")]
-    together = [make_experiment(dataset_path=path, **given) for path in paths]
+    given = {"epochs": 100, "validate_every": 20, "init_alpha": 0.3}
+    together, alone = (
+        [make_experiment(dataset_path=path, **given) for path in (PERTURBED, PERTURBED.replace("_01.pt", "_05.pt"))]
+        for _ in range(2)
+    )
     train(together, native=native)
-    for path, experiment in zip(paths, together, strict=True):
-        alone = make_experiment(dataset_path=path, **given)
-        train([alone], native=native)
-        for name, series in recorded_metrics(alone).items():
+    for experiment, other in zip(together, alone, strict=True):
+        train([other], native=native)
+        for name, series in recorded_metrics(other).items():
             assert recorded_metrics(experiment)[name].values.tobytes() == series.values.tobytes()
-    errors = [recorded_metrics(experiment)["reconstruction_error"].values for experiment in together]
-    assert (errors[0] != errors[1]).all()
 
 
 @pytest.mark.parametrize("tracked", [{}, OF_FACTORS["dmf"]])
