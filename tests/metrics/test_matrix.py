@@ -30,9 +30,7 @@ def test_norms_match_definitions(rows, cols, seed):
     assert (values.diff(dim=-1) <= 0).all()
 
 
-@given(
-    st.lists(st.floats(-1e150, 1e150) | st.sampled_from([0.0, 1.0, -1.0, 1e-300]), min_size=4, max_size=4),
-)
+@given(st.lists(st.floats(-1e150, 1e150) | st.sampled_from([0.0, 1.0, -1.0, 1e-300]), min_size=4, max_size=4))
 def test_2x2_singular_values_match_svdvals(entries):
     matrix = torch.tensor(entries, dtype=torch.float64).view(2, 2)
     values, expected = singular_values(matrix), torch.linalg.svdvals(matrix)

@@ -44,10 +44,7 @@ TARGETS = [
     ("runs/*/run_params.json", "experiment_runner", "-output_dir here/runs -resume"),
     ("runs/*/run_params.json", "results_plotter", "-experiments_dir here/runs -save_plot_to here/plot.svg"),
 ]
-OUTPUTS = {
-    "dmf": ["checkpoints/*.pt"],
-    "tc": ["targets_tensor.pt", "tensor_rank_and_reconstruction_metrics.json"],
-}
+OUTPUTS = {"dmf": ["checkpoints/*.pt"], "tc": ["targets_tensor.pt", "tensor_rank_and_reconstruction_metrics.json"]}
 NUMBERS = [None, True, -1, 0, 3, 2**63, 10**400, 1e30, -0.5, float("nan"), float("inf")]
 OTHERS = ["", "x", "../../x", [], {}, [1, 2], [[[]]], [1, "x"], {"a": 1}]
 

@@ -104,16 +104,6 @@ def test_first_line_shows_number_of_observations(tmp_path, capsys):
         assert capsys.readouterr().out.splitlines()[0] == f"{shown} of 512 observations"
 
 
-def test_process_without_experiments(tmp_path, capsys, monkeypatch):
-    """Of three processes that share two experiments, the last has none."""
-    for name, value in {"RANK": "2", "WORLD_SIZE": "3"}.items():
-        monkeypatch.setenv(name, value)
-    experiments = [parse_parameters(output_dir=tmp_path, epochs=10, random_seed=seed) for seed in (0, 1)]
-    run_sweep(MatrixFactorization, experiments)
-    assert capsys.readouterr().out == "2 experiments, 0 of them for process 2 of 3\n"
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_diverged_experiments_are_shown(tmp_path, capsys):
     diverging = [{"lr": 1e5, "init_alpha": 1}, {"lr": 100.0, "init_alpha": 1}]
     *_, (parameters, folder) = run_experiments(tmp_path, {}, *diverging)
