@@ -40,7 +40,8 @@ def parse_parameters(kind="dmf", **given):
     """Returns the parameters of an experiment; flags that are not given have their defaults."""
     parser = Parser()
     KINDS[kind][1](parser)
-    return parser.parse(parser.words({"dataset_path": KINDS[kind][2], "random_seed": 0, **given}))
+    dataset = {} if given.get("random_target") else {"dataset_path": KINDS[kind][2]}
+    return parser.parse(parser.words({**dataset, "random_seed": 0, **given}))
 
 
 def make_experiment(kind="dmf", **given):

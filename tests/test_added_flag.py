@@ -1,17 +1,13 @@
 """Adds a flag to a runner and checks that resuming and plotting distinguish runs by it."""
 
 import pytest
-import torch
 
 from common.cli import Parser
-from common.flags import OPTIMIZERS
 from common.plotting.histories import load_curve
 from common.plotting.runs import read_groups, require_matrix_run
 from common.plotting.tensor_completion import read_results, summarize
 from common.sweeps.sweep import run_sweep
-from common.training import optimizers
-from tests.conftest import KINDS, ROOT, parse_parameters, runs_by_number
-from tests.stress.kills import differences
+from tests.conftest import KINDS, ROOT, runs_by_number
 
 NAMES = {"dmf": "dmf_experiment_runner.py", "tc": "tc_experiment_runner.py"}
 LINE = {
@@ -68,47 +64,3 @@ def test_added_flag_distinguishes_runs(kind, tmp_path):
     assert len(sweep(later, {"noise": 0.5, "clip": 2, "random_seed": 4})) == 4
     names = {"clip 1.5, noise 0.5": 2, "clip 1.5, noise 0.25": 1, "clip 2.0, noise 0.5": 1}
     assert drawn_lines(kind, tmp_path) == {f"{prefix}{name}": number for name, number in names.items()}
-
-
-class AveragedSigns(optimizers.Optimizer):
-    """θ ← θ − lr m s / t in step t, with the moving average m of the signs of gradients and the sum s of their norms:
-    both kinds of state, and the number of steps.
-    """
-
-    factor_state = ("average_sign",)
-    scalar_state = ("sum_of_norms",)
-
-    def update(self, model):
-        squares = sum(gradient.square().sum((1, 2)) for gradient in model.factor_gradients)
-        sums = self.state["sum_of_norms"].add_(squares.sqrt())
-        model.gradients.copy_(self.state["average_sign"].mul_(0.9).add_(model.gradients.sign_().mul_(0.1)))
-        for gradient in model.factor_gradients:
-            gradient.mul_((sums * self.rates["lr"] / self.num_steps)[:, None, None])
-        model.values.sub_(model.gradients)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_added_optimizer_with_state(kind, tmp_path, monkeypatch):
-    """A class and an entry: its state stays with its experiment, and in checkpoints."""
-    monkeypatch.setattr(optimizers, "AveragedSigns", AveragedSigns, raising=False)
-    monkeypatch.setitem(OPTIMIZERS, "averaged_signs", "AveragedSigns")
-
-    def run(name, *epochs, **more):
-        directory = tmp_path / name
-        common = {"optimizer": "averaged_signs", "store_checkpoints": True, "output_dir": directory}
-        experiments = [{**common, "epochs": each, "random_seed": each, **more} for each in epochs]
-        run_sweep(KINDS[kind][0], [parse_parameters(kind, **each) for each in experiments])
-        found = runs_by_number(directory)
-        paths = [next((found[n + 1][0][1] / "checkpoints").iterdir()) for n in range(len(epochs))]
-        return [(path, torch.load(path, weights_only=True)) for path in paths]
-
-    (first, _), (_, together), _ = run("together", 250, 500, 750)
-    ((_, alone),) = run("alone", 500)
-    assert differences(together["model"], alone["model"]) == []
-    assert differences(together["optimizer"], alone["optimizer"]) == []
-    assert together["optimizer"]["state"]["sum_of_norms"] > 0
-    assert together["optimizer"]["state"][0]["average_sign"].abs().max() > 0
-    ((_, whole),) = run("whole", 500, random_seed=250)
-    ((_, continued),) = run("continued", 250, trainer_checkpoint=str(first))
-    assert differences(continued["model"], whole["model"]) == []
-    assert differences(continued["optimizer"], whole["optimizer"]) == []

@@ -95,36 +95,3 @@ def test_tensor_completion_plans(name, run_main, tmp_path):
     rank, order = re.fullmatch(r"rank_(\d)_order_(\d)", name).groups()
     dataset = f"data/tc/tensor_rank_{rank}_fro_1_order_{order}_dim_8.pt"
     assert set(recorded(tmp_path / "outputs/tc" / name, "dataset_path")) == {dataset}
-
-
-def test_plot_of_mixed_folder(run_main, tmp_path):
-    """Each configuration is one line, in order; repeated runs and unusable folders are skipped."""
-    run = ["-depth", 2, "-lr", "6e-3", "-epochs", 4000, "-random_seed", 1, "-enforce_pos_det", "-output_dir", "out"]
-    for flags in (["-init_alpha", "1e-3"], ["-init_alpha", "1e-3"], ["-init_alpha", "1e-5", "-use_balanced_init"]):
-        assert_success(run_main("dmf_experiment_runner.py", *run, *flags, "-store_checkpoints"))
-    assert_success(run_main("dmf_experiment_runner.py", *run, "-experiment_name", "bare"))
-    (tmp_path / "out/empty").mkdir()
-    plot = ["dmf_results_plotter.py", "-experiments_dir", "out", "-save_plot_to", "x.svg", "-list_skipped"]
-    result = assert_success(run_main(*plot, "-save_data_to", "x.csv", "-y", "distance_from_rank_1", "-show_bound"))
-    lines = result.stdout.splitlines()
-    assert lines[0] == "2 experiments, 3 skipped"
-    assert re.fullmatch(r"  bare_\S+: has no checkpoint; run it with -store_checkpoints", lines[1])
-    assert lines[2] == "  empty: no matrix factorization experiment"
-    assert re.fullmatch(r"  matrix_comp_\S+: was run again, with the same seed", lines[3])
-    with open(tmp_path / "x.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert list(dict.fromkeys(row["name"] for row in rows)) == ["lr 6e-3 init 1.4e-6", "lr 6e-3 init 1e-5 (b)"]
-    assert all(float(row["value"]) >= 0 for row in rows)
-
-    for flags, expected in [
-        (["-y", "e2e_rank", "-show_bound"], "-show_bound: not known for e2e_rank"),
-        (["-y", "erank"], "-y erank: "),
-        (["-unobserved_entry", 1, 1], "only e2e_0_0_value was recorded"),
-        (["-experiments_names", "a"], "-experiments_names a: there are 2 lines"),
-        (["-experiments_checkpoint_paths", ROOT / "README.md"], "-experiments_dir out: give either"),
-        (["-save_data_to", "x.txt"], "-save_data_to x.txt: must end in .csv"),
-    ]:
-        result = run_main(*plot, *flags)
-        assert result.returncode == 2
-        assert expected in result.stderr
-        assert result.stderr.count("\n") == 1

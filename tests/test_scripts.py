@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -16,28 +17,9 @@ from common.training.native_metrics import metrics_2x2
 from tests.conftest import ROOT, folders_in
 from tests.sweeps.test_resume import signal_during_training
 
-SCRIPTS = [
-    "dmf_data_generator.py",
-    "dmf_experiment_runner.py",
-    "dmf_multiple_experiments_runner.py",
-    "dmf_results_plotter.py",
-    "tc_data_generator.py",
-    "tc_experiment_runner.py",
-    "tc_multiple_experiments_runner.py",
-    "tc_results_plotter.py",
-]
-PLOTS = {
-    "mse_loss",
-    "sse_loss_div_2",
-    "fro_e2e_norm",
-    "nuc_e2e_norm",
-    "e2e_effective_rank",
-    "e2e_rank",
-    "distance_from_rank_1",
-    "reconstruction_error",
-    "e2e_matrix_values",
-    "e2e_singular_values",
-}
+SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
+PLOTS = {"mse_loss", "sse_loss_div_2", "fro_e2e_norm", "nuc_e2e_norm", "e2e_effective_rank", "e2e_rank"}
+PLOTS |= {"distance_from_rank_1", "reconstruction_error", "e2e_matrix_values", "e2e_singular_values"}
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -59,32 +41,25 @@ def single_item(paths):
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_lists_all_flags_without_heavy_imports(script, run_script):
     result = assert_success(run_script(script, "-h"))
-    namespace = {"__name__": "script"}
-    exec(compile((ROOT / script).read_text(), script, "exec"), namespace)
+    namespace = runpy.run_path(str(ROOT / script))
     parser = namespace.get("parser")
     if parser is None:
         parser = Parser()
         namespace["add_flags"](parser)
     for action in parser._actions[1:]:
         assert re.search(rf"^  -{action.dest}\b", result.stdout, re.MULTILINE)
-    code = (
-        f"import sys, runpy\nsys.argv = ['x', '-h']\ntry: runpy.run_path({str(ROOT / script)!r}, run_name='__main__')"
-    )
+    code = f"import sys, runpy\nsys.argv = ['x', '-h']\ntry: runpy.run_path('{script}', run_name='__main__')"
     code += "\nexcept SystemExit: pass\nassert not {'torch', 'numpy', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 def test_matrix_experiment_with_all_outputs_and_plot(run_script, run_main, tmp_path, dataset, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "missing"))
-    result = assert_success(
-        run_script(
-            "dmf_experiment_runner.py",
-            *("-dataset_path", dataset, "-random_seed", 1, "-output_dir", "out", "-experiment_name", "one"),
-            *("-depth", 2, "-init_alpha", "1e-3", "-use_balanced_init", "--enforce_pos_det", "-lr", "6e-3"),
-            *("-epochs", "20000", "-tracked_e2e_value_of", 0, 0, "-tracked_e2e_value_of", 1, 1),
-            *("-file_log", "-store_checkpoints", "-plot_metrics", "-save_results", "-track_singular_values"),
-        )
-    )
+    flags = ["-dataset_path", dataset, "-random_seed", 1, "-output_dir", "out", "-experiment_name", "one"]
+    flags += ["-depth", 2, "-init_alpha", "1e-3", "-use_balanced_init", "--enforce_pos_det", "-lr", "6e-3"]
+    flags += ["-epochs", "20000", "-tracked_e2e_value_of", 0, 0, "-tracked_e2e_value_of", 1, 1]
+    flags += ["-file_log", "-store_checkpoints", "-plot_metrics", "-save_results", "-track_singular_values"]
+    result = assert_success(run_script("dmf_experiment_runner.py", *flags))
     folder = single_item(folders_in(tmp_path / "out"))
     assert re.fullmatch(r"one_\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d", folder.name)
     assert result.stdout.startswith("1 experiment\n1/1 out/one_")
@@ -113,12 +88,10 @@ def test_matrix_experiment_with_all_outputs_and_plot(run_script, run_main, tmp_p
     assert tracker["name"] == "singular_value_1"
     assert tracker["epochs_with_values"].tolist() == list(range(49, last_epoch + 1, 50))
 
-    figures = [tmp_path / "figure.png", tmp_path / "new" / "figure.pdf", tmp_path / "figure.svg"]
-    for figure in figures:
-        paths = ["-experiments_checkpoint_paths", checkpoint_path, checkpoint_path]
-        names = ["-experiments_names", "first", "second"]
-        assert_success(run_main("dmf_results_plotter.py", *paths, *names, "-save_plot_to", figure))
-    assert [figure.read_bytes()[:4] for figure in figures] == [PNG[:4], b"%PDF", b"<?xm"]
+    paths = ["-experiments_checkpoint_paths", checkpoint_path, checkpoint_path, "-experiments_names", "first", "second"]
+    for figure, begin in (("figure.png", PNG[:4]), ("new/figure.pdf", b"%PDF"), ("figure.svg", b"<?xm")):
+        assert_success(run_main("dmf_results_plotter.py", *paths, "-save_plot_to", figure))
+        assert (tmp_path / figure).read_bytes().startswith(begin)
 
 
 def test_experiment_list_default_and_edited(run_main, tmp_path, dataset):
@@ -128,7 +101,7 @@ def test_experiment_list_default_and_edited(run_main, tmp_path, dataset):
     assert folder.name.startswith("completion_2x2_c_1_1_0_exp_")
     parameters = read_parameters(folder)
     expected = {"enforce_pos_det": True, "save_every_num_val": 100, "init_alpha": 8e-3, "lr": 3e-3, "depth": 3}
-    assert {name: parameters[name] for name in expected} == expected
+    assert expected.items() <= parameters.items()
     assert {path.stem for path in (folder / "plots").iterdir()} == PLOTS
 
     edited = (ROOT / "dmf_multiple_experiments_runner.py").read_text().replace("REPETITIONS = 1", "REPETITIONS = 3")
@@ -137,60 +110,6 @@ def test_experiment_list_default_and_edited(run_main, tmp_path, dataset):
     assert result.stdout.startswith("3 experiments\n")
     seeds = sorted(read_parameters(each)["random_seed"] for each in folders_in(tmp_path / "edited"))
     assert seeds == [parameters["random_seed"] + k for k in range(3)]
-
-
-def test_dataset_generator(run_main, tmp_path):
-    def generate(*flags):
-        before = set(tmp_path.glob("data/dmf/*"))
-        assert_success(run_main("dmf_data_generator.py", "-random_seed", 5, *flags))
-        path = single_item(set(tmp_path.glob("data/dmf/*")) - before)
-        return path.name, torch.load(path, weights_only=True)
-
-    name, content = generate()
-    assert re.fullmatch(r"sensing_rank_5_50x50_\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d\.pt", name)
-    assert content["A"].shape == (2500, 50, 50)
-    assert content["random_seed"] == 5
-    target = content["target_matrix"]
-    assert torch.linalg.matrix_rank(target) == 5
-    assert target.norm().item() == pytest.approx(50, rel=1e-5)
-    torch.testing.assert_close(content["y"], torch.einsum("nij,ij->n", content["A"], target), atol=1e-3, rtol=1e-4)
-    assert content["A"].std().item() == pytest.approx(1, abs=1e-2)
-
-    shape = ["-num_rows", 6, "-num_cols", 4, "-rank", 2]
-    name, content = generate(*shape, "-task_type", "completion", "-num_samples", 20, "-custom_file_name", "mine")
-    assert re.fullmatch(r"mine_.*\.pt", name)
-    observed = content["A"].nonzero()
-    assert len({(row, col) for _, row, col in observed.tolist()}) == 20
-    assert torch.equal(content["y"], content["target_matrix"][observed[:, 1], observed[:, 2]])
-
-    name, content = generate("-num_rows", 4, "-num_cols", 4, "-rank", 2, "-use_symmetric_target", "-num_samples", 7)
-    assert name.startswith("sensing_rank_2_4x4_sym_")
-    torch.testing.assert_close(content["target_matrix"], content["target_matrix"].T)
-
-    size = ["-num_rows", 3, "-num_cols", 3]
-    _, content = generate(*size, "-use_custom_target", "-use_custom_sensing_matrices", "-file_name", "three.pt")
-    assert content["target_matrix"].tolist() == [[0, 1, 0], [1, 0, 0], [0, 0, 1]]
-    assert content["y"].tolist() == [1, 0, 1, 0, 0, 0, 0, 1]
-
-
-def test_dataset_generator_with_unobserved_entry(run_main, tmp_path):
-    flags = ["-num_rows", 2, "-num_cols", 2, "-target_entries", 1, "-2e-1", 0, 1, "-use_custom_sensing_matrices"]
-    assert_success(run_main("dmf_data_generator.py", *flags, "-unobserved_entry", 0, 1, "-file_name", "x.pt"))
-    content = torch.load(tmp_path / "data/dmf/x.pt", weights_only=True)
-    assert content["y"].tolist() == [1, 0, 1]
-    assert content["A"].flatten(1).argmax(1).tolist() == [0, 2, 3]
-    torch.testing.assert_close(content["target_matrix"], torch.tensor([[1.0, -0.2], [0.0, 1.0]]))
-
-
-def test_shipped_datasets():
-    perturbed = {f"perturbed_w_-2_05_{z}": [-2, 0.5, float(f"0.{z[1:]}0")] for z in ("0", "001", "005", "01", "05")}
-    for name, observed in {"w_1_1_0": [1, 1, 0], **perturbed}.items():
-        content = torch.load(ROOT / f"data/dmf/completion_2x2_{name}.pt", weights_only=True)
-        assert content.keys() >= {"A", "y", "target_matrix", "random_seed"}
-        torch.testing.assert_close(content["y"], torch.tensor(observed, dtype=torch.float32))
-        assert content["A"].flatten(1).argmax(1).tolist() == [1, 2, 3]
-        assert content["A"].sum() == 3
-        assert content["target_matrix"].flatten()[1:].tolist() == content["y"].tolist()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -294,8 +213,7 @@ def test_tensor_completion_sweep_and_plot(run_main, tmp_path):
 
 
 def test_default_tensor_completion_experiments():
-    namespace = {"__name__": "script"}
-    exec((ROOT / "tc_multiple_experiments_runner.py").read_text(), namespace)
+    namespace = runpy.run_path(str(ROOT / "tc_multiple_experiments_runner.py"))
     command = namespace["parser"].parse(["-dataset_path", str(ROOT / "README.md")])
     lists = {"": namespace["DEFAULT"]}, "outputs/tc", "tc_results_plotter.py", namespace["name"]
     (job,) = planned_jobs(command, namespace["experiment_parser"], *lists)

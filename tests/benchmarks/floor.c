@@ -37,10 +37,18 @@ void steps(Block *block, int64_t count) {
     *block = b;
 }
 
+/* A vector that fits a register. */
+#ifdef __AVX512F__
+typedef float reg __attribute__((vector_size(64)));
+#else
+typedef float reg __attribute__((vector_size(32)));
+#endif
+enum { LANES = sizeof(reg) / sizeof(float) };
+
 /* Takes `count` multiply-adds that do not wait for each other. Returns a number that depends on all. */
 float multiply_adds(int64_t count) {
-    vec sums[16] = {{0}}, factor = {0};
-    for (count /= 16 * 16; count > 0; count--)
+    reg sums[16] = {{0}}, factor = {0};
+    for (count /= 16 * LANES; count > 0; count--)
         UNROLL for (int i = 0; i < 16; i++) {
             /* Otherwise the compiler could take several together. */
             __asm__("" : "+v"(factor));
@@ -48,6 +56,6 @@ float multiply_adds(int64_t count) {
         }
     float total = 0;
     for (int i = 0; i < 16; i++)
-        for (int lane = 0; lane < 16; lane++) total += sums[i][lane];
+        for (int lane = 0; lane < LANES; lane++) total += sums[i][lane];
     return total;
 }

@@ -58,13 +58,14 @@ def matrix_product(factors):
     return reduce(lambda left, right: left @ right, factors)
 
 
+def khatri_rao(left, right):
+    """Returns the Khatri–Rao products of matrices (..., m, R) and (..., n, R)."""
+    product = left[..., :, None, :] * right[..., None, :, :]
+    return product.reshape(*product.shape[:-3], -1, product.shape[-1])
+
+
 def cp_tensor(factors):
     """Returns Σ_r F_1[a, r] F_2[b, r] … for factors (..., d_k, R), as one product of two Khatri–Rao products."""
-
-    def khatri_rao(left, right):
-        product = left[..., :, None, :] * right[..., None, :, :]
-        return product.reshape(*product.shape[:-3], -1, product.shape[-1])
-
     split = first_group_size([factor.shape[-2] for factor in factors])
     left, right = (reduce(khatri_rao, group) for group in (factors[:split], factors[split:]))
     return left @ right.swapaxes(-1, -2)
@@ -135,18 +136,20 @@ def jax_loop(experiments: list[Experiment], predict: Callable, target: Tensor, w
     return run_steps
 
 
-def floor_library(depth: int, directory: Path) -> ctypes.CDLL:
+def floor_function(name: str, argument_types: list, directory: Path, depth: int = 2) -> Callable:
+    """Returns a function of floor.c."""
     library = directory / f"floor_{depth}.so"
     source = Path(__file__).with_name("floor.c")
     command = ["cc", "-O3", "-march=native", "-shared", "-fPIC", f"-DDEPTH={depth}", source, "-o", library]
     subprocess.run(command, check=True)
-    return ctypes.CDLL(str(library))
+    function = getattr(ctypes.CDLL(str(library)), name)
+    function.argtypes = argument_types
+    return function
 
 
 def arithmetic_floor(depth: int, number: int, directory: Path) -> Steps:
     """Returns the steps of floor.c on all threads."""
-    function = floor_library(depth, directory).steps
-    function.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    function = floor_function("steps", [ctypes.c_void_p, ctypes.c_int64], directory, depth)
     num_blocks, size = -(-number // 16), (4 * depth + 9) * 64
     memory = np.zeros(num_blocks * size + 64, np.uint8)
     begin = memory.ctypes.data + -memory.ctypes.data % 64
@@ -158,26 +161,20 @@ def arithmetic_floor(depth: int, number: int, directory: Path) -> Steps:
 
     def run_steps(num_steps: int) -> None:
         addresses = [begin + block * size for block in range(num_blocks)]
-        if num_blocks == 1:
-            function(addresses[0], num_steps)
-        else:
-            list(pool.map(lambda address: function(address, num_steps), addresses))
-        assert memory.size
+        list((pool.map if num_blocks > 1 else map)(lambda address: function(address, num_steps), addresses))
+        assert memory.size  # lives until here
 
     return run_steps
 
 
 def peak_floor(experiments: list[Experiment], directory: Path) -> Steps:
     """Returns the multiply-adds of a step on the observed entries, at the measured peak of all threads."""
-    function = floor_library(2, directory).multiply_adds
-    function.argtypes = [ctypes.c_int64]
-    pool = ThreadPoolExecutor(NUM_THREADS)
-    rank = experiments[0].factors[0].shape[1]
-    per_step = 3 * rank * sum(experiment.parameters["num_samples"] for experiment in experiments)
+    function = floor_function("multiply_adds", [ctypes.c_int64], directory)
+    rank, pool = experiments[0].factors[0].shape[1], ThreadPoolExecutor(NUM_THREADS)
+    share = 3 * rank * sum(experiment.parameters["num_samples"] for experiment in experiments) / NUM_THREADS
 
     def run_steps(num_steps: int) -> None:
-        share = int(num_steps * per_step / NUM_THREADS)
-        list(pool.map(function, [share] * NUM_THREADS))
+        list(pool.map(function, [int(num_steps * share)] * NUM_THREADS))
 
     return run_steps
 
@@ -228,32 +225,9 @@ def dmf_experiments(depth: int, number: int) -> list[Experiment]:
     return [make_experiment(depth=depth, random_seed=seed, **parameters, **tracked) for seed in range(number)]
 
 
-def tc_experiments(path: Path, number: int, num_samples: int) -> list[Experiment]:
-    parameters = {"init_std": 0.1, "num_samples": num_samples, **_NO_STOPPING}
-    return [make_experiment("tc", dataset_path=path, random_seed=seed, **parameters) for seed in range(number)]
-
-
-def tc_dataset(order: int, dim: int, directory: Path) -> Path:
-    """Returns the path of a dataset: a shipped one, or one that is made."""
-    if dim == 8:
-        return ROOT / f"data/tc/tensor_rank_1_fro_1_order_{order}_dim_8.pt"
-    path = directory / f"order_{order}_dim_{dim}.pt"
-    if not path.exists():
-        flags = f"-order {order} -mode_dim_size {dim} -random_seed 0 -output_dir {directory} -file_name {path.name}"
-        subprocess.run(
-            [sys.executable, "tc_data_generator.py", *flags.split()], cwd=ROOT, check=True, capture_output=True
-        )
-    return path
-
-
-def print_row(problem: str, number: int, times: dict[str, float]) -> None:
-    def ratio(name: str) -> str:
-        found = [time for key, time in times.items() if key.startswith(name)]
-        return f"{min(found) / times['ours']:.3g}" if found else ""
-
-    floor_ratio = f"{times['ours'] / times['floor']:.2f}"
-    cells = [problem, number, f"{times['ours']:.3g}", ratio("plain loop"), ratio("JAX"), ratio("BLAS"), floor_ratio]
-    print(f"| {' | '.join(map(str, cells))} |", flush=True)
+def tc_experiments(order: int, dim: int, number: int, num_samples: int) -> list[Experiment]:
+    parameters = {"random_target": True, "order": order, "mode_dim_size": dim, "init_std": 0.1, **_NO_STOPPING}
+    return [make_experiment("tc", num_samples=num_samples, **parameters) for _ in range(number)]
 
 
 def wall_time(script: str, directory: Path) -> str:
@@ -291,7 +265,12 @@ def print_times(
             competitors[f"JAX, {which}"] = jax_loop(experiments, predict, target, weights)
     # Small products are faster on one thread, also in PyTorch.
     with one_thread() if problems[0].multiplications < 3 * 10**6 else nullcontext():
-        print_row(problem, len(experiments), median_times(competitors))
+        times = median_times(competitors)
+    cells = [problem, len(experiments), f"{times['ours']:.3g}"]
+    for name in ("plain loop", "JAX", "BLAS"):
+        found = [time for key, time in times.items() if key.startswith(name)]
+        cells.append(f"{min(found) / times['ours']:.3g}" if found else "")
+    print(f"| {' | '.join(map(str, cells))} | {times['ours'] / times['floor']:.2f} |", flush=True)
 
 
 def main() -> None:
@@ -308,7 +287,7 @@ def main() -> None:
                 print_times(f"2×2, depth {depth}", experiments, min_steps, {"all": matrix_product}, floor)
         cases = [(3, 8, 50, 50), (3, 8, 50, 511), *((4, 8, 12, n) for n in (100, 500, 1000, 2000, 4095))]
         for order, dim, number, num_samples in [*cases, (4, 10, 4, 2000), (3, 50, 4, 5000)]:
-            experiments = tc_experiments(tc_dataset(order, dim, directory), number, num_samples)
+            experiments = tc_experiments(order, dim, number, num_samples)
             more = {"BLAS": blas_products(experiments), "floor": peak_floor(experiments, directory)}
             problem = f"{'×'.join([str(dim)] * order)}, {num_samples} observed"
             entries = cp_entries(experiments[0].problem.dataset.observed_entries, [dim] * order)

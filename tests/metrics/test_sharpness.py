@@ -42,10 +42,8 @@ def loss_of(dataset, is_matrix):
         ("dmf", {"depth": 1, "init_alpha": 0.5}),
         ("dmf", {"depth": 2, "init_alpha": 1e-3}),
         ("dmf", {"depth": 3, "weight_init_type": "identity"}),
-        ("dmf", {"depth": 5, "init_alpha": 0.5}),
         ("dmf", {"dataset_path": "sensing", "num_samples": 7, "lr": 1e-3, "init_alpha": 0.3}),
         ("tc", {"num_samples": 100, "init_std": 0.3}),
-        ("tc", {"num_samples": 500, "init_std": 1e-3}),
         ("tc", {"dataset_path": ROOT / "data/tc/tensor_rank_1_fro_1_order_4_dim_8.pt", "init_std": 0.3}),
     ],
 )
@@ -100,9 +98,3 @@ def test_largest_eigenvalue(size, scale, kind, seed):
 def test_hessian_that_is_not_finite():
     factors = [torch.tensor([[math.inf]]), torch.ones(1, 1)]
     assert math.isnan(sharpness(lambda leaves: (leaves[0] @ leaves[1]).square().sum(), factors))
-
-
-def test_parameters_are_not_changed():
-    factors = [torch.full((1, 1), 2.0, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64)]
-    assert sharpness(lambda leaves: (leaves[0] @ leaves[1]).square().sum() / 2, factors) > 0
-    assert not any(factor.requires_grad for factor in factors)

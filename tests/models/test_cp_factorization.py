@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.models.cp_factorization import CPFactorization, first_group_size, full_rank, initial_factors
+from common.models.cp_factorization import CPFactorization, full_rank, initial_factors
 
 LETTERS = "abcde"
 
@@ -36,7 +36,7 @@ def test_forward_and_gradients_match_autograd(dims, rank, seed):
         torch.testing.assert_close(gradient, wanted)
 
 
-@pytest.mark.parametrize("dims", [(2, 2), (3, 7, 5), (8, 8, 8), (2, 3, 2, 2, 3)])
+@pytest.mark.parametrize("dims", [(3, 7, 5), (8, 8, 8), (2, 3, 2, 2, 3)])
 def test_results_do_not_depend_on_batch(dims):
     batch_size = 6
     factors = random_factors(dims, full_rank(dims), 1, batch_size, torch.float32)
@@ -50,11 +50,6 @@ def test_results_do_not_depend_on_batch(dims):
         alone.backpropagate(output_gradients[b : b + 1].clone())
         for gradient, wanted in zip(alone.factor_gradients, model.factor_gradients, strict=True):
             assert torch.equal(gradient[0], wanted[b])
-
-
-@pytest.mark.parametrize("dims, size", [((8, 8, 8), 1), ((8, 8, 8, 8), 2), ((2, 2, 9), 2), ((9, 2, 2), 1), ((3, 4), 1)])
-def test_first_group_size_balances_products(dims, size):
-    assert first_group_size(dims) == size
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+from functools import reduce
 from itertools import pairwise
 
 import pytest
@@ -32,9 +33,7 @@ def test_gradients_match_autograd(shape, depth, width, seed):
     output_gradient = torch.randn(3, *shape, generator=generator, dtype=torch.float64)
 
     leaves = [factor.clone().requires_grad_() for factor in batches]
-    product = leaves[0]
-    for leaf in leaves[1:]:
-        product = product @ leaf
+    product = reduce(torch.matmul, leaves)
     expected = torch.autograd.grad(product, leaves, output_gradient)
 
     model = DeepMatrixFactorization(batches)
@@ -60,7 +59,7 @@ def test_balanced_factors(shape, depth, width, seed):
 
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("size, alpha, width", [(2, 8e-3, 0), (10, 1e-5, 0), (2, 8e-3, 3), (5, 1.0, 9), (10, 1e-5, 11)])
+@pytest.mark.parametrize("size, alpha, width", [(2, 8e-3, 0), (10, 1e-5, 0), (5, 1.0, 9), (10, 1e-5, 11)])
 def test_determinant_sign_is_enforced(size, alpha, width, sign, balanced):
     for seed in range(5):
         factors = draw_factors((size, size), 3, "normal", alpha, balanced, seed, torch.float32, sign, width)

@@ -23,7 +23,7 @@ from common.flags import integer
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = {
     "many seeds": [
-        *("dmf_multiple_experiments_runner.py", "-plan", "many_seeds", "-repetitions", "1", "-epochs", "300000"),
+        *("dmf_multiple_experiments_runner.py", "-plan", "many_seeds", "-repetitions", "1", "-epochs", "300000")
     ],
     "dmf": ["dmf_multiple_experiments_runner.py", "-plan", "figure_1_depth_3", "-save_every_num_val", "5"],
     "tc": ["tc_multiple_experiments_runner.py", "-repetitions", "1"],

@@ -68,18 +68,13 @@ def test_learning_rate_and_metrics_that_are_given(tmp_path):
 
 
 def test_checkpoint_of_another_optimizer_is_refused(tmp_path):
-    settings = {"gd": {}, "momentum": {}, "no momentum": {"optimizer": "momentum", "momentum": 0}, "adam": {}}
-    settings = {name: {"optimizer": name, **each} for name, each in settings.items()}
     classes = {"gd": "GradientDescent", "momentum": "Momentum", "adam": "Adam"}
-    for name, written in settings.items():
-        path, _ = run_experiment(tmp_path / name, epochs=50, **written)
-        for optimizer, class_name in classes.items():
-            wanted = {"optimizer": optimizer, "trainer_checkpoint": str(path)}
-            if optimizer == written["optimizer"]:
-                make_experiment(**BASE, **wanted)
-                continue
-            with pytest.raises(UserError, match=f"-trainer_checkpoint {path}: was not written by {class_name}; give"):
-                make_experiment(**BASE, **wanted)
+    for name in classes:
+        path, _ = run_experiment(tmp_path / name, epochs=50, optimizer=name)
+        for wanted in classes.keys() - {name}:
+            expected = f"-trainer_checkpoint {path}: was not written by {classes[wanted]}; give"
+            with pytest.raises(UserError, match=expected):
+                make_experiment(**BASE, optimizer=wanted, trainer_checkpoint=str(path))
 
 
 def test_continuing_keeps_zero_loss_count(tmp_path):

@@ -54,19 +54,6 @@ def test_random_seeds_continue_the_newest_sweep_only(tmp_path, monkeypatch):
     assert len(folders_in(tmp_path)) == 6
 
 
-def test_sweep_id_is_kept_per_output_folder(tmp_path, monkeypatch):
-    """Runs started with -resume get the id of the existing sweep in their output folder."""
-    for name in ("a", "b"):
-        interrupt_at_epoch(500, parameter_list(tmp_path / name, {}), monkeypatch)
-    ids = {name: runs_by_number(tmp_path / name)[1][0][0]["provenance"]["sweep"]["id"] for name in ("a", "b")}
-    both = [*parameter_list(tmp_path / "a", {}, {"lr": 1e-3}), *parameter_list(tmp_path / "b", {}, {"lr": 1e-3})]
-    run_sweep(DMF, both, resume=True)
-    for name in ("a", "b"):
-        runs = [parameters for found in runs_by_number(tmp_path / name).values() for parameters, _ in found]
-        assert len(runs) == 2
-        assert {parameters["provenance"]["sweep"]["id"] for parameters in runs} == {ids[name]}
-
-
 @pytest.mark.parametrize("damage", [None, {"random_seed": None}, {"provenance": {}}, {"status": None}])
 def test_resume_ignores_folders_without_identity(tmp_path, damage, capsys):
     run_sweep(DMF, parameter_list(tmp_path, {"epochs": 100, "random_seed": -1}))

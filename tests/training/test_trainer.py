@@ -94,29 +94,6 @@ def test_stall_requires_full_validation_interval(native):
     assert (experiment.stop_reason, experiment.epoch) == ("stalled", 99)
 
 
-def test_no_stall_if_only_product_is_unchanged():
-    """Every step changes a factor, but the product stays zero."""
-    experiment = make_experiment(epochs=200, depth=2, init_alpha=0.0, stop_on_zero_loss_tol=0)
-    trainer = make_trainer([experiment])
-    trainer.engine.optimizer.step = lambda model: model.views[0].add_(1.0)
-    while trainer.running:
-        trainer.advance()
-    assert (experiment.stop_reason, experiment.epoch) == ("epochs", 199)
-
-
-@pytest.mark.parametrize("width", [1, 5])
-def test_width_of_the_inner_factors(width):
-    """The product of factors of width 1 has rank 1; it and wider ones fit the observations."""
-    given = {"init_alpha": 0.5, "lr": 1e-2, "stop_on_zero_loss_tol": 1e-6, "dtype": "float64"}
-    experiment = make_experiment(hidden_dim=width, epochs=200_000, random_seed=1, **given)
-    ((first, inner, last),) = train([experiment], native=True)
-    assert [tuple(each.shape) for each in (first, inner, last)] == [(2, width), (width, width), (width, 2)]
-    product = first @ inner @ last
-    largest, smallest = torch.linalg.svdvals(product)
-    assert (smallest < 1e-12 * largest) == (width == 1)
-    assert experiment.history.train["sse_loss_div_2"].values[-1] < (0.1 if width == 1 else 1e-4)
-
-
 def test_oscillating_run_is_not_stalled(tmp_path, native):
     """With learning rate 2, gradient descent on ½ (w − 1)² alternates between w and 2 − w."""
     content = {"A": torch.ones(1, 1, 1), "y": torch.ones(1), "target_matrix": torch.ones(1, 1)}
@@ -170,27 +147,24 @@ def test_results_do_not_depend_on_validations_per_call(monkeypatch, native):
     for steps_per_chunk in (0, 35):
         seen, factors = run(steps_per_chunk)
         for experiment, other in zip(seen, expected, strict=True):
-            state = experiment
-            assert (state.epoch, state.stop_reason) == (other.epoch, other.stop_reason)
+            assert (experiment.epoch, experiment.stop_reason) == (other.epoch, other.stop_reason)
             for name, series in recorded_metrics(other).items():
                 assert recorded_metrics(experiment)[name].epochs.tolist() == series.epochs.tolist()
                 assert recorded_metrics(experiment)[name].values.tobytes() == series.values.tobytes()
-        for left, right in zip(factors, expected_factors, strict=True):
-            np.testing.assert_array_equal(left, right)
+        np.testing.assert_array_equal(factors, expected_factors)
 
 
 def test_targets_may_differ_within_a_batch(native):
-    given = {"epochs": 100, "validate_every": 20, "init_alpha": 0.3, "enforce_neg_det": True}
-    paths = [PERTURBED, PERTURBED.replace("_01.pt", "_05.pt")]
-    together = [make_experiment(dataset_path=path, **given) for path in paths]
+    given = {"epochs": 100, "validate_every": 20, "init_alpha": 0.3}
+    together, alone = (
+        [make_experiment(dataset_path=path, **given) for path in (PERTURBED, PERTURBED.replace("_01.pt", "_05.pt"))]
+        for _ in range(2)
+    )
     train(together, native=native)
-    for path, experiment in zip(paths, together, strict=True):
-        alone = make_experiment(dataset_path=path, **given)
-        train([alone], native=native)
-        for name, series in recorded_metrics(alone).items():
+    for experiment, other in zip(together, alone, strict=True):
+        train([other], native=native)
+        for name, series in recorded_metrics(other).items():
             assert recorded_metrics(experiment)[name].values.tobytes() == series.values.tobytes()
-    errors = [recorded_metrics(experiment)["reconstruction_error"].values for experiment in together]
-    assert (errors[0] != errors[1]).all()
 
 
 @pytest.mark.parametrize("tracked", [{}, OF_FACTORS["dmf"]])
