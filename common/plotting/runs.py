@@ -199,9 +199,8 @@ def names_of(runs: Sequence[RecordedRun], shown: Collection[str] = ()) -> list[s
         words |= {"dtype": str(run.parameters.get("dtype")), "dataset_path": "_".join(stem[begin : -end or None])}
         words["trainer_checkpoint"] = f"from {Path(run.parameters.get('trainer_checkpoint') or 'the start').name}"
         found.append(", ".join(filter(None, [base, *(words[name] for name in names)])))
-    return [
-        name if found.count(name) == 1 else f"{name} ({run.path.name})" for run, name in zip(runs, found, strict=True)
-    ]
+    folders = [f" ({run.path.name})" for run in runs]
+    return [name + folder * (found.count(name) > 1) for name, folder in zip(found, folders, strict=True)]
 
 
 def _initialization(run: RecordedRun) -> str:
