@@ -94,15 +94,9 @@ def draw_against_loss(groups: Sequence[Group], flags: Mapping[str, Any]) -> tupl
                     label += f"\n({left} of {len(group.values)} runs reach {scientific(min_loss)})"
                 handles[axes].append(figures.draw_line(axes, points, "loss", statistic, label=label, **style))
             else:
-                curve = group.values[0].down_to(min_loss)
-                shown = visible_points(np.log10(curve.losses), curve.values)
-                columns = [each[shown].tolist() for each in (curve.epochs, curve.losses, curve.values)]
-                points = [
-                    dict(zip(("epochs", "loss", "value"), each, strict=True)) for each in zip(*columns, strict=True)
-                ]
-                grey = colormaps["Greys"](np.linspace(0.4, 0.9, len(members)))[index]
-                style |= {"label": group.name, "marker": figures.MARKERS[index % len(figures.MARKERS)], "color": grey}
-                handles[axes] += _draw_curve(axes, curve, shown, scale, min_loss, _APART[index % len(_APART)], **style)
+                style["color"] = colormaps["Greys"](np.linspace(0.4, 0.9, len(members)))[index]
+                points, markers = _draw_curve(axes, group, scale, min_loss, index, **style)
+                handles[axes] += markers
             rows += [{"panel": panel if len(names) > 1 else "", "name": group.name, **point} for point in points]
         if flags["show_bound"]:
             handles[axes] += _draw_bounds(axes, members, largest, min_loss, metric)
@@ -139,9 +133,8 @@ def draw_against_loss(groups: Sequence[Group], flags: Mapping[str, Any]) -> tupl
         bar = figure.colorbar(ScalarMappable(scale, _COLOURS), ax=panels, **bar)
         bar.set_ticks(ticks, labels=[scientific(tick) for tick in ticks])
     # There is room above curves of |unobserved entry|.
-    figures.add_legends(
-        figure, handles, *((34, "x-small") if of_seeds or of_shares else (26, "small")), 3 if metric else 6
-    )
+    width, fontsize = (26, "small") if of_single else (34, "x-small")
+    figures.add_legends(figure, handles, width, fontsize, 3 if metric else 6)
     return figure, rows
 
 
@@ -157,35 +150,37 @@ def share_rows(curves: Sequence[Curve], min_loss: float) -> list[Row]:
         stays = np.cumsum(curve.values <= theory.unobserved_entry(curve.losses, *curve.corner)) == 0
         on = replace(curve, values=stays.astype(np.float64)).values_below(_LOSSES)
         found.append(on if stays[-1] else np.nan_to_num(on))
-    shares = zip(_LOSSES.tolist(), np.mean(found, axis=0).tolist(), strict=True)
-    tolerance = 1e-9  # of round-off in the losses
-    return [
-        {"loss": loss, "share": share, "runs": len(curves)}
-        for loss, share in shares
-        if loss >= min_loss * (1 - tolerance) and share == share
-    ]
+    shares = np.mean(found, axis=0)
+    # The tolerance is for round-off in the losses.
+    known = ~np.isnan(shares) & (min_loss * (1 - 1e-9) <= _LOSSES)
+    points = zip(_LOSSES[known].tolist(), shares[known].tolist(), strict=True)
+    return [{"loss": loss, "share": share, "runs": len(curves)} for loss, share in points]
 
 
-def _draw_curve(
-    axes: Axes, curve: Curve, shown: np.ndarray, scale: Normalize, min_loss: float, apart: float, **style: Any
-) -> list[Line2D]:
-    """Draws the points `shown` of a curve, and a marker where its loss is first below each 1.3 · 10⁻ʲ times `apart`.
-    Returns the handle of the legend.
+def _draw_curve(axes: Axes, group: Group, scale: Normalize, min_loss: float, index: int, **style: Any) -> tuple:
+    """Draws the curve of one run, and a marker where its loss is first below each 1.3 · 10⁻ʲ, times a factor that
+    depends on the `index` of the line. Returns the curve's rows, and the handle of the legend.
     """
-    ends = np.column_stack([curve.losses, curve.values])[shown]
+    curve = group.values[0].down_to(min_loss)
+    shown = visible_points(np.log10(curve.losses), curve.values)
+    epochs, losses, values = (each[shown] for each in (curve.epochs, curve.losses, curve.values))
+    ends = np.column_stack([losses, values])
     colours = {"cmap": _COLOURS, "norm": scale, "linewidths": style.pop("linewidth"), "capstyle": "round"}
-    segments = np.stack([ends[:-1], ends[1:]], axis=1)
-    axes.add_collection(LineCollection(segments, array=curve.epochs[shown][1:], **colours))
+    axes.add_collection(LineCollection(np.stack([ends[:-1], ends[1:]], axis=1), array=epochs[1:], **colours))
     # Invisible: the legend avoids lines, but not collections.
     axes.plot(*ends[:: len(ends) // 200 + 1].T, linestyle="none")
     powers = 10.0 ** -np.arange(1, 300)
     # The tolerance is for round-off in 10⁻ʲ.
-    at = np.unique(curve.first_below(1.3 * apart * powers[powers >= min_loss * (1 - 1e-9)]))
+    thresholds = 1.3 * powers[powers >= min_loss * (1 - 1e-9)] * _APART[index % len(_APART)]
+    at = np.unique(curve.first_below(thresholds))
     # Where the loss jumps, its first value below may be outside the axes.
     at = at[np.append(curve.losses, 0)[at] >= min_loss]
     # The layout takes a line without points to be in the corner of the figure.
     style |= {"markersize": 5.5, "linestyle": "none", "zorder": 3, "clip_on": False, "in_layout": len(at) > 0}
-    return axes.plot(curve.losses[at], curve.values[at], **style)
+    style |= {"marker": figures.MARKERS[index % len(figures.MARKERS)], "label": group.name}
+    points = zip(epochs.tolist(), losses.tolist(), values.tolist(), strict=True)
+    rows = [{"epochs": at_epoch, "loss": loss, "value": value} for at_epoch, loss, value in points]
+    return rows, axes.plot(curve.losses[at], curve.values[at], **style)
 
 
 def _draw_bounds(axes: Axes, groups: Sequence[Group], largest: float, min_loss: float, metric: str) -> list[Line2D]:

@@ -20,7 +20,6 @@ from common.recorded_runs import RecordedRun, canonical, compared, differing_nam
 _MOST_TICKS = 14
 # Metrics that differ by orders of magnitude are coloured on a logarithmic scale from this ratio on.
 _LOG_COLOURS_RATIO = 100
-_GREY = 0.8
 
 
 def map_figure(
@@ -42,9 +41,8 @@ def map_figure(
 
 
 def draw_map(found: Sequence[Found], flags: Mapping[str, Any]) -> tuple[Figure, list[Row]]:
-    """Draws a map of runs and their values over two parameters as a plotter's flags say (see plotting/flags.py).
-    Returns the figure, and a row for each cell: its value, and the numbers of runs, of finished runs and of runs with a
-    value.
+    """Draws a map of the values of runs over two parameters, as a plotter's flags say. Returns the figure, and a row
+    for each cell: its value, and the numbers of runs, of finished runs and of runs with a value.
 
     In shares, finished runs without a value, such as those that diverged, count as runs whose metric is not above or
     below the limit. Cells have the same size. Where theory has a line, it is drawn. Raises ValueError if a run lacks a
@@ -63,10 +61,8 @@ def draw_map(found: Sequence[Found], flags: Mapping[str, Any]) -> tuple[Figure, 
         tables.append([])
         for at_y, at_x in product(y, x):
             cell = cells.get(canonical([at_x, at_y]), [])
-            values, finished = (
-                [value for _, value in cell if value is not None],
-                sum(is_finished(run) for run, _ in cell),
-            )
+            values = [value for _, value in cell if value is not None]
+            finished = sum(is_finished(run) for run, _ in cell)
             inside = [(above is None or each > above) and (below is None or each < below) for each in values]
             share = sum(inside) / finished if finished else None
             value = share if of_share else float(getattr(np, statistic)(values)) if values else None
@@ -84,7 +80,7 @@ def draw_map(found: Sequence[Found], flags: Mapping[str, Any]) -> tuple[Figure, 
     for axes, (panel, of_panel), table in zip(panels, members, tables, strict=True):
         columns = [[np.nan if row[name] is None else row[name] for row in table] for name in ("value", "finished")]
         value, finished = np.array(columns, dtype=np.float64).reshape(2, len(y), len(x))
-        axes.pcolormesh(np.where(finished > 0, _GREY, np.nan), cmap="gray", vmin=0, vmax=1)
+        axes.pcolormesh(np.where(finished > 0, 0.8, np.nan), cmap="gray", vmin=0, vmax=1)
         mesh = axes.pcolormesh(value, norm=norm, cmap="viridis")
         if (np.isnan(value) & (finished > 0)).any():
             notes.append(f"grey: all runs {lost}")
@@ -103,9 +99,8 @@ def draw_map(found: Sequence[Found], flags: Mapping[str, Any]) -> tuple[Figure, 
             texts = [_text(name, place) for place in places[::every]]
             if any("e-" in text for text in texts) and all(map(is_number, places)):
                 texts = [scientific(place) for place in places[::every]]
-            axis.set_ticks(
-                np.arange(0.5, len(places), every), labels=texts, fontsize="medium" if len(texts) < 10 else "small"
-            )
+            size = "medium" if len(texts) < 10 else "small"
+            axis.set_ticks(np.arange(0.5, len(places), every), labels=texts, fontsize=size)
             if axis is axes.xaxis and sum(map(len, texts)) > 28:
                 axis.set_tick_params(rotation=45 if max(map(len, texts)) < 9 else 90)
         axes.set_title(wrapped(panel, 40), fontsize="small")

@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -133,24 +132,25 @@ def read_groups(
             kind = ValueError if isinstance(error, OSError) else type(error)
             raise kind(f"{checkpoint.name}: {error}") from None
 
-    def depth_of(members: list[Found]) -> int:
-        return members[0][0].parameters["depth"] if panel_for_depth else 0
-
     found, skipped = read_each(directory, require, read_one)
+    depths = [run.parameters["depth"] if panel_for_depth else 0 for run, _ in found]
     groups = []
-    for depth, panel in groupby(sorted(same_parameters(found), key=depth_of), depth_of):
-        lines, title = list(panel), f"depth {depth}" if panel_for_depth else ""
-        names = names_of([members[0][0] for members in lines])
-        groups += [Group(name, title, [each for _, each in of]) for name, of in zip(names, lines, strict=True)]
+    for depth in sorted(set(depths)):
+        title = f"depth {depth}" if panel_for_depth else ""
+        for name, members in named_lines([each for each, own in zip(found, depths, strict=True) if own == depth]):
+            groups.append(Group(name, title, [value for _, value in members]))
     return groups, skipped
 
 
-def same_parameters(found: Sequence[Found], without: Collection[str] = ()) -> list[list[Found]]:
-    """Returns the runs in lists of those that differ only in their seed and in the parameters `without`."""
-    members: dict[str, list[Found]] = {}
+def named_lines(found: Sequence[Found], without: Collection[str] = ()) -> list[tuple[str, list[Found]]]:
+    """Returns the runs in lists of those that differ only in their seed and in the parameters `without`, with a name
+    for each list; see `_names_of`.
+    """
+    lines: dict[str, list[Found]] = {}
     for each, parameters in zip(found, compared([run for run, _ in found], without), strict=True):
-        members.setdefault(canonical(parameters), []).append(each)
-    return list(members.values())
+        lines.setdefault(canonical(parameters), []).append(each)
+    names = _names_of([members[0][0] for members in lines.values()], without)
+    return list(zip(names, lines.values(), strict=True))
 
 
 def report(found: str, skipped: Sequence[str], list_all: bool) -> None:
@@ -170,9 +170,9 @@ def _reasons(skipped: Sequence[str]) -> list[str]:
     return [f"{number_of(count, 'folder')}: {reason}" for reason, count in reasons.most_common()]
 
 
-def names_of(runs: Sequence[RecordedRun], shown: Collection[str] = ()) -> list[str]:
-    """Returns a name for each run: the initialization, and the parameters in which the runs differ, except those in
-    `shown`. Of matrix factorizations, learning rate and initialization are left out if only other parameters differ.
+def _names_of(runs: Sequence[RecordedRun], without: Collection[str] = ()) -> list[str]:
+    """Returns a name for each run: the initialization, and the parameters in which the runs differ, except `without`.
+    Of matrix factorizations, learning rate and initialization are left out if only other parameters differ.
     The folder's name is added to equal names.
     """
     names = differing_names(runs)
@@ -183,7 +183,7 @@ def names_of(runs: Sequence[RecordedRun], shown: Collection[str] = ()) -> list[s
     else:
         of_base, stds = {"init_std"}, [run.values.get("init_std") for run in runs]
         bases = ["model" if std is None else f"tf, init {scientific(std)}" for std in stds]
-    names = [name for name in names if name not in of_base | set(shown)]
+    names = [name for name in names if name not in of_base | set(without)]
     # The numbers of samples are left out if they follow from the datasets.
     samples = {canonical([run.inputs, run.parameters.get("num_samples")]) for run in runs}
     if "dataset_path" in names and len(samples) == len({canonical(run.inputs) for run in runs}):
@@ -199,9 +199,8 @@ def names_of(runs: Sequence[RecordedRun], shown: Collection[str] = ()) -> list[s
         words |= {"dtype": str(run.parameters.get("dtype")), "dataset_path": "_".join(stem[begin : -end or None])}
         words["trainer_checkpoint"] = f"from {Path(run.parameters.get('trainer_checkpoint') or 'the start').name}"
         found.append(", ".join(filter(None, [base, *(words[name] for name in names)])))
-    return [
-        name if found.count(name) == 1 else f"{name} ({run.path.name})" for run, name in zip(runs, found, strict=True)
-    ]
+    folders = [f" ({run.path.name})" for run in runs]
+    return [name + folder * (found.count(name) > 1) for name, folder in zip(found, folders, strict=True)]
 
 
 def _initialization(run: RecordedRun) -> str:

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from common.files import load_json
 from common.plotting import figures
 from common.plotting.figures import COLUMNS, MARKERS, Row, summary
-from common.plotting.runs import names_of, read_each, require_tensor_run, same_parameters
+from common.plotting.runs import named_lines, read_each, require_tensor_run
 from common.recorded_runs import TENSOR_METRICS, RecordedRun, is_number
 from common.tensor_files import is_float_tensor, load_tensors
 
@@ -85,12 +85,10 @@ def summarize(results: Sequence[Result], statistic: str = "median") -> list[Row]
     """
     stds = {run.path: run.values.get("init_std") for run, _ in results}
     results = sorted(results, key=lambda each: (stds[each[0].path] is None, -(stds[each[0].path] or 0)))
-    lines = same_parameters(results, without=("num_samples",))
-    names = names_of([members[0][0] for members in lines], shown=("num_samples",))
-    methods = [("linear", "memorizer", results)]
-    methods += [(name, "model", members) for name, members in zip(names, lines, strict=True)]
+    lines = [("memorizer", "linear", results)]
+    lines += [("model", *line) for line in named_lines(results, without=("num_samples",))]
     rows = []
-    for method, source, members in methods:
+    for source, method, members in lines:
         for num_samples in sorted({run.values["num_samples"] for run, _ in members}):
             repetitions: dict[Any, list[dict[str, Any]]] = {}
             for run, result in members:
