@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 from tests.pages import commands
 
 METRICS = "sse_loss_div_2", "e2e_effective_rank", "distance_from_rank_1", "reconstruction_error", "fit_epochs"
-METRICS += tuple(f"{of}_{each}" for of in ("model", "memorizer") for each in ("reconstruction_error", "tensor_rank"))
+METRICS += "model_tensor_rank", "memorizer_reconstruction_error", "memorizer_tensor_rank"
 
 
 def print_numbers(folder: Path) -> None:
@@ -43,7 +43,7 @@ def print_numbers(folder: Path) -> None:
                 ratios = [measure_matrix(run, RATIO_TO_BOUND, at_loss=loss) for run in members]
                 text += f", {sum(ratio is not None and ratio > 1 for ratio in ratios)} on the curve at {loss:g}"
         if folder.name.startswith("recovery"):
-            text += f", {sum((end.get('model_reconstruction_error') or 1) < 0.01 for end in ends)} recovered"
+            text += f", {sum((end.get('reconstruction_error') or 1) < 0.01 for end in ends)} recovered"
         entry = "e2e_{}_{}_value".format(*(members[0].parameters.get("unobserved_entry") or (0, 0)))
         text += f", {sum((end.get('sse_loss_div_2') or 0) > 1e-4 for end in ends)} above loss 1e-4" * (entry in ends[0])
         print(text)
