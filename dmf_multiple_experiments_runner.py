@@ -202,7 +202,7 @@ PLANS = {
             *({**LEAVING, **each, "init_alpha": 7.94e-3} for each in (MOMENTUM, ADAM)),
             *({**LEAVING, **each, "init_alpha": 1e-6, "use_balanced_init": True} for each in (GD, MOMENTUM, ADAM)),
         ],
-        "-y on_the_curve",
+        "-y on_the_curve -min_loss 1e-5",
         "-experiments_names 'gd, init 1e-5' 'gd, init 1e-6' 'gd, init 1e-7' 'momentum, init 1e-6' 'Adam, init 1e-6' "
         "'gd, init 1e-6 (b)' 'momentum, init 1e-6 (b)' 'Adam, init 1e-6 (b)' -plot_title 'depth 3, float64'",
         repetitions=16,

@@ -105,7 +105,7 @@ PLANS = {
     ),
     "rank_1_order_3_targets": Plan(
         "8x8x8 tensors of rank 1, as in Figure 2, with 16 targets",
-        combinations(TARGETS, {"num_samples": [50, 100, 150, 200, 511], "init_std": [1e-2, 1e-3]}),
+        combinations(TARGETS, {"num_samples": [50, 100, 200, 300, 511], "init_std": [1e-2, 1e-3]}),
         repetitions=16,
     ),
     "recovery_rank": Plan(

@@ -24,37 +24,32 @@ from tests.conftest import ROOT
 from tests.pages import commands
 
 METRICS = "sse_loss_div_2", "e2e_effective_rank", "distance_from_rank_1", "reconstruction_error", "fit_epochs"
-METRICS += tuple(f"{of}_{each}" for of in ("model", "memorizer") for each in ("reconstruction_error", "tensor_rank"))
+METRICS += "model_tensor_rank", "memorizer_reconstruction_error", "memorizer_tensor_rank"
 
 
 def print_numbers(folder: Path) -> None:
-    """Prints the 5th, 25th, 50th, 75th and 95th percentiles of final metrics of the runs in a folder, and shares."""
+    """Prints for each kind of runs in a folder their number, the shares that the page has, and the 5th, 25th, 50th,
+    75th and 95th percentiles of final metrics; in folders of a map only those of the loss.
+    """
     runs, _ = read_runs(folder)
     names, kinds = differing_names(runs), defaultdict(list)
     for run, values in zip(runs, compared(runs), strict=True):
         kinds[" ".join(f"{name} {values[name]}" for name in names)].append(run)
     for kind, members in kinds.items():
         ends = [final_metrics(run) for run in members]
-        print(f"{kind}: {len(members)} runs")
-        if entry := members[0].parameters.get("unobserved_entry"):
-            name = "e2e_{}_{}_value".format(*entry)
-            print_percentiles(f"|{name}|", [abs(end[name]) for end in ends if end.get(name) is not None])
-            print(f"  above loss 1e-4: {sum((end.get('sse_loss_div_2') or 1) > 1e-4 for end in ends)}")
-        for name in METRICS:
-            print_percentiles(name, [end[name] for end in ends if end.get(name) is not None])
-        errors = [end.get("model_reconstruction_error") for end in ends]
-        if any(errors):
-            print(f"  recovered: {sum(error is not None and error < 0.01 for error in errors)}")
+        text = f"{kind}: {len(members)} runs"
         if folder.name.startswith(("leaving", "phase")):
-            losses = (1e-2, 1e-3, 1e-4, 3e-5, 1e-5) if newest_checkpoint(members[0].path) else (1e-4,)
-            for loss in losses:
+            for loss in (1e-3, 1e-4, 3e-5, 1e-5) if newest_checkpoint(members[0].path) else (1e-4,):
                 ratios = [measure_matrix(run, RATIO_TO_BOUND, at_loss=loss) for run in members]
-                print(f"  on the curve at {loss:g}: {sum(ratio is not None and ratio > 1 for ratio in ratios)}")
-
-
-def print_percentiles(name: str, values: list[float]) -> None:
-    if values:
-        print(f"  {name:32}", *(f"{each:10.4g}" for each in np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95))))
+                text += f", {sum(ratio is not None and ratio > 1 for ratio in ratios)} on the curve at {loss:g}"
+        if folder.name.startswith("recovery"):
+            text += f", {sum((end.get('reconstruction_error') or 1) < 0.01 for end in ends)} recovered"
+        entry = "e2e_{}_{}_value".format(*(members[0].parameters.get("unobserved_entry") or (0, 0)))
+        text += f", {sum((end.get('sse_loss_div_2') or 0) > 1e-4 for end in ends)} above loss 1e-4" * (entry in ends[0])
+        print(text)
+        for name in (entry, *METRICS) if len(kinds) < 50 else METRICS[:1]:
+            if values := [abs(end[name]) for end in ends if end.get(name) is not None]:
+                print(f"  {name:31}", *(f"{each:10.4g}" for each in np.quantile(values, (0.05, 0.25, 0.5, 0.75, 0.95))))
 
 
 def main() -> None:
