@@ -109,7 +109,18 @@ LEAVING = {**COMMON, **ALL_ENTRIES, "depth": 3, "dtype": "float64", "stop_on_zer
 GD = {"optimizer": "gd", "lr": 1e-3, "epochs": 4e8, "validate_every": 5000}
 MOMENTUM = {"optimizer": "momentum", "lr": 6e-4, "epochs": 1e8, "validate_every": 1000}
 ADAM = {"optimizer": "adam", "lr": 3e-4, "epochs": 120_000, "validate_every": 50}
+MUON = {"optimizer": "muon", "lr": 1e-3, "epochs": 3000, "validate_every": 10}
 
+# Parameters of plans against epochs, and of others.
+MODES = {**SAVED, "store_checkpoints": True, "track_singular_values": True, "validate_every": 20}
+MODES |= {"stop_on_zero_loss_tol": 0}
+SPECTRUM = {"dataset_path": "data/dmf/singular_values_32x32.pt", "num_samples": 1024, "validate_every": 5}
+SPECTRUM_10 = {"dataset_path": "data/dmf/singular_values_10x10.pt", "num_samples": 100, "validate_every": 1}
+SPECTRUM_10 |= {"tracked_e2e_value_of": [[0, 0], [1, 1], [2, 2]]}
+DIAGONAL = {**SAVED, "dtype": "float64", "use_balanced_init": True, "lr": 1e-2, "validate_every": 100}
+DIAGONAL |= {"stop_on_zero_loss_tol": 1e-8}
+EDGE = {**SAVED, "dtype": "float64", "weight_init_type": "identity", "stop_on_zero_loss_tol": 0}
+INITS = {"init_alpha": [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]}
 # Parameters of the plan depth_and_init.
 RECOVERY = {"random_target": True, "num_rows": 100, "num_cols": 100, "rank": 5, "num_samples": 2000}
 RECOVERY |= {"epochs": 40_000, "validate_every": 50, "stop_on_zero_loss_tol": 2e-3, "use_balanced_init": True}
@@ -166,17 +177,7 @@ PLANS = {
     "incremental_matrix": Plan(
         "singular values against epochs: a 64x64 matrix of rank 5, half of it observed, depths 1 to 3",
         [
-            {
-                **SAVED,
-                "dataset_path": f"{DATA}_64x64_rank_5.pt",
-                "num_samples": 2048,
-                "epochs": 4000,
-                "store_checkpoints": True,
-                "track_singular_values": True,
-                **run,
-                "validate_every": 20,
-                "stop_on_zero_loss_tol": 0,
-            }
+            {**MODES, "dataset_path": f"{DATA}_64x64_rank_5.pt", "num_samples": 2048, "epochs": 4000, **run}
             for run in (
                 {"depth": 1, "lr": 2e-3, "init_alpha": 1e-3},
                 {"depth": 2, "lr": 3e-4, "init_alpha": 1e-3},
@@ -201,31 +202,44 @@ PLANS = {
             *({**LEAVING, **GD, "init_alpha": init} for init in (1.71e-2, 7.94e-3, 3.7e-3)),
             *({**LEAVING, **each, "init_alpha": 7.94e-3} for each in (MOMENTUM, ADAM)),
             *({**LEAVING, **each, "init_alpha": 1e-6, "use_balanced_init": True} for each in (GD, MOMENTUM, ADAM)),
+            {**LEAVING, **MUON, "init_alpha": 7.94e-3},
         ],
         "-y on_the_curve -min_loss 1e-5",
         "-experiments_names 'gd, init 1e-5' 'gd, init 1e-6' 'gd, init 1e-7' 'momentum, init 1e-6' 'Adam, init 1e-6' "
-        "'gd, init 1e-6 (b)' 'momentum, init 1e-6 (b)' 'Adam, init 1e-6 (b)' -plot_title 'depth 3, float64'",
+        "'gd, init 1e-6 (b)' 'momentum, init 1e-6 (b)' 'Adam, init 1e-6 (b)' 'Muon, init 1e-6' "
+        "-plot_title 'depth 3, float64'",
+        repetitions=16,
+    ),
+    "muon": Plan(
+        "singular values against epochs: a 32x32 matrix with singular values 10/k, gradient descent and Muon",
+        [
+            {**MODES, **SPECTRUM, "optimizer": optimizer, "lr": lr, "depth": 2, "init_alpha": 5e-3, "epochs": 1000}
+            for optimizer, lr in (("gd", 1.5e-2), ("muon", 5e-3))
+        ],
+        "-x epoch -y 'singular_value_[0-7]'",
+    ),
+    "diagonal_observations": Plan(
+        "effective rank if only the diagonal is observed, by depth and initialization (Shin & Yun 2026), 16 seeds",
+        [
+            {**DIAGONAL, "dataset_path": f"data/dmf/diagonal_{size}x{size}.pt", "num_samples": size, **run}
+            for size in (2, 5)
+            for run in combinations({}, {"weight_init_type": ["normal", "identity"], "depth": [2, 3, 4], **INITS})
+        ],
+        "-map init_alpha depth -metric e2e_effective_rank",
         repetitions=16,
     ),
     "edge_of_stability": Plan(
         "the loss after 3000 steps of a product of numbers whose target is 10, by learning rate and depth",
-        [
-            {
-                **SAVED,
-                "dataset_path": f"{DATA}_1x1_w_10.pt",
-                "num_samples": 1,
-                "epochs": 3000,
-                "weight_init_type": "identity",
-                "init_alpha": 1.0,
-                "dtype": "float64",
-                "stop_on_zero_loss_tol": 0,
-                "depth": depth,
-                "lr": lr,
-            }
-            for depth in (2, 3, 4)
-            for lr in log_spaced(1e-2, 2e-1, 53)
-        ],
+        combinations(
+            {**EDGE, "dataset_path": f"{DATA}_1x1_w_10.pt", "num_samples": 1, "init_alpha": 1.0, "epochs": 3000},
+            {"depth": [2, 3, 4], "lr": log_spaced(1e-2, 2e-1, 53)},
+        ),
         "-map lr depth -metric sse_loss_div_2",
+    ),
+    "edge_of_stability_matrix": Plan(
+        "entries against epochs: a diagonal matrix of 10, 9.5 and 2, at a learning rate too large for the first",
+        [{**EDGE, **SPECTRUM_10, "init_alpha": 0.1, "lr": 0.032, "epochs": 250, "store_checkpoints": True}],
+        "-x epoch -y 'e2e_?_?_value'",
     ),
 }
 

@@ -11,6 +11,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from common.cli import Parameters, flag_errors
+from common.metrics.theory import oscillation_rates
 from common.naming import scientific, span
 from common.plotting.figures import MOST_COLUMNS, MOST_PANELS, Row, metric_label, new_figure, wrapped
 from common.plotting.histories import RATIO_TO_BOUND
@@ -90,10 +91,10 @@ def draw_map(found: Sequence[Found], flags: Mapping[str, Any]) -> tuple[Figure, 
             colour = "black" if row["value"] is None or norm(row["value"]) > 0.6 else "white"
             text = str(row["runs"] or "") if row["finished"] == row["runs"] else f"{row['finished']}/{row['runs']}"
             axes.text(i + 0.5, j + 0.5, text, color=colour, ha="center", va="center", fontsize="x-small")
-        if line := _theory_line([run for run, _ in of_panel], names, x, y):
-            *points, label = line
-            axes.plot(*points, color="red", linewidth=2)
-            notes.append(f"red: {label}")
+        lines, label = _theory_lines([run for run, _ in of_panel], names, x, y)
+        for line, style in zip(lines, ("-", "--", ":"), strict=False):
+            axes.plot(*line, color="red", linewidth=2, linestyle=style)
+        notes += [f"red: {label}"] * bool(lines)
         for axis, name, places in ((axes.xaxis, names[0], x), (axes.yaxis, names[1], y)):
             every = -(-len(places) // _MOST_TICKS)
             texts = [_text(name, place) for place in places[::every]]
@@ -180,17 +181,17 @@ def _text(name: str, value: Any) -> str:
     return value if isinstance(value, str) and value else json.dumps(value)
 
 
-def _theory_line(
+def _theory_lines(
     runs: Sequence[RecordedRun], names: Sequence[str], x: Sequence[Any], y: Sequence[Any]
-) -> tuple[np.ndarray, np.ndarray, str] | None:
-    """Returns the points, in cells, and the label of the line that theory predicts for runs with these parameters; None
-    if none is known. `x` and `y` are the values of the parameters `names` on the axes.
+) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
+    """Returns the points, in cells, of the lines that theory predicts for runs with these parameters, and their label.
+    `x` and `y` are the values of the parameters `names` on the axes.
 
     num_samples and target_tensor_cp_rank or mode_dim_size of random targets: the number of free parameters of a tensor
     of CP rank r, r (Σ d_k − N + 1), if all targets agree in the rest. A CP decomposition has r Σ d_k numbers, of which
-    each component can be rescaled in N − 1 ways. lr and depth: the learning rate 2 / sharpness at the minimum, above
-    which gradient descent oscillates, if the matrices are 1×1, and all runs plain gradient descent. For a product of L
-    equal numbers with target σ and half the squared error, the sharpness is L |σ|^(2 − 2/L).
+    each component can be rescaled in N − 1 ways. lr and depth: where gradient descent on a product of equal numbers
+    oscillates, has period 4 and diverges (see `theory.oscillation_rates`), if the matrices are 1×1, and all runs plain
+    gradient descent.
     """
     is_first = names[1] in ("num_samples", "depth")
     (first, second), (a, b) = (names, (x, y)) if is_first else (names[::-1], (y, x))
@@ -199,30 +200,30 @@ def _theory_line(
         known = {name: runs[0].values[name] for name in facts}
         others = [run.values[name] - known[name] for run in runs for name in facts if name != first]
         if any(others) or min(known.values()) < 1:
-            return None
+            return [], ""
         known[first] = np.linspace(a[0], a[-1], 200)
         rank, dim, order = known.values()
         numbers = rank * (order * dim - order + 1)
         inside = (numbers >= b[0]) & (numbers <= b[-1])
-        points = _places(known[first][inside], a), _places(numbers[inside], b)
+        lines = [(_places(known[first][inside], a), _places(numbers[inside], b))]
         label = f"free parameters, {'r(d₁ + d₂ + d₃ − 2)' if order == 3 else 'r(Σd − N + 1)'}"
     elif (first, second) == ("lr", "depth"):
         plain = all(run.values.get("optimizer") in (None, "gd") and not run.values.get("weight_decay") for run in runs)
         try:
             problems = {canonical(observed_problem(run)[::2]) for run in runs if plain}
         except (OSError, ValueError):
-            return None
+            return [], ""
         shape, observations = json.loads(problems.pop()) if len(problems) == 1 else (None, None)
         if shape != [1, 1] or not observations:
-            return None
-        depth = np.array(b, dtype=np.float64)
-        rates = 2 / (depth * abs(observations[0]) ** (2 - 2 / depth))
-        # A step for each depth.
-        points = np.repeat(_places(rates, a), 2), np.repeat(np.arange(len(b) + 1.0), 2)[1:-1]
-        label = "2 / sharpness at the minimum"
+            return [], ""
+        rates = np.array([oscillation_rates(depth) / abs(observations[0]) ** (2 - 2 / depth) for depth in b])
+        # A segment for each depth.
+        ends = np.arange(len(b))[:, None] + [0, 1, np.nan]
+        lines = [(np.repeat(_places(each, a), 3), ends.ravel()) for each in rates.T]
+        label = "2 / sharpness at the minimum; dashed: period 4; dotted: divergence"
     else:
-        return None
-    return *(points if is_first else points[::-1]), label
+        return [], ""
+    return lines if is_first else [line[::-1] for line in lines], label
 
 
 def _places(numbers: np.ndarray, values: Sequence[float]) -> np.ndarray:
