@@ -43,7 +43,7 @@ def read_results(directory: str) -> tuple[list[Result], list[str]]:
         target = None if run.values.get("random_target") else result["target"]
         if target is not None:
             first = first or (run.path.name, target)
-            if target.shape != first[1].shape or not torch.allclose(target, first[1]):
+            if target.shape != first[1].shape or not torch.allclose(target, first[1], equal_nan=True):
                 names = f"{first[0]} and {run.path.name}"
                 raise ValueError(f"{names} have different targets; give experiments of one target")
     return results, sorted(left_out)

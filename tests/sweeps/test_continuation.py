@@ -12,17 +12,11 @@ from common.plotting.histories import load_curve
 from common.plotting.runs import read_groups, require_matrix_run
 from common.problems.matrix_factorization import MatrixFactorization
 from common.sweeps.sweep import run_sweep
-from tests.conftest import folders_in, make_experiment, parse_parameters, train
+from tests.conftest import folders_in, make_experiment, parse_parameters
 from tests.stress.kills import differences
 
-BASE = {
-    "random_seed": 3,
-    "init_alpha": 0.05,
-    "store_checkpoints": True,
-    "file_log": True,
-    "track_singular_values": True,
-    "tracked_e2e_value_of": [[0, 0]],
-}
+BASE = {"random_seed": 3, "init_alpha": 0.05, "store_checkpoints": True, "file_log": True}
+BASE |= {"track_singular_values": True, "tracked_e2e_value_of": [[0, 0]]}
 
 
 def run_experiment(output_dir: Path, **parameters) -> tuple[Path, dict]:
@@ -112,43 +106,27 @@ TORCH_2_SGD = {**PLAIN_SGD, "maximize": False, "foreach": None, "differentiable"
 NO_MOMENTUM = {index: {"momentum_buffer": None} for index in range(3)}
 
 
-def save_original_checkpoint(path: Path, epochs: int, group=PLAIN_SGD, state=None, zipped: bool = True) -> Path:
-    """Saves a checkpoint of the run described by `BASE` in the format of the original code; returns its path."""
-    experiment = make_experiment(**{**BASE, "epochs": epochs, "validate_every": 1})
-    (factors,) = train([experiment])
-
-    def tracker(name, series, keep):
-        pairs = [(e, v) for e, v in zip(series.epochs.tolist(), series.values.tolist(), strict=True) if keep(e)]
-        return {
-            "name": name,
-            "current_value": pairs[-1][1],
-            "epoch_last_updated": pairs[-1][0],
-            "epoch_values": [value for _, value in pairs],
-            "epochs_with_values": [epoch for epoch, _ in pairs],
-        }
-
-    train_metrics = {n: tracker(n, s, lambda epoch: True) for n, s in experiment.history.train.items()}
-    validated = {n: tracker(n, s, lambda epoch: epoch % 50 == 49) for n, s in experiment.history.validation.items()}
-    content = {
-        "model": {f"layers.{index}": factor for index, factor in enumerate(factors)},
-        "optimizer": {"state": state or {}, "param_groups": [group]},
-        "train_evaluator": train_metrics,
-        "val_evaluator": validated,
-        "epoch": epochs - 1,
-    }
-    torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    return path
+def original_checkpoint(path: Path, epochs: int, group=PLAIN_SGD, state=None) -> dict:
+    """Returns the checkpoint of the run described by `BASE`, in a folder, in the format of the original code."""
+    _, content = run_experiment(path, epochs=epochs, validate_every=1, engine="torch")
+    for kind, every in (("train_evaluator", 1), ("val_evaluator", 50)):
+        for metric in content[kind].values():
+            for name in ("epoch_values", "epochs_with_values"):
+                metric[name] = metric[name].tolist()[every - 1 :: every]
+    del content["trainer"]
+    return {**content, "optimizer": {"state": state or {}, "param_groups": [group]}}
 
 
 @pytest.mark.parametrize(
-    "version, device",
-    [({}, "cuda:0"), ({"zipped": False}, "cuda:0"), ({"group": TORCH_2_SGD, "state": NO_MOMENTUM}, "cpu")],
+    "version, zipped, device",
+    [({}, True, "cuda:0"), ({}, False, "cuda:0"), ({"group": TORCH_2_SGD, "state": NO_MOMENTUM}, True, "cpu")],
     ids=["plain", "torch 1.3", "torch 2.0"],
 )
-def test_continuing_from_checkpoint_of_original_code(tmp_path, monkeypatch, version, device):
+def test_continuing_from_checkpoint_of_original_code(tmp_path, monkeypatch, version, zipped, device):
+    content, path = original_checkpoint(tmp_path / "first", 1000, **version), tmp_path / "original.pt"
     with monkeypatch.context() as patch:
         patch.setattr(torch.serialization, "location_tag", lambda storage: device)
-        path = save_original_checkpoint(tmp_path / "original.pt", 1000, **version)
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
     assert device.encode() in path.read_bytes()
     _, continued = run_experiment(tmp_path / "second", epochs=1000, engine="torch", trainer_checkpoint=str(path))
     _, whole = run_experiment(tmp_path / "whole", epochs=2000, engine="torch")
