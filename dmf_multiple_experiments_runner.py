@@ -103,7 +103,7 @@ def phase_diagram(depth: int, repetitions: int) -> Plan:
 
 
 # The runs of the plan leaving_the_curve. The learning rates of gradient descent and momentum are so small that runs do
-# not oscillate: the sharpness is near |unobserved entry|^(4/3), which is 1350 at loss 1e-5 on the curve.
+# not oscillate: on the curve, the sharpness is |unobserved entry|^(4/3), which is 1357 at loss 1e-5.
 ALL_ENTRIES = {"tracked_e2e_value_of": EXPERIMENTS[0]["tracked_e2e_value_of"]}
 LEAVING = {**COMMON, **ALL_ENTRIES, "depth": 3, "dtype": "float64", "stop_on_zero_loss_tol": 1e-5}
 GD = {"optimizer": "gd", "lr": 1e-3, "epochs": 4e8, "validate_every": 5000}
