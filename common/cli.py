@@ -5,14 +5,13 @@ It imports no large package, so that `-h` and errors appear at once.
 
 import argparse
 import difflib
-import io
 import os
 import re
 import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from numbers import Real
@@ -67,7 +66,7 @@ def default_text(action: argparse.Action) -> str:
     return f"{shown:g}" if isinstance(shown, float) else str(shown)
 
 
-def _is_short_form(action: argparse.Action | None) -> bool:
+def _is_short_form(action: argparse.Action) -> bool:
     return type(action) is argparse._StoreConstAction  # those of switches are subclasses
 
 
@@ -116,9 +115,11 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, words: Sequence[str] | None = None) -> "Parameters":
         """Returns the values of all flags in `words`, by default the command line. Raises UserError; answers `-h`."""
-        words, known, given = list(sys.argv[1:] if words is None else words), self._option_string_actions, set()
+        words, known = list(sys.argv[1:] if words is None else words), self._option_string_actions
+        given, short_forms, others = set(), [], []
         for index, word in enumerate(words):
             if word[:1] != "-" or word == "-" or _NEGATIVE_NUMBER.match(word):
+                others.append(word)
                 continue
             flag, *value = word.split("=", 1)
             flag = flag[1:] if flag not in known and flag[1:] in known else flag
@@ -128,15 +129,18 @@ class Parser(argparse.ArgumentParser):
                 raise self._unknown_flag(flag, word + following)
             if isinstance(known[flag], argparse._StoreConstAction) and (value or following):
                 raise UserError(f"{word}{following}: takes no value; give {flag} alone, or leave it out")
-            words[index] = "=".join([flag, *value])
+            if _is_short_form(known[flag]):
+                short_forms.append(flag)
+                continue
+            others.append("=".join([flag, *value]))
             given.add(known[flag].dest)
-        # Short forms come first, so that the flags that they stand for override them.
-        words.sort(key=lambda word: not _is_short_form(known.get(word)))
-        values = vars(self.parse_args(words))
-        for flag in filter(lambda word: _is_short_form(known.get(word)), words):
+        values = vars(self.parse_args(others))
+        for flag in short_forms:
             name, wanted = known[flag].dest, known[flag].const
-            if values[name] != wanted:
+            if name in given and values[name] != wanted:
                 raise UserError(f"{flag}: contradicts -{name} {values[name]}; give only one of the two")
+            values[name] = wanted
+            given.add(name)
         return Parameters(values, frozenset(given), self)
 
     def _unknown_flag(self, flag: str, shown: str) -> UserError:
@@ -165,24 +169,23 @@ class Parser(argparse.ArgumentParser):
                     raise flag_error(name, value, f"contradicts -{action.dest} {action.const}; leave it out")
                 words += [f"-{name}"] * value
                 continue
-            nested = isinstance(value, (list, tuple)) and all(isinstance(each, (list, tuple)) for each in value)
-            repeated = nested and isinstance(action, argparse._AppendAction)
-            for each in value if repeated else [value]:
+            repeats = isinstance(action, argparse._AppendAction)
+            is_nested = isinstance(value, (list, tuple)) and all(isinstance(each, (list, tuple)) for each in value)
+            for each in value if repeats and is_nested else [value]:
                 items = each if action.nargs and isinstance(each, (list, tuple)) else [each]
                 right_number = action.nargs == "+" or len(items) == (action.nargs or 1)
                 if not (right_number and all(isinstance(item, (str, Path, Real)) for item in items)):
-                    wanted = f"a list of {action.nargs}" if action.nargs else "a number or a string"
-                    if isinstance(action, argparse._AppendAction) and action.nargs:
+                    wanted = f"a list of {action.nargs} values" if action.nargs else "a number or a string"
+                    if repeats:
                         wanted = f"a list of lists of {action.nargs} values, such as {[[0] * action.nargs]}"
                     raise flag_error(name, [value], f"must be {wanted}")
                 words += [f"-{name}", *map(str, items)] if action.nargs else [f"-{name}={each}"]
         return words
 
     def error(self, message: str):
+        remedy = "-h lists the flags and how many values each takes"
         if stray := re.match(r"unrecognized arguments: (.*)", message):
-            raise UserError(
-                f"{stray[1]}: belongs to no flag; -h lists the flags and how many values each takes"
-            ) from None
+            raise UserError(f"{stray[1]}: belongs to no flag; {remedy}") from None
         # Messages of common/flags.py begin with the value, those of argparse with one of these words.
         if checked := re.match(r"argument (-\w+): (?!expected|invalid|ignored)(.*)", message, re.DOTALL):
             raise UserError(f"{checked[1]} {checked[2]}") from None
@@ -219,23 +222,18 @@ def warn_once(line: str) -> None:
 
 
 def print_line(line: str) -> None:
-    """Prints a line on standard output. Drops it if the reader has closed standard output, as `head` does, so that
+    """Prints a line on standard output. Drops it if that cannot be written to, as when `head` has closed it, so that
     files are still written.
     """
     try:
-        print(printable_lines(line), flush=True)
-    except BrokenPipeError:
+        print("\n".join(map(printable, line.split("\n"))), flush=True)
+    except OSError:
         _drop_output()
 
 
 def printable(text: str) -> str:
     """Returns the text with escapes for non-printable characters, which names may have and terminals may obey."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
-
-
-def printable_lines(text: str) -> str:
-    """Returns each line of the text as `printable`."""
-    return "\n".join(map(printable, text.split("\n")))
 
 
 def _drop_output() -> None:
@@ -245,14 +243,12 @@ def _drop_output() -> None:
 
 def run_script(main: Callable[[], None]) -> None:
     """Runs a script's main function. An error is reported by one line on standard error and the exit status."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the shell, as with >&-
-            setattr(sys, name, io.StringIO())
-        elif hasattr(getattr(sys, name), "reconfigure"):
-            getattr(sys, name).reconfigure(errors="replace")
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # closed by the shell, or replaced
+            stream.reconfigure(errors="replace")
     try:
         main()
-        sys.stdout.flush()
+        print(end="", flush=True)
         return
     except (UserError, RunFailed) as error:
         status, message = 2 if isinstance(error, UserError) else 1, str(error)
