@@ -24,7 +24,6 @@ from common.sweeps.progress import say
 from common.sweeps.results_table import RESULTS_TABLE, write_results_table
 from common.sweeps.resume import resume_experiments
 from common.sweeps.training import MANY, Sweep, build_engine, build_trainer, train_batch
-from common.training.history import DIVERGED
 from common.training.threads import num_threads
 
 
@@ -145,18 +144,17 @@ def _run(sweep: Sweep, resume: bool) -> None:
                 write_results_table(directory)
             except (OSError, ValueError) as error:
                 say(f"{directory / RESULTS_TABLE} was not written: {error}")
-        reasons = Counter(each.stop_reason for each in experiments if each.has_results)
         if total >= MANY and experiments:
+            reasons = Counter(each.stop_reason for each in experiments if each.has_results)
             counts = ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in sorted(reasons.items()))
             if still := sum(experiment.stands_still for experiment in experiments):
                 counts += f" ({still} with a loss that did not fall in the second half of its epochs)"
             table = Path(sweep.listed[0][0]["output_dir"]) / RESULTS_TABLE
             say(f"{len(experiments)} experiments: {counts or 'none ended'}; their numbers are in {table}")
-        elif reasons[DIVERGED]:
-            say(f"{reasons[DIVERGED]} of {own} experiment{'s' if own != 1 else ''} diverged")
     if not (stop or sweep.failure):
         return
-    command = shlex.join(["python", *sys.argv, *([] if resume else ["-resume"])])
+    flag = [] if {"-resume", "--resume"} & set(sys.argv) else ["-resume"]
+    command = shlex.join(["python", *sys.argv, *flag])
     remedy = f"to continue: {command}"
     if not any(parameters["store_checkpoints"] for parameters, _ in sweep.listed):
         remedy = f"there are no checkpoints to continue from; to run the rest: {command}"

@@ -132,11 +132,6 @@ def test_process_without_experiments(tmp_path, capsys, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_number_of_diverged_experiments_is_shown(tmp_path, capsys):
-    run_experiments(tmp_path, {}, {"lr": 1e5, "init_alpha": 1}, {"lr": 1e6, "init_alpha": 1})
-    assert capsys.readouterr().out.splitlines()[-1] == "2 of 3 experiments diverged"
-
-
 def test_many_experiments_are_counted(tmp_path, capsys):
     run_experiments(tmp_path, *({"random_seed": seed} for seed in range(49)), {"lr": 1e5, "init_alpha": 1})
     lines = capsys.readouterr().out.splitlines()
