@@ -228,17 +228,13 @@ def print_line(line: str) -> None:
     try:
         print("\n".join(map(printable, line.split("\n"))), flush=True)
     except OSError:
-        _drop_output()
+        # What is printed from now on is dropped, too. Otherwise Python would report it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def printable(text: str) -> str:
     """Returns the text with escapes for non-printable characters, which names may have and terminals may obey."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
-
-
-def _drop_output() -> None:
-    """Drops what is printed from now on. Otherwise Python would report at exit that standard output was closed."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -248,7 +244,6 @@ def run_script(main: Callable[[], None]) -> None:
             stream.reconfigure(errors="replace")
     try:
         main()
-        print(end="", flush=True)
         return
     except (UserError, RunFailed) as error:
         status, message = 2 if isinstance(error, UserError) else 1, str(error)
@@ -256,9 +251,6 @@ def run_script(main: Callable[[], None]) -> None:
         status, message = 128 + interruption.args[0], interruption.args[1]
     except KeyboardInterrupt:
         status, message = 130, "interrupted; what was written so far is kept"
-    except BrokenPipeError:
-        _drop_output()
-        status, message = 1, "failed: standard output was closed"
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(frame.filename).name}:{frame.lineno}"

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from common.problems.problem import Problem
 from common.tensor_files import is_float_tensor, load_dictionary
@@ -36,10 +35,8 @@ class Checkpoint(NamedTuple):
     state: dict[str, Any]  # attributes of an `Experiment`
 
 
-def checkpoint_content(state: TrainingState, engine: Engine, index: int, output: Tensor | None) -> dict[str, Any]:
-    """Returns the content of a checkpoint file, from a state and the parameters at an index of the engine's batch.
-    `output` is the last end-to-end matrix or tensor of an experiment that ended.
-    """
+def checkpoint_content(state: TrainingState, engine: Engine, index: int) -> dict[str, Any]:
+    """Returns the content of a checkpoint file, from a state and the parameters at an index of the engine's batch."""
     return {
         "model": engine.model.experiment_state(index),
         "optimizer": engine.optimizer.experiment_state(index),
@@ -50,7 +47,7 @@ def checkpoint_content(state: TrainingState, engine: Engine, index: int, output:
             "zero_loss_validations": state.zero_loss_validations,
             "moved_since_validation": state.moved_since_validation,
             "stop_reason": state.stop_reason,
-            "output": output,
+            "output": state.final_output,
         },
     }
 

@@ -46,7 +46,6 @@ class Experiment(TrainingState):
     factors: list[Tensor] = field(default_factory=list)  # where it starts, on the CPU
     optimizer_state: dict[Any, Any] = field(default_factory=dict)  # there, in the format of torch.optim
     previous: RecordedRun | None = None  # the earlier run that it continues
-    final_output: Tensor | None = None  # the last end-to-end matrix or tensor, once it has ended
     folder: ExperimentFolder | None = None  # from when it begins
     saved_at: int = 0  # the number of validations at the last checkpoint
     plotted_at: int = 0  # and at the last plots

@@ -85,12 +85,15 @@ def new_folder(parameters: dict[str, Any], provenance: dict[str, Any], last_epoc
     return folder
 
 
-def reopen_folder(path: Path, parameters: dict[str, Any], provenance: dict[str, Any]) -> ExperimentFolder:
+def reopen_folder(
+    path: Path, parameters: dict[str, Any], provenance: dict[str, Any], last_epoch: int
+) -> ExperimentFolder:
     """Reopens the folder of an experiment that continues. Removes the temporary files that a crash left in it."""
     folder = ExperimentFolder(path, parameters, provenance)
     for directory in (path, path / "checkpoints", path / "plots"):
         remove_temporary_files(directory)
     folder.remove_checkpoints_but(newest_checkpoint(path))
+    folder.write_parameters(False, None, last_epoch)
     return folder
 
 

@@ -8,8 +8,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from common.cli import Parameters, Parser, RunFailed, UserError
 from common.files import utc_time
 from common.naming import span
@@ -79,8 +77,7 @@ def train(kind: type[Problem], parser: Parser, experiments: Iterable[Mapping[str
         with num_threads(threads_for(batch[0])):
             trainer = build_trainer(batch, build_engine(batch, device, kernel))
             while trainer.running:
-                for experiment, _, _, output in trainer.advance():
-                    experiment.final_output = torch.from_numpy(output)
+                trainer.advance()
     return states
 
 

@@ -147,19 +147,17 @@ def _begin(experiment: Experiment, sweep: Sweep, device: torch.device, engine_na
         experiment.folder = new_folder(parameters, provenance, epoch)
         unused = () if parameters["random_target"] else experiment.problem.target_flags
         lines = [f"{name}: {value}" for name, value in parameters.items() if name not in unused]
-        num_parameters = sum(factor.numel() for factor in experiment.factors)
-        sweep.log(experiment, *lines, f"model parameters: {num_parameters}, device: {device}")
-        return
-    before = previous.provenance
-    provenance |= {"start_time": before.get("start_time"), "sweep": previous.sweep}
-    provenance["resumed"] = (before.get("resumed") or 0) + 1
-    # The host that computed the part before.
-    provenance["before"] = {name: before.get(name) for name in facts if name != "command"}
-    path = Path(parameters["output_dir"]) / previous.path.name  # as given, not resolved
-    experiment.folder = reopen_folder(path, parameters, provenance)
-    experiment.folder.write_parameters(False, None, epoch)
-    where = f"after epoch {epoch:,}" if epoch >= 0 else "from the beginning"
-    sweep.log(experiment, f"resumed {where}, device: {device}")
+        lines.append(f"model parameters: {sum(factor.numel() for factor in experiment.factors)}")
+    else:
+        before = previous.provenance
+        provenance |= {"start_time": before.get("start_time"), "sweep": previous.sweep}
+        provenance["resumed"] = (before.get("resumed") or 0) + 1
+        # The host that computed the part before.
+        provenance["before"] = {name: before.get(name) for name in facts if name != "command"}
+        path = Path(parameters["output_dir"]) / previous.path.name  # as given, not resolved
+        experiment.folder = reopen_folder(path, parameters, provenance, epoch)
+        lines = [f"resumed after epoch {epoch:,}" if epoch >= 0 else "resumed from the beginning"]
+    sweep.log(experiment, *lines, f"device: {device}")
 
 
 def _train(trainer: Trainer, sweep: Sweep) -> None:
@@ -171,8 +169,7 @@ def _train(trainer: Trainer, sweep: Sweep) -> None:
     with tqdm(total=counted[0], unit=counted[1], miniters=0, smoothing=0, **options) as bar:
         while trainer.running and not sweep.stop:
             ended = trainer.advance()
-            for experiment, engine, index, output in ended:
-                experiment.final_output = torch.from_numpy(output)
+            for experiment, engine, index in ended:
                 _save_checkpoint(experiment, engine, index)
             _finish([each.state for each in ended], sweep)
             bar.postfix = f"epoch {trainer.epoch + 1:,}" if total > 1 else None
@@ -217,7 +214,7 @@ def _write_in_mid_run(trainer: Trainer, sweep: Sweep, pace: Pace, logs: bool) ->
 def _save_checkpoint(experiment: Experiment, engine: Engine, index: int) -> None:
     """Writes the checkpoint of an experiment whose parameters are at an index of the engine's batch, if asked to."""
     if experiment.parameters["store_checkpoints"] and experiment.epoch >= 0:
-        experiment.folder.write_checkpoint(checkpoint_content(experiment, engine, index, experiment.final_output))
+        experiment.folder.write_checkpoint(checkpoint_content(experiment, engine, index))
 
 
 def _finish(ended: Sequence[Experiment], sweep: Sweep) -> None:
