@@ -3,7 +3,7 @@
 import math
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -28,13 +28,6 @@ _WITHOUT_EFFECT = {"params", "initial_lr", "adjusted_lr", "foreach", "fused", "c
 read_checkpoint = lru_cache(maxsize=4)(load_dictionary)
 
 
-class Checkpoint(NamedTuple):
-    """The content of a checkpoint file."""
-
-    settings: dict[str, Any]  # its dtype and the hyper-parameters of its optimizer, by flag
-    state: dict[str, Any]  # attributes of an `Experiment`
-
-
 def checkpoint_content(state: TrainingState, engine: Engine, index: int) -> dict[str, Any]:
     """Returns the content of a checkpoint file, from a state and the parameters at an index of the engine's batch."""
     return {
@@ -52,8 +45,9 @@ def checkpoint_content(state: TrainingState, engine: Engine, index: int) -> dict
     }
 
 
-def load_checkpoint(path: str | Path, problem: Problem, dtype: str | None) -> Checkpoint:
-    """Reads a checkpoint of this problem's model and optimizer, in its own precision if `dtype` is None. Raises
+def load_checkpoint(path: str | Path, problem: Problem, dtype: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads a checkpoint of this problem's model and optimizer, in its own precision if `dtype` is None. Returns
+    attributes of an `Experiment`, by name, and by flag its dtype and the hyper-parameters of its optimizer. Raises
     OSError, and ValueError if the file is something else.
     """
     content = read_checkpoint(path)
@@ -94,7 +88,7 @@ def load_checkpoint(path: str | Path, problem: Problem, dtype: str | None) -> Ch
     except _ERRORS:
         remedy = "give one that was, or the -optimizer of its own run"
         raise ValueError(f"was not written by {optimizer.__name__}; {remedy}") from None
-    return Checkpoint({"dtype": dtype, **settings}, state)
+    return state, {"dtype": dtype, **settings}
 
 
 def _parse_optimizer(

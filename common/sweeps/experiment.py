@@ -1,9 +1,10 @@
 """Experiments, checked and ready to be trained, and their identities."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,15 +12,17 @@ from torch import Tensor
 
 from common.cli import Parameters, flag_error, flag_errors
 from common.datasets.flags import load_samples
-from common.files import sha256_of_file
 from common.flags import OPTIMIZERS, drawn_seed
 from common.problems.problem import Problem, optimizer_of
 from common.recorded_runs import RecordedRun, canonical, read_run
-from common.sweeps.checkpoint import Checkpoint, load_checkpoint, read_checkpoint
+from common.sweeps.checkpoint import load_checkpoint, read_checkpoint
 from common.sweeps.folder import ExperimentFolder
 from common.training.history import History, TrainingState
 
-_digest = lru_cache(maxsize=None)(sha256_of_file)
+
+@cache
+def _digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def forget_files() -> None:
@@ -56,9 +59,9 @@ class Experiment(TrainingState):
         """The absolute path of the output folder."""
         return Path(self.parameters["output_dir"]).resolve()
 
-    def start_from(self, checkpoint: Checkpoint) -> None:
-        """Sets the state to that of a checkpoint."""
-        vars(self).update(checkpoint.state)
+    def start_from(self, state: Mapping[str, Any]) -> None:
+        """Sets these attributes, which are of a checkpoint."""
+        vars(self).update(state)
         if (self.epoch + 1) % self.parameters["validate_every"] == 0:
             self.moved_since_validation = False
 
@@ -97,8 +100,8 @@ def resolve(kind: type[Problem], parameters: Parameters) -> dict[str, Any]:
         if values["random_seed"] < 0:
             remedy = "the seed of the run that is continued is unknown; give -random_seed"
             raise flag_error("random_target", True, remedy)
-    checkpoint = _trainer_checkpoint(kind(values), values["dtype"] if "dtype" in given else None)
-    return values | {name: value for name, value in checkpoint.settings.items() if name not in given}
+    _, settings = _trainer_checkpoint(kind(values), values["dtype"] if "dtype" in given else None)
+    return values | {name: value for name, value in settings.items() if name not in given}
 
 
 def identify(parameters: Parameters, values: Mapping[str, Any], equal: Counter) -> Identity:
@@ -147,15 +150,15 @@ def prepare(kind: type[Problem], values: Mapping[str, Any], identity: Identity, 
         keeps_history=values["store_checkpoints"] or values["plot_metrics"],
     )
     if values["trainer_checkpoint"]:
-        experiment.start_from(_trainer_checkpoint(problem, values["dtype"]))
-        experiment.stop_reason = experiment.final_output = None
+        state, _ = _trainer_checkpoint(problem, values["dtype"])
+        experiment.start_from({**state, "stop_reason": None, "final_output": None})
         experiment.last_epoch += experiment.epoch + 1
     else:
         experiment.factors = problem.initial_factors()
     return experiment
 
 
-def _trainer_checkpoint(problem: Problem, dtype: str | None) -> Checkpoint:
+def _trainer_checkpoint(problem: Problem, dtype: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     path = problem.parameters["trainer_checkpoint"]
     with flag_errors("trainer_checkpoint", path):
         return load_checkpoint(path, problem, dtype)

@@ -75,14 +75,14 @@ def _continued(experiment: Experiment, run: RecordedRun) -> Experiment:
         return experiment
     first_epoch, last_epoch, dtype = experiment.epoch, experiment.last_epoch, experiment.parameters["dtype"]
     try:
-        checkpoint = load_checkpoint(path, experiment.problem, dtype)
-        epoch, reason = checkpoint.state["epoch"], checkpoint.state["stop_reason"]
+        state, _ = load_checkpoint(path, experiment.problem, dtype)
+        epoch, reason = state["epoch"], state["stop_reason"]
         if not first_epoch <= epoch < last_epoch + (reason in FINAL_REASONS):
             raise ValueError(f"is at epoch {epoch}, outside the run's {first_epoch + 1} to {last_epoch}")
     except (OSError, ValueError) as error:
         say(f"{path}: {error}; this experiment begins again")
         return experiment
-    experiment.start_from(checkpoint)
+    experiment.start_from(state)
     if reason == INTERRUPTED:
         experiment.stop_reason = None
         if (epoch + 1) % experiment.parameters["validate_every"] > 0 and epoch > first_epoch:
