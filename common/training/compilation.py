@@ -68,10 +68,11 @@ def _load_or_compile(function: str, name: str, code: str, directory: Path) -> ct
         with suppress(NativeUnavailable):
             return _load(stored, function)
         with tempfile.TemporaryDirectory(dir=directory, ignore_cleanup_errors=True) as temporary:
-            library = Path(temporary) / "kernel.so"
-            command = [compiler, *options, "-", "-o", str(library), "-lm"]
+            source, library = Path(temporary) / "kernel.c", Path(temporary) / "kernel.so"
+            source.write_text(code, encoding="utf-8")
+            command = [compiler, *options, str(source), "-o", str(library), "-lm"]
             try:
-                done = subprocess.run(command, input=code.encode(), capture_output=True, timeout=_MOST_SECONDS)
+                done = subprocess.run(command, capture_output=True, timeout=_MOST_SECONDS)
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise NativeUnavailable(f"was not compiled: {error}") from None
             status, message = done.returncode, (done.stderr + done.stdout).decode(errors="replace")
