@@ -22,6 +22,7 @@ from common.signals import Interrupted
 
 _NEGATIVE_NUMBER = re.compile(r"^-((\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|inf|nan)$")
 _HELP_WIDTH = 110
+_ShortForm = argparse._StoreConstAction  # those of switches are subclasses
 
 
 class UserError(Exception):
@@ -64,10 +65,6 @@ def default_text(action: argparse.Action) -> str:
         return ""
     shown = {"": "none", "[]": "none", "False": "off"}.get(str(default), default)
     return f"{shown:g}" if isinstance(shown, float) else str(shown)
-
-
-def _is_short_form(action: argparse.Action) -> bool:
-    return type(action) is argparse._StoreConstAction  # those of switches are subclasses
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -127,13 +124,13 @@ class Parser(argparse.ArgumentParser):
             if flag not in known:
                 # argparse would take -epoch for -epochs.
                 raise self._unknown_flag(flag, word + following)
-            if isinstance(known[flag], argparse._StoreConstAction) and (value or following):
+            if isinstance(known[flag], _ShortForm) and (value or following):
                 raise UserError(f"{word}{following}: takes no value; give {flag} alone, or leave it out")
-            if _is_short_form(known[flag]):
+            if type(known[flag]) is _ShortForm:
                 short_forms.append(flag)
-                continue
-            others.append("=".join([flag, *value]))
-            given.add(known[flag].dest)
+            else:
+                others.append("=".join([flag, *value]))
+                given.add(known[flag].dest)
         values = vars(self.parse_args(others))
         for flag in short_forms:
             name, wanted = known[flag].dest, known[flag].const
@@ -160,12 +157,13 @@ class Parser(argparse.ArgumentParser):
         words = []
         for name, value in parameters.items():
             action = self._option_string_actions.get(f"-{name}")
-            if action is None or (action.dest != name and not _is_short_form(action)):
+            is_short_form = type(action) is _ShortForm
+            if action is None or (action.dest != name and not is_short_form):
                 raise self._unknown_flag(f"-{name}", f"-{name} {value}")
             if action.nargs == 0:
                 if not isinstance(value, bool):
                     raise flag_error(name, value, "must be True or False")
-                if _is_short_form(action) and not value and parameters.get(action.dest) == action.const:
+                if is_short_form and not value and parameters.get(action.dest) == action.const:
                     raise flag_error(name, value, f"contradicts -{action.dest} {action.const}; leave it out")
                 words += [f"-{name}"] * value
                 continue
