@@ -12,7 +12,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from numbers import Real
@@ -23,6 +23,7 @@ from common.signals import Interrupted
 
 _NEGATIVE_NUMBER = re.compile(r"^-((\d+\.?\d*|\.\d+)([eE][-+]?\d+)?|inf|nan)$")
 _HELP_WIDTH = 110
+_ShortForm = argparse._StoreConstAction  # those of switches are subclasses
 
 
 class UserError(Exception):
@@ -65,10 +66,6 @@ def default_text(action: argparse.Action) -> str:
         return ""
     shown = {"": "none", "[]": "none", "False": "off"}.get(str(default), default)
     return f"{shown:g}" if isinstance(shown, float) else str(shown)
-
-
-def _is_short_form(action: argparse.Action | None) -> bool:
-    return type(action) is argparse._StoreConstAction  # those of switches are subclasses
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -116,9 +113,11 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, words: Sequence[str] | None = None) -> "Parameters":
         """Returns the values of all flags in `words`, by default the command line. Raises UserError; answers `-h`."""
-        words, known, given = list(sys.argv[1:] if words is None else words), self._option_string_actions, set()
+        words, known = list(sys.argv[1:] if words is None else words), self._option_string_actions
+        given, short_forms, others = set(), [], []
         for index, word in enumerate(words):
             if word[:1] != "-" or word == "-" or _NEGATIVE_NUMBER.match(word):
+                others.append(word)
                 continue
             flag, *value = word.split("=", 1)
             flag = flag[1:] if flag not in known and flag[1:] in known else flag
@@ -126,17 +125,20 @@ class Parser(argparse.ArgumentParser):
             if flag not in known:
                 # argparse would take -epoch for -epochs.
                 raise self._unknown_flag(flag, word + following)
-            if isinstance(known[flag], argparse._StoreConstAction) and (value or following):
+            if isinstance(known[flag], _ShortForm) and (value or following):
                 raise UserError(f"{word}{following}: takes no value; give {flag} alone, or leave it out")
-            words[index] = "=".join([flag, *value])
-            given.add(known[flag].dest)
-        # Short forms come first, so that the flags that they stand for override them.
-        words.sort(key=lambda word: not _is_short_form(known.get(word)))
-        values = vars(self.parse_args(words))
-        for flag in filter(lambda word: _is_short_form(known.get(word)), words):
+            if type(known[flag]) is _ShortForm:
+                short_forms.append(flag)
+            else:
+                others.append("=".join([flag, *value]))
+                given.add(known[flag].dest)
+        values = vars(self.parse_args(others))
+        for flag in short_forms:
             name, wanted = known[flag].dest, known[flag].const
-            if values[name] != wanted:
+            if name in given and values[name] != wanted:
                 raise UserError(f"{flag}: contradicts -{name} {values[name]}; give only one of the two")
+            values[name] = wanted
+            given.add(name)
         return Parameters(values, frozenset(given), self)
 
     def _unknown_flag(self, flag: str, shown: str) -> UserError:
@@ -156,33 +158,33 @@ class Parser(argparse.ArgumentParser):
         words = []
         for name, value in parameters.items():
             action = self._option_string_actions.get(f"-{name}")
-            if action is None or (action.dest != name and not _is_short_form(action)):
+            is_short_form = type(action) is _ShortForm
+            if action is None or (action.dest != name and not is_short_form):
                 raise self._unknown_flag(f"-{name}", f"-{name} {value}")
             if action.nargs == 0:
                 if not isinstance(value, bool):
                     raise flag_error(name, value, "must be True or False")
-                if _is_short_form(action) and not value and parameters.get(action.dest) == action.const:
+                if is_short_form and not value and parameters.get(action.dest) == action.const:
                     raise flag_error(name, value, f"contradicts -{action.dest} {action.const}; leave it out")
                 words += [f"-{name}"] * value
                 continue
-            nested = isinstance(value, (list, tuple)) and all(isinstance(each, (list, tuple)) for each in value)
-            repeated = nested and isinstance(action, argparse._AppendAction)
-            for each in value if repeated else [value]:
+            repeats = isinstance(action, argparse._AppendAction)
+            is_nested = isinstance(value, (list, tuple)) and all(isinstance(each, (list, tuple)) for each in value)
+            for each in value if repeats and is_nested else [value]:
                 items = each if action.nargs and isinstance(each, (list, tuple)) else [each]
                 right_number = action.nargs == "+" or len(items) == (action.nargs or 1)
                 if not (right_number and all(isinstance(item, (str, Path, Real)) for item in items)):
-                    wanted = f"a list of {action.nargs}" if action.nargs else "a number or a string"
-                    if isinstance(action, argparse._AppendAction) and action.nargs:
+                    wanted = f"a list of {action.nargs} values" if action.nargs else "a number or a string"
+                    if repeats:
                         wanted = f"a list of lists of {action.nargs} values, such as {[[0] * action.nargs]}"
                     raise flag_error(name, [value], f"must be {wanted}")
                 words += [f"-{name}", *map(str, items)] if action.nargs else [f"-{name}={each}"]
         return words
 
     def error(self, message: str):
+        remedy = "-h lists the flags and how many values each takes"
         if stray := re.match(r"unrecognized arguments: (.*)", message):
-            raise UserError(
-                f"{stray[1]}: belongs to no flag; -h lists the flags and how many values each takes"
-            ) from None
+            raise UserError(f"{stray[1]}: belongs to no flag; {remedy}") from None
         # Messages of common/flags.py begin with the value, those of argparse with one of these words.
         if checked := re.match(r"argument (-\w+): (?!expected|invalid|ignored)(.*)", message, re.DOTALL):
             raise UserError(f"{checked[1]} {checked[2]}") from None
@@ -219,13 +221,14 @@ def warn_once(line: str) -> None:
 
 
 def print_line(line: str) -> None:
-    """Prints a line on standard output. Drops it if the reader has closed standard output, as `head` does, so that
+    """Prints a line on standard output. Drops it if that cannot be written to, as when `head` has closed it, so that
     files are still written.
     """
     try:
-        print(printable_lines(line), flush=True)
-    except BrokenPipeError:
-        _drop_output()
+        print("\n".join(map(printable, line.split("\n"))), flush=True)
+    except OSError:
+        # What is printed from now on is dropped, too. Otherwise Python would report it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def printable(text: str) -> str:
@@ -233,26 +236,14 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
-def printable_lines(text: str) -> str:
-    """Returns each line of the text as `printable`."""
-    return "\n".join(map(printable, text.split("\n")))
-
-
-def _drop_output() -> None:
-    """Drops what is printed from now on. Otherwise Python would report at exit that standard output was closed."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def run_script(main: Callable[[], None]) -> None:
     """Runs a script's main function. An error is reported by one line on standard error and the exit status."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the shell, as with >&-
-            setattr(sys, name, io.StringIO())
-        elif hasattr(getattr(sys, name), "reconfigure"):
-            getattr(sys, name).reconfigure(errors="replace")
+    sys.stderr = sys.stderr or io.StringIO()  # None if the shell has closed it
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # None, or replaced
+            stream.reconfigure(errors="replace")
     try:
         main()
-        sys.stdout.flush()
         return
     except (UserError, RunFailed) as error:
         status, message = 2 if isinstance(error, UserError) else 1, str(error)
@@ -260,9 +251,6 @@ def run_script(main: Callable[[], None]) -> None:
         status, message = 128 + interruption.args[0], interruption.args[1]
     except KeyboardInterrupt:
         status, message = 130, "interrupted; what was written so far is kept"
-    except BrokenPipeError:
-        _drop_output()
-        status, message = 1, "failed: standard output was closed"
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(frame.filename).name}:{frame.lineno}"

@@ -1,7 +1,6 @@
 """Files: written under a temporary name and renamed, so that a crash leaves the old file or the new one."""
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -40,12 +39,6 @@ def remove_temporary_files(directory: Path) -> None:
     for path in directory.glob(".*-*"):
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
-
-
-def sha256_of_file(path: str | Path) -> str:
-    """Returns the SHA-256 of a file's content in hexadecimal. Raises OSError."""
-    with open(path, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:

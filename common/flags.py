@@ -69,9 +69,7 @@ def part_of_name(value: str) -> str:
 
 def existing_file(value: str) -> str:
     """Checks the path of a regular file."""
-    require(os.path.exists(value), value, f"no such file; {_existing(value)}")
-    require(os.path.isfile(value), value, "is not a regular file; give the path of one")
-    return value
+    return _existing(value, os.path.isfile, "file", "a regular file")
 
 
 def checkpoint_file(value: str) -> str:
@@ -82,17 +80,17 @@ def checkpoint_file(value: str) -> str:
 
 def existing_dir(value: str) -> str:
     """Checks the path of a folder."""
-    require(os.path.exists(value), value, f"no such folder; {_existing(value)}")
-    require(os.path.isdir(value), value, "is not a folder; give the path of one")
-    return value
+    return _existing(value, os.path.isdir, "folder", "a folder")
 
 
-def _existing(value: str) -> str:
-    """Returns what to do about a path that does not exist."""
-    # Such as the default dataset, when the script is run from elsewhere.
+def _existing(value: str, holds: Callable[[str], bool], name: str, wanted: str) -> str:
+    remedy = "give the path of an existing one"
     if value and os.path.exists(_PROJECT / value):
-        return f"run from the repository's root, {_PROJECT}, or give the path of an existing one"
-    return "give the path of an existing one"
+        # Such as the default dataset, when the script is run from elsewhere.
+        remedy = f"run from the repository's root, {_PROJECT}, or {remedy}"
+    require(os.path.exists(value), value, f"no such {name}; {remedy}")
+    require(holds(value), value, f"is not {wanted}; give the path of one")
+    return value
 
 
 def writable_dir(value: str) -> str:

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,6 @@ from common.files import load_json
 TENSOR_METRICS = "tensor_rank_and_reconstruction_metrics.json"
 # The last values of the metrics of a matrix factorization experiment.
 MATRIX_METRICS = "final_metrics_values.json"
-_LARGEST = 10**9
 
 
 def is_number(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
@@ -25,28 +24,24 @@ def is_number(value: Any, least: float = -math.inf, most: float = math.inf) -> b
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and is_number(value, 0, _LARGEST)
+    return type(value) is int and is_number(value, 0)
 
 
 # Values of run_params.json that are used, and what must hold of them if they are there.
-_CHECKS = {
+_CHECKS: dict[str, Callable[[Any], bool]] = {
+    "provenance status status.metrics provenance.sweep provenance.identity provenance.identity.run "
+    "provenance.identity.inputs provenance.identity.origin": lambda value: isinstance(value, dict),
+    "dataset_path trainer_checkpoint provenance.identity.inputs.dataset_path provenance.sweep.id "
+    "provenance.sweep.start_time": lambda value: type(value) is str,
+    "provenance.identity.outputs": lambda value: type(value) is list and {str} >= set(map(type, value)),
     "depth num_samples": lambda value: _is_count(value) and value > 0,
-    "random_seed": lambda value: type(value) is int and -1 <= value < 2**32,
-    "lr init_alpha": is_number,
-    "init_std": lambda value: is_number(value, 0, _LARGEST),
-    "unobserved_entry": lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_count, value)),
-    "shape": lambda value: isinstance(value, list) and value != [] and all(map(_is_count, value)),
-    "observations": lambda value: isinstance(value, list) and all(map(is_number, value)),
-    "provenance status status.metrics provenance.sweep provenance.identity": lambda value: isinstance(value, dict),
-    "provenance.identity.run provenance.identity.inputs": lambda value: isinstance(value, dict),
-    "provenance.identity.origin": lambda value: isinstance(value, dict),
-    "provenance.identity.origin.init_alpha": is_number,
-    "provenance.identity.origin.init_std": lambda value: is_number(value, 0, _LARGEST),
-    "dataset_path trainer_checkpoint": lambda value: isinstance(value, str),
-    "provenance.sweep.id provenance.sweep.start_time": lambda value: isinstance(value, str),
-    "hidden_dim provenance.sweep.experiment provenance.identity.occurrence": _is_count,
-    "provenance.identity.seed": lambda value: type(value) is int,
-    "provenance.identity.outputs": lambda value: isinstance(value, list) and {str} >= set(map(type, value)),
+    "hidden_dim provenance.resumed provenance.sweep.experiment provenance.identity.occurrence": _is_count,
+    "random_seed provenance.identity.seed": lambda value: type(value) is int and -1 <= value < 2**32,
+    "lr init_alpha provenance.identity.origin.init_alpha": is_number,
+    "init_std provenance.identity.origin.init_std": lambda value: is_number(value, 0),
+    "unobserved_entry": lambda value: type(value) is list and len(value) == 2 and all(map(_is_count, value)),
+    "shape": lambda value: type(value) is list and value != [] and all(map(_is_count, value)),
+    "observations": lambda value: type(value) is list and all(map(is_number, value)),
 }
 # The parameters that tell runs of the original code apart, which recorded no "identity". New flags are not added.
 _OF_ORIGINAL_RUNS = (

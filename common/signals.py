@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,11 +40,9 @@ def signals_noted() -> Iterator[Stop]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
-    is_main = threading.current_thread() is threading.main_thread()
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if is_main else ()
     # A process that a script starts in the background ignores SIGINT, and one that nohup starts SIGHUP.
-    handled = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
-    previous = {number: signal.signal(number, note) for number in handled}
+    signals = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    previous = {number: signal.signal(number, note) for number in signals if signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield stop
     finally:

@@ -10,11 +10,6 @@ from torch import Tensor
 
 from common.files import write_atomically
 
-_NOT_PLAIN = (
-    "is not a torch.save file, is damaged, or holds more than plain data (tensors, numbers, strings, lists, "
-    "dictionaries); give one written by this project"
-)
-
 
 def tensor_bytes(content: Any) -> bytes:
     """Returns what torch.save writes for a tensor, or a dictionary of tensors, numbers, strings, lists and
@@ -43,7 +38,8 @@ def load_tensors(path: str | Path) -> Any:
         except (OSError, MemoryError):
             raise
         except Exception:
-            raise ValueError(_NOT_PLAIN) from None
+            problem = "is not a torch.save file, is damaged, or holds more than plain data (tensors, numbers, strings, "
+            raise ValueError(f"{problem}lists, dictionaries); give one written by this project") from None
 
 
 def load_dictionary(path: str | Path) -> dict:

@@ -1,6 +1,6 @@
 """Batches of experiments that are trained together, with their devices and engines."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -36,8 +36,11 @@ def make_batches(experiments: Iterable[Experiment], world: World) -> list[Batch]
     batches = []
     for group in grouped.values():
         device = _device(group, world)
-        kernel = _kernel(group[0], device)
-        batches += [(part, device, kernel) for part in _parts(group)]
+        kernel, problem, every = _kernel(group[0], device), group[0].problem, group[0].parameters["validate_every"]
+        num_records = max(each.keeps_history * (each.parameters["epochs"] // every + 1) for each in group)
+        history_bytes = min(num_records * (problem.num_metrics + 2) * 8, _MOST_HISTORY_BYTES)
+        size = max(1, _MOST_BATCH_BYTES // (problem.working_size * group[0].factors[0].element_size() + history_bytes))
+        batches += [(group[begin : begin + size], device, kernel) for begin in range(0, len(group), size)]
     return batches
 
 
@@ -55,14 +58,13 @@ def _device(batch: Sequence[Experiment], world: World) -> torch.device:
     parameters = batch[0].parameters
     if parameters["disable_gpu"] or parameters["engine"] == "native":
         return torch.device("cpu")
-    number, gpu_id = torch.cuda.device_count(), parameters["gpu_id"]
+    gpu_id = parameters["gpu_id"]
     if not torch.cuda.is_available():
         if gpu_id:
             warn_once(f"-gpu_id {gpu_id}: there is no GPU that PyTorch can use; the CPU is used")
         return torch.device("cpu")
-    if gpu_id >= number:
-        remedy = f"there are {number} GPUs, counted from 0; give one of them or -disable_gpu"
-        raise flag_error("gpu_id", gpu_id, remedy)
+    if gpu_id >= (number := torch.cuda.device_count()):
+        raise flag_error("gpu_id", gpu_id, f"there are {number} GPUs, counted from 0; give one of them or -disable_gpu")
     if sum(experiment.problem.multiplications for experiment in batch) < _GPU_FROM:
         return torch.device("cpu")
     return torch.device("cuda", (gpu_id + world.local_rank) % number)
@@ -76,25 +78,12 @@ def _kernel(experiment: Experiment, device: torch.device) -> Kernel | None:
     try:
         if not problem.observes_entries:
             raise NotNative("needs observed entries, not other sensing matrices")
-        dtype = getattr(torch, experiment.parameters["dtype"])
+        shapes, dtype = problem.factor_shapes, getattr(torch, experiment.parameters["dtype"])
         num_observed, _ = problem.num_observations
-        optimizer = problem.optimizer, num_observed, problem.decays
-        return native_kernel(problem.model, problem.factor_shapes, dtype, *optimizer)
+        return native_kernel(problem.model, shapes, dtype, problem.optimizer, num_observed, problem.decays)
     except NativeUnavailable as error:
         if choice == "native":
             raise flag_error("engine", choice, f"{error}; give auto or torch") from None
         if not isinstance(error, NotNative):
             warn_once(f"the native engine {error}; the torch engine is used")
         return None
-
-
-def _parts(batch: Sequence[Experiment]) -> Iterator[Sequence[Experiment]]:
-    """Splits a batch into parts that fit into memory."""
-    most_bytes = 0
-    for experiment in batch:
-        parameters, problem, itemsize = experiment.parameters, experiment.problem, experiment.factors[0].element_size()
-        num_records = experiment.keeps_history * (parameters["epochs"] // parameters["validate_every"] + 1)
-        history_bytes = min(num_records * (problem.num_metrics + 2) * itemsize, _MOST_HISTORY_BYTES)
-        most_bytes = max(most_bytes, problem.working_size * itemsize + history_bytes)
-    count = max(1, _MOST_BATCH_BYTES // most_bytes)
-    return (batch[begin : begin + count] for begin in range(0, len(batch), count))

@@ -1,13 +1,13 @@
 """Checkpoints, which have everything that an exact continuation needs. Those of the original code are read, too."""
 
 import math
-from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from common.models.factorization import BatchedFactorization
+from common.problems.problem import Problem
 from common.tensor_files import is_float_tensor, load_dictionary
 from common.training.history import (
     FINAL_REASONS,
@@ -24,31 +24,12 @@ from common.training.optimizers import Optimizer
 _ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError)
 # Keys of a group of torch.optim that do not change the steps.
 _WITHOUT_EFFECT = {"params", "initial_lr", "adjusted_lr", "foreach", "fused", "capturable", "differentiable"}
+# Several experiments may continue from one file.
+read_checkpoint = lru_cache(maxsize=4)(load_dictionary)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """The content of a checkpoint file."""
-
-    factors: list[Tensor]
-    optimizer_state: dict[Any, Any]  # in the format of torch.optim
-    hyperparameters: dict[str, float]  # of the optimizer
-    history: History
-    epoch: int  # the last one that is finished
-    zero_loss_validations: int  # in a row
-    moved_since_validation: bool  # see TrainingState
-    stop_reason: str | None  # if the experiment ended there
-    output: Tensor | None  # the last end-to-end matrix or tensor, if it ended there
-
-    @property
-    def dtype(self) -> str:
-        return str(self.factors[0].dtype).removeprefix("torch.")
-
-
-def checkpoint_content(state: TrainingState, engine: Engine, index: int, output: Tensor | None) -> dict[str, Any]:
-    """Returns the content of a checkpoint file, from a state and the parameters at an index of the engine's batch.
-    `output` is the last end-to-end matrix or tensor of an experiment that ended.
-    """
+def checkpoint_content(state: TrainingState, engine: Engine, index: int) -> dict[str, Any]:
+    """Returns the content of a checkpoint file, from a state and the parameters at an index of the engine's batch."""
     return {
         "model": engine.model.experiment_state(index),
         "optimizer": engine.optimizer.experiment_state(index),
@@ -59,67 +40,62 @@ def checkpoint_content(state: TrainingState, engine: Engine, index: int, output:
             "zero_loss_validations": state.zero_loss_validations,
             "moved_since_validation": state.moved_since_validation,
             "stop_reason": state.stop_reason,
-            "output": output,
+            "output": state.final_output,
         },
     }
 
 
-def load_checkpoint(
-    path: str,
-    model: type[BatchedFactorization],
-    shapes: tuple[tuple[int, int], ...],
-    optimizer: type[Optimizer],
-    dtype: str | None,
-) -> Checkpoint:
-    """Reads a checkpoint of a model with factors of these shapes that an optimizer of this class trained, in its own
-    precision if `dtype` is None. Raises OSError, and ValueError if the file is something else.
+def load_checkpoint(path: str | Path, problem: Problem, dtype: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads a checkpoint of this problem's model and optimizer, in its own precision if `dtype` is None. Returns
+    attributes of an `Experiment`, by name, and by flag its dtype and the hyper-parameters of its optimizer. Raises
+    OSError, and ValueError if the file is something else.
     """
-    content = load_dictionary(path)
+    content = read_checkpoint(path)
+    shapes, optimizer = tuple(problem.factor_shapes), problem.optimizer
     try:
-        parameters, optimizer_content, epoch = content["model"], content["optimizer"], int(content["epoch"])
-        factors = [parameters[f"{model.factors_name}.{index}"] for index in range(len(parameters))]
+        parameters, of_optimizer = content["model"], content["optimizer"]
+        epoch, trainer = int(content["epoch"]), content.get("trainer", {})
+        factors = [parameters[f"{problem.model.factors_name}.{index}"] for index in range(len(parameters))]
         _require(factors and all(is_float_tensor(each) and each.dim() == 2 for each in factors), "it has no matrices")
         dtype = dtype or str(factors[0].dtype).removeprefix("torch.")
         _require(dtype in ("float32", "float64"), "its parameters are neither float32 nor float64")
-        factors = [factor.detach().to(getattr(torch, dtype)) for factor in factors]
         train, validation = (metrics_of_evaluator(content[f"{kind}_evaluator"]) for kind in ("train", "val"))
         last_record = max([0, *(series.epochs[-1] for series in (train | validation).values())])
         _require(last_record <= epoch < 2**62, f"its epoch, {epoch}, is out of range or before its last record")
-        trainer = content.get("trainer", {})
         output, stop_reason = trainer.get("output"), trainer.get("stop_reason")
         _require(stop_reason in (None, INTERRUPTED, *FINAL_REASONS), "the reason why it ended is unknown")
         _require(is_float_tensor(output) or stop_reason not in FINAL_REASONS, "its last matrix or tensor is missing")
-        counts = int(trainer.get("zero_loss_validations", 0)), bool(trainer.get("moved_since_validation", True))
+        state = {
+            "factors": [factor.detach().to(getattr(torch, dtype)) for factor in factors],
+            "history": History(train, validation),
+            "epoch": epoch,
+            "zero_loss_validations": int(trainer.get("zero_loss_validations", 0)),
+            "moved_since_validation": bool(trainer.get("moved_since_validation", True)),
+            "stop_reason": stop_reason,
+            "final_output": output if stop_reason in FINAL_REASONS else None,
+        }
     except _ERRORS as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"is not a checkpoint of such a model ({reason}); give one written by this runner") from None
     found = tuple(tuple(factor.shape) for factor in factors)
     if found != shapes:
-        problem = f"has {len(found)} factors of shapes {found!s:.99}, not {len(shapes)} of {shapes!s:.99}"
-        raise ValueError(f"{problem}; give the dataset, depth and width or number of components of its own run")
+        mismatch = f"has {len(found)} factors of shapes {found!s:.99}, not {len(shapes)} of {shapes!s:.99}"
+        raise ValueError(f"{mismatch}; give the dataset, depth and width or number of components of its own run")
+    if stop_reason in FINAL_REASONS and output.shape != problem.model.matrix_shape(shapes):
+        raise ValueError(f"has a last output of shape {tuple(output.shape)}")
     try:
-        hyperparameters, optimizer_state = _parse_optimizer(optimizer, optimizer_content, shapes, epoch + 1)
+        settings, state["optimizer_state"] = _parse_optimizer(optimizer, of_optimizer, shapes, epoch + 1)
     except _ERRORS:
         remedy = "give one that was, or the -optimizer of its own run"
         raise ValueError(f"was not written by {optimizer.__name__}; {remedy}") from None
-    return Checkpoint(
-        factors=factors,
-        optimizer_state=optimizer_state,
-        hyperparameters=hyperparameters,
-        history=History(train, validation),
-        epoch=epoch,
-        zero_loss_validations=counts[0],
-        moved_since_validation=counts[1],
-        stop_reason=stop_reason,
-        output=output if stop_reason in FINAL_REASONS else None,
-    )
+    return state, {"dtype": dtype, **settings}
 
 
 def _parse_optimizer(
     optimizer: type[Optimizer], content: Any, shapes: tuple[tuple[int, int], ...], num_steps: int
 ) -> tuple[dict[str, float], dict[Any, Any]]:
     """Returns the hyper-parameters and the state of an optimizer. Raises one of `_ERRORS` for any other one."""
-    (group,), state = content["param_groups"], content["state"]
+    (group,), state, factors = content["param_groups"], content["state"], range(len(shapes))
     hyperparameters = {name: float(group.get(name, 0.0)) for name in optimizer.hyperparameters}
     _require(hyperparameters["lr"] > 0 and all(0 <= value < math.inf for value in hyperparameters.values()))
     _require(all(group[name] == value for name, value in optimizer.constants.items()))
@@ -132,11 +108,11 @@ def _parse_optimizer(
         return hyperparameters, {}
     known = {name: float(state[name]) for name in optimizer.scalar_state}
     if optimizer.factor_state:
-        known |= {k: {name: state[k][name].detach() for name in optimizer.factor_state} for k in range(len(shapes))}
-        tensors = [(tensor, shapes[k]) for k in range(len(shapes)) for tensor in known[k].values()]
+        known |= {k: {name: state[k][name].detach() for name in optimizer.factor_state} for k in factors}
+        tensors = [(tensor, shapes[k]) for k in factors for tensor in known[k].values()]
         _require(all(is_float_tensor(tensor) and tensor.shape == shape for tensor, shape in tensors))
     if optimizer.stores_step:
-        holders = [state[k] for k in range(len(shapes))] if optimizer.factor_state else [state]
+        holders = [state[k] for k in factors] if optimizer.factor_state else [state]
         _require(all(float(holder["step"]) == num_steps for holder in holders))
     return hyperparameters, known
 

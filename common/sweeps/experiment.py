@@ -1,9 +1,10 @@
 """Experiments, checked and ready to be trained, and their identities."""
 
+import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,21 +12,22 @@ from torch import Tensor
 
 from common.cli import Parameters, flag_error, flag_errors
 from common.datasets.flags import load_samples
-from common.files import sha256_of_file
 from common.flags import OPTIMIZERS, drawn_seed
 from common.problems.problem import Problem, optimizer_of
 from common.recorded_runs import RecordedRun, canonical, read_run
-from common.sweeps.checkpoint import Checkpoint, load_checkpoint
+from common.sweeps.checkpoint import load_checkpoint, read_checkpoint
 from common.sweeps.folder import ExperimentFolder
 from common.training.history import History, TrainingState
 
-_load_checkpoint = lru_cache(maxsize=4)(load_checkpoint)
-_digest = lru_cache(maxsize=None)(sha256_of_file)
+
+@cache
+def _digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def forget_files() -> None:
     """Forgets the files that were read: a sweep reads each of them once, and the next sweep reads them again."""
-    for read in (load_samples, _load_checkpoint, _digest):
+    for read in (load_samples, read_checkpoint, _digest):
         read.cache_clear()
 
 
@@ -45,9 +47,8 @@ class Experiment(TrainingState):
     problem: Problem
     identity: Identity
     factors: list[Tensor] = field(default_factory=list)  # where it starts, on the CPU
-    optimizer_state: dict[str, Any] | None = None
+    optimizer_state: dict[Any, Any] = field(default_factory=dict)  # there, in the format of torch.optim
     previous: RecordedRun | None = None  # the earlier run that it continues
-    final_output: Tensor | None = None  # the last end-to-end matrix or tensor, if it ended in that run
     folder: ExperimentFolder | None = None  # from when it begins
     saved_at: int = 0  # the number of validations at the last checkpoint
     plotted_at: int = 0  # and at the last plots
@@ -58,14 +59,11 @@ class Experiment(TrainingState):
         """The absolute path of the output folder."""
         return Path(self.parameters["output_dir"]).resolve()
 
-    def start_from(self, checkpoint: Checkpoint) -> None:
-        """Sets the starting point to that of a checkpoint."""
-        at_validation = (checkpoint.epoch + 1) % self.parameters["validate_every"] == 0
-        # Several experiments may continue from it.
-        self.history = History(checkpoint.history.train, checkpoint.history.validation)
-        self.epoch, self.zero_loss_validations = checkpoint.epoch, checkpoint.zero_loss_validations
-        self.moved_since_validation = checkpoint.moved_since_validation and not at_validation
-        self.factors, self.optimizer_state = checkpoint.factors, checkpoint.optimizer_state or None
+    def start_from(self, state: Mapping[str, Any]) -> None:
+        """Sets these attributes, which are of a checkpoint."""
+        vars(self).update(state)
+        if (self.epoch + 1) % self.parameters["validate_every"] == 0:
+            self.moved_since_validation = False
 
     def release(self) -> None:
         """Frees the memory of an experiment whose results are written."""
@@ -73,27 +71,37 @@ class Experiment(TrainingState):
 
 
 def resolve(kind: type[Problem], parameters: Parameters) -> dict[str, Any]:
-    """Returns the values of all parameters. A run that continues a checkpoint has the dtype of the checkpoint and the
-    hyper-parameters of its optimizer, unless they are given. Raises UserError.
+    """Returns the values of all parameters. A run that continues a checkpoint has the target, if it is random, and the
+    seed of the run that it continues; and the dtype of the checkpoint and the hyper-parameters of its optimizer, unless
+    they are given. Raises UserError.
     """
     values, given = dict(parameters.values), parameters.given
     all_hyperparameters = {each for name in OPTIMIZERS for each in optimizer_of({"optimizer": name}).hyperparameters}
-    for name in sorted(given & all_hyperparameters - set(optimizer_of(values).hyperparameters)):
-        raise flag_error(name, values[name], f"has no effect with -optimizer {values['optimizer']}; leave it out")
+    others = all_hyperparameters - set(optimizer_of(values).hyperparameters)
+    without_effect = dict.fromkeys(others, f"with -optimizer {values['optimizer']}")
     if not values["random_target"]:
-        for name in sorted(given & set(kind.target_flags)):
-            raise flag_error(name, values[name], "has no effect without -random_target; leave it out")
-    elif "dataset_path" in given:
-        raise flag_error("dataset_path", values["dataset_path"], "contradicts -random_target; give only one of the two")
-    else:
+        without_effect |= dict.fromkeys(kind.target_flags, "without -random_target")
+    for name in sorted(given & without_effect.keys()):
+        raise flag_error(name, values[name], f"has no effect {without_effect[name]}; leave it out")
+    if values["random_target"]:
+        if "dataset_path" in given:
+            remedy = "contradicts -random_target; give only one of the two"
+            raise flag_error("dataset_path", values["dataset_path"], remedy)
         values["dataset_path"] = ""
-        if values["trainer_checkpoint"]:
-            values |= _target_of_origin(kind, values, given)
-    if values["trainer_checkpoint"]:
-        checkpoint = _trainer_checkpoint(kind(values), values["dtype"] if "dtype" in given else None)
-        known = {"dtype": checkpoint.dtype, **checkpoint.hyperparameters}
-        values |= {name: value for name, value in known.items() if name not in given}
-    return values
+    if not values["trainer_checkpoint"]:
+        return values
+    if values["random_target"]:
+        continued = _parameters_of_run(values["trainer_checkpoint"])
+        for name in ("random_seed", *kind.target_flags):
+            known = continued.get(name, values[name])
+            if name in given and known != values[name]:
+                raise flag_error(name, values[name], f"the run that is continued has {known}; leave it out")
+            values[name] = known
+        if values["random_seed"] < 0:
+            remedy = "the seed of the run that is continued is unknown; give -random_seed"
+            raise flag_error("random_target", True, remedy)
+    _, settings = _trainer_checkpoint(kind(values), values["dtype"] if "dtype" in given else None)
+    return values | {name: value for name, value in settings.items() if name not in given}
 
 
 def identify(parameters: Parameters, values: Mapping[str, Any], equal: Counter) -> Identity:
@@ -109,32 +117,21 @@ def identify(parameters: Parameters, values: Mapping[str, Any], equal: Counter) 
     defaults = {name: parameters.parser.get_default(name) for name in parameters.names("run", "start")}
     record = {"run": defaults, "outputs": parameters.names("outputs"), "inputs": inputs}
     if values["trainer_checkpoint"]:
-        record["origin"] = _origin(values["trainer_checkpoint"], [*parameters.names("start"), "random_seed"])
+        continued = _parameters_of_run(values["trainer_checkpoint"])
+        record["origin"] = {name: continued.get(name) for name in (*parameters.names("start"), "random_seed")}
     group = canonical([{name: values[name] for name in (*record["run"], *record["outputs"])}, inputs])
     key = group, parameters["random_seed"], Path(values["output_dir"]).resolve()
     equal[key] += 1
     return Identity(group, {**record, "seed": parameters["random_seed"], "occurrence": equal[key]})
 
 
-def _target_of_origin(kind: type[Problem], values: Mapping[str, Any], given: frozenset[str]) -> dict[str, Any]:
-    """Returns the seed and the target flags of the run that is continued. Raises UserError if others are given."""
-    names = "random_seed", *kind.target_flags
-    known = {name: value for name, value in _origin(values["trainer_checkpoint"], names).items() if value is not None}
-    for name in names:
-        if name in given and known.get(name, values[name]) != values[name]:
-            raise flag_error(name, values[name], f"the run that is continued has {known[name]}; leave it out")
-    if known.get("random_seed", values["random_seed"]) < 0:
-        raise flag_error("random_target", True, "the seed of the run that is continued is unknown; give -random_seed")
-    return known
-
-
-def _origin(checkpoint: str, names: Sequence[str]) -> dict[str, Any]:
-    """Returns these parameters of the run that wrote a checkpoint; None for those that are not known."""
+def _parameters_of_run(checkpoint: str) -> dict[str, Any]:
+    """Returns the known parameters of the run that wrote a checkpoint."""
     try:
-        known = read_run(Path(checkpoint).parent.parent).values
+        values = read_run(Path(checkpoint).parent.parent).values
     except ValueError:
-        known = {}
-    return {name: known.get(name) for name in names}
+        return {}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def prepare(kind: type[Problem], values: Mapping[str, Any], identity: Identity, number: int) -> Experiment:
@@ -153,14 +150,15 @@ def prepare(kind: type[Problem], values: Mapping[str, Any], identity: Identity, 
         keeps_history=values["store_checkpoints"] or values["plot_metrics"],
     )
     if values["trainer_checkpoint"]:
-        experiment.start_from(_trainer_checkpoint(problem, values["dtype"]))
+        state, _ = _trainer_checkpoint(problem, values["dtype"])
+        experiment.start_from({**state, "stop_reason": None, "final_output": None})
         experiment.last_epoch += experiment.epoch + 1
     else:
         experiment.factors = problem.initial_factors()
     return experiment
 
 
-def _trainer_checkpoint(problem: Problem, dtype: str | None) -> Checkpoint:
+def _trainer_checkpoint(problem: Problem, dtype: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     path = problem.parameters["trainer_checkpoint"]
     with flag_errors("trainer_checkpoint", path):
-        return _load_checkpoint(path, problem.model, tuple(problem.factor_shapes), problem.optimizer, dtype)
+        return load_checkpoint(path, problem, dtype)

@@ -4,7 +4,9 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import count
@@ -19,10 +21,8 @@ from common.files import json_bytes, remove_temporary_files, utc_time, write_ato
 from common.recorded_runs import newest_checkpoint
 from common.tensor_files import tensor_bytes
 
-# The names of checkpoints. Files with other names are the user's.
-_CHECKPOINT = re.compile(r"\d{4}_\d\d_\d\d-\d\d_\d\d_\d\d_epoch_\d+\.pt")
-# The number of the last folder that this process made with a name: to search it for thousands would take long.
-_last_numbers: dict[Path, int] = {}
+# The numbers that are left for folders with a name: to try all of them again for each of thousands would take long.
+_numbers: defaultdict[Path, Iterator[int]] = defaultdict(lambda: count(1))
 
 
 @dataclass
@@ -54,9 +54,9 @@ class ExperimentFolder:
         """Appends lines, with the time, to the log file, if there is one."""
         if self.parameters["file_log"]:
             # The number that tells it from others begun in the same second is not part of the log's name.
-            name = re.sub(r"(-\d\d_\d\d_\d\d)_\d+$", r"\1", self.path.name)
+            name, now = re.sub(r"(-\d\d_\d\d_\d\d)_\d+$", r"\1", self.path.name), utc_time()
             with open(self.path / f"{name}.log", "a", encoding="utf-8", errors="surrogateescape") as file:
-                file.writelines(f"{utc_time()} {line}\n" for line in lines)
+                file.writelines([f"{now} {line}\n" for line in lines])
 
     def write_checkpoint(self, content: dict[str, Any]) -> None:
         """Writes a checkpoint, and removes the others."""
@@ -67,33 +67,33 @@ class ExperimentFolder:
 
     def remove_checkpoints_but(self, kept: Path | None) -> None:
         """Removes the checkpoints but one."""
-        for path in self.path.glob("checkpoints/*_epoch_*.pt"):
-            if path != kept and _CHECKPOINT.fullmatch(path.name):
+        for path in self.path.glob("checkpoints/????_??_??-??_??_??_epoch_*.pt"):  # others are the user's
+            if path != kept:
                 path.unlink(missing_ok=True)
 
 
 def new_folder(parameters: dict[str, Any], provenance: dict[str, Any], last_epoch: int = -1) -> ExperimentFolder:
     """Makes the folder `{output_dir}/{experiment_name}_{time}`, with `_2`, … appended if that exists."""
     name = Path(parameters["output_dir"]) / f"{parameters['experiment_name']}_{utc_time()}"
-    for number in count(_last_numbers.get(name, 0) + 1):
+    for number in _numbers[name]:
         path = name if number == 1 else name.with_name(f"{name.name}_{number}")
-        try:
+        with suppress(FileExistsError):
             path.mkdir()
             break
-        except FileExistsError:
-            pass
-    _last_numbers[name] = number
     folder = ExperimentFolder(path, parameters, provenance)
     folder.write_parameters(False, None, last_epoch)
     return folder
 
 
-def reopen_folder(path: Path, parameters: dict[str, Any], provenance: dict[str, Any]) -> ExperimentFolder:
+def reopen_folder(
+    path: Path, parameters: dict[str, Any], provenance: dict[str, Any], last_epoch: int
+) -> ExperimentFolder:
     """Reopens the folder of an experiment that continues. Removes the temporary files that a crash left in it."""
     folder = ExperimentFolder(path, parameters, provenance)
     for directory in (path, path / "checkpoints", path / "plots"):
         remove_temporary_files(directory)
     folder.remove_checkpoints_but(newest_checkpoint(path))
+    folder.write_parameters(False, None, last_epoch)
     return folder
 
 
@@ -119,9 +119,7 @@ def _commit() -> str | None:
     """The project's commit, with "-dirty" if files differ from it; None outside a git checkout."""
     root = Path(__file__).resolve().parents[2]
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
+    with suppress(OSError, subprocess.SubprocessError):
         if (root / ".git").exists():
             return subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        pass
     return None

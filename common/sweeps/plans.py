@@ -114,19 +114,20 @@ def _repeated(
     name: Callable[[Parameters], str],
 ) -> list[Parameters]:
     """Returns the parameters of each repetition of an experiment. Raises UserError."""
-    own = {flag: value for flag, value in overriding.items() if flag != "random_seed"}
-    listed = {**experiment, **own}
-    if listed.get("experiment_name") == "":  # no name, in lists for the original code
-        del listed["experiment_name"]
-    parameters = parser.parse(parser.words(listed))
-    seed, shift = parameters["random_seed"], overriding.get("random_seed", 0)
-    if "random_seed" in overriding:
+    flags = {**experiment, **{flag: value for flag, value in overriding.items() if flag != "random_seed"}}
+    if flags.get("experiment_name") == "":  # no name, in lists for the original code
+        del flags["experiment_name"]
+    parameters = parser.parse(parser.words(flags))
+    seed = parameters["random_seed"]
+    if (shift := overriding.get("random_seed")) is not None:
         seed = shift if min(seed, shift) < 0 else seed + shift
-    seeds = [seed + k if seed >= 0 else seed for k in range(repetitions)]
-    if seeds[-1] > LARGEST_SEED:
-        raise flag_error("random_seed", seeds[-1], f"must be at most {LARGEST_SEED}")
-    named = "experiment_name" in parameters.given
-    base = parameters["experiment_name"] if named else name(parameters)
-    names = [base if named or len(seeds) == 1 or seed < 0 else f"{base}_seed_{each}" for each in seeds]
-    own_values = [{"random_seed": each, "experiment_name": text} for each, text in zip(seeds, names, strict=True)]
-    return [replace(parameters, values={**parameters.values, **each}) for each in own_values]
+    if seed + repetitions - 1 > LARGEST_SEED:
+        raise flag_error("random_seed", seed + repetitions - 1, f"must be at most {LARGEST_SEED}")
+    made_name, repeated = None if "experiment_name" in parameters.given else name(parameters), []
+    for own_seed in range(seed, seed + repetitions) if seed >= 0 else [seed] * repetitions:
+        values = {**parameters.values, "random_seed": own_seed}
+        if made_name:
+            is_one = repetitions == 1 or seed < 0
+            values["experiment_name"] = made_name if is_one else f"{made_name}_seed_{own_seed}"
+        repeated.append(replace(parameters, values=values))
+    return repeated

@@ -1,6 +1,5 @@
 """Plots of the metrics, drawn in processes of their own while training goes on."""
 
-import os
 import pickle
 import subprocess
 import sys
@@ -17,8 +16,7 @@ from common.sweeps.progress import say
 from common.training.history import STALLED
 
 _PROJECT = Path(__file__).parents[2]
-# Up to this many experiments, one process draws; for more, two do.
-_ONE_PROCESS_DRAWS = 20
+_MOST_PROCESSES = 2
 # When this many experiments wait for their plots, training waits.
 _MOST_WAITING = 16
 
@@ -29,7 +27,7 @@ class MetricPlots:
     """
 
     def __init__(self, num_experiments: int):
-        num_processes = 2 if num_experiments > _ONE_PROCESS_DRAWS else min(1, num_experiments)
+        num_processes = min(_MOST_PROCESSES, num_experiments)
         self._threads = ThreadPoolExecutor(max(1, num_processes))
         self._own = threading.local()  # the process of each thread
         self._processes: list[subprocess.Popen] = []
@@ -56,11 +54,9 @@ class MetricPlots:
         begin, process = time.monotonic(), getattr(self._own, "process", None)
         if process is None or process.poll() is not None:
             # In a session of its own, it gets no signals from the terminal. It ends when its input ends.
+            options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
             command = [sys.executable, "-m", "common.plotting.metrics"]
-            path = os.pathsep.join(filter(None, [str(_PROJECT), os.environ.get("PYTHONPATH")]))
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-            environment = {**os.environ, "PYTHONPATH": path}
-            process = subprocess.Popen(command, **pipes, env=environment, start_new_session=True)
+            process = subprocess.Popen(command, **options, cwd=_PROJECT, start_new_session=True)
             self._own.process = process
             self._processes.append(process)
         pickle.dump(drawing, process.stdin)
@@ -71,10 +67,7 @@ class MetricPlots:
 
     def collect(self, seconds: float = 0.0) -> None:
         """Handles the finished plots, after waiting up to `seconds` seconds for one."""
-        if not self.waiting:
-            return
-        done, _ = wait(self.waiting, seconds, FIRST_COMPLETED)
-        for future in done:
+        for future in wait(self.waiting, seconds, FIRST_COMPLETED).done:
             experiment, drawing, then = self.waiting.pop(future)
             begin = time.monotonic()
             if future.exception():

@@ -5,10 +5,9 @@ import hashlib
 import os
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from common.cli import UserError, flag_error, warn_once
 
@@ -60,27 +59,19 @@ def folder_lock(directory: Path, world: World, resume: bool) -> Iterator[None]:
         raise flag_error("output_dir", directory, f"cannot be made ({error.strerror}); give another folder") from None
     with open(directory / ".lock", "a+", encoding="utf-8") as file:
         try:
-            alone = resume and _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if alone:
-                file.truncate(0)
-                file.write(world.launch)
-                file.flush()
+            with suppress(BlockingIOError):  # another process holds it
+                if resume:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    file.truncate(0)
+                    file.write(world.launch)
+                    file.flush()
             # From here on, it is shared. Waits for a process that is writing its launch.
-            _lock(file, fcntl.LOCK_SH)
+            fcntl.flock(file, fcntl.LOCK_SH)
         except OSError as error:
             warn_once(f"{directory}: cannot be locked ({error.strerror}); do not -resume while another process runs")
         else:
             file.seek(0)
-            if resume and not alone and file.read() != world.launch:
+            if resume and file.read() != world.launch:
                 remedy = "wait until it ends, or end it"
                 raise UserError(f"-resume: another process is running experiments in {directory}; {remedy}")
         yield
-
-
-def _lock(file: IO, operation: int) -> bool:
-    """Returns whether a file was locked; False if another process holds the lock. Raises OSError."""
-    try:
-        fcntl.flock(file, operation)
-    except BlockingIOError:
-        return False
-    return True

@@ -2,73 +2,63 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from common.cli import Parameters
+from common.cli import Parser
 from common.recorded_runs import RecordedRun, canonical, is_number, newest_checkpoint, read_runs
 from common.sweeps.checkpoint import load_checkpoint
 from common.sweeps.experiment import Experiment, Identity, prepare
 from common.sweeps.progress import say
+from common.sweeps.training import Sweep
 from common.training.history import FINAL_REASONS, INTERRUPTED
 
 
-def resume_experiments(
-    experiments: Mapping[int, Experiment],
-    identities: Sequence[Identity],
-    parameters: Sequence[Parameters],
-    records: dict[Path, dict[str, Any]],
-) -> list[Experiment]:
-    """Returns the unfinished ones of this process's `experiments`; those with an earlier run continue it. `identities`
-    and `parameters` are those of all experiments of the sweep. Experiments that begin now belong to the earlier sweep
-    of their folder: its id and time are set in `records`.
+def resume_experiments(sweep: Sweep) -> None:
+    """Drops the experiments that earlier runs have finished; those with an unfinished run continue it. Experiments that
+    begin now belong to the earlier sweep of their folder: its id and time are set in `sweep.records`.
     """
-    folders = [Path(each["output_dir"]).resolve() for each in parameters]
+    folders = [Path(parameters["output_dir"]).resolve() for parameters, _ in sweep.listed]
     matches: dict[int, RecordedRun] = {}
-    for directory in records:
+    for directory, record in sweep.records.items():
         runs, damaged = read_runs(directory)
         for line in damaged:
             say(f"skipped {directory}/{line}")
-        wanted = {index: identity for index, identity in enumerate(identities) if folders[index] == directory}
-        here = match_previous_runs(wanted, runs, parameters[0])
+        wanted = {index: each for index, (_, each) in enumerate(sweep.listed) if folders[index] == directory}
+        here = _match(wanted, runs, sweep.listed[0][0].parser)
         if newest := max(here.values(), key=lambda run: run.order, default=None):
-            known = {"id": newest.sweep.get("id"), "start_time": newest.order[0]}
-            records[directory] = {**records[directory], **known}
+            sweep.records[directory] = {**record, "id": newest.sweep.get("id"), "start_time": newest.order[0]}
         matches |= here
-    unfinished = []
-    for index, experiment in experiments.items():
-        run = matches.get(index)
-        if not (run and run.status.get("finished")):
-            unfinished.append(_continued(experiment, run) if run else experiment)
-    return unfinished
+    for index, run in matches.items():
+        if run.status.get("finished"):
+            sweep.experiments.pop(index, None)
+        elif index in sweep.experiments:
+            sweep.experiments[index] = _continued(sweep.experiments[index], run)
 
 
-def match_previous_runs(
-    wanted: Mapping[int, Identity], runs: Sequence[RecordedRun], parameters: Parameters
-) -> dict[int, RecordedRun]:
+def _match(wanted: Mapping[int, Identity], runs: Sequence[RecordedRun], parser: Parser) -> dict[int, RecordedRun]:
     """Returns the run that each experiment continues, by index: the last of `runs` with the same identity. Experiments
     with seed -1 continue the newest sweep only.
 
-    `parameters` declare the flags. A run that was recorded before a flag existed has its default value.
+    `parser` declares the flags. A run that was recorded before a flag existed has its default value.
     """
-    explicit = {(group, record["seed"]) for group, record in wanted.values()}
-    asked = {name for identity in wanted.values() for name in (*identity.record["run"], *identity.record["outputs"])}
-    table: dict[tuple, RecordedRun] = {}
+    indices = {(group, each["seed"], each["occurrence"]): index for index, (group, each) in wanted.items()}
+    asked = {name for _, record in wanted.values() for name in (*record["run"], *record["outputs"])}
+    found: dict[int, RecordedRun] = {}
     newest = None
     for run in runs:
         seed = run.parameters.get("random_seed")
         if not (run.sweep and run.status and run.identity and is_number(seed, 0)):
             continue  # of other code
         names = asked.union(run.identity.get("run", ()), run.identity.get("outputs", ()))
-        compared = {name: run.parameters.get(name, parameters.parser.get_default(name)) for name in names}
-        group, seed = canonical([compared, run.inputs]), run.identity.get("seed", seed)
-        table[group, seed, run.identity.get("occurrence", 1)] = run
-        newest = run.sweep.get("id") if seed == -1 and (group, seed) in explicit else newest
-    found = {index: table.get((group, each["seed"], each["occurrence"])) for index, (group, each) in wanted.items()}
-    return {
-        index: run
-        for index, run in found.items()
-        if run and (wanted[index].record["seed"] >= 0 or run.sweep.get("id") == newest)
-    }
+        compared = {name: run.parameters.get(name, parser.get_default(name)) for name in names}
+        seed = run.identity.get("seed", seed)
+        index = indices.get((canonical([compared, run.inputs]), seed, run.identity.get("occurrence", 1)))
+        if index is None:
+            continue
+        if seed == -1 and run.sweep.get("id") != newest:
+            newest = run.sweep.get("id")
+            found = {index: each for index, each in found.items() if wanted[index].record["seed"] >= 0}
+        found[index] = run
+    return found
 
 
 def _continued(experiment: Experiment, run: RecordedRun) -> Experiment:
@@ -83,24 +73,19 @@ def _continued(experiment: Experiment, run: RecordedRun) -> Experiment:
     path = newest_checkpoint(run.path)
     if path is None:
         return experiment
-    problem, first_epoch = experiment.problem, experiment.epoch
+    first_epoch, last_epoch, dtype = experiment.epoch, experiment.last_epoch, experiment.parameters["dtype"]
     try:
-        shapes, dtype = tuple(problem.factor_shapes), problem.parameters["dtype"]
-        checkpoint = load_checkpoint(str(path), problem.model, shapes, problem.optimizer, dtype)
-        ended = checkpoint.stop_reason in FINAL_REASONS
-        if not first_epoch <= checkpoint.epoch < experiment.last_epoch + ended:
-            span = f"{first_epoch + 1} to {experiment.last_epoch}"
-            raise ValueError(f"is at epoch {checkpoint.epoch}, outside the run's {span}")
-        if checkpoint.output is not None and checkpoint.output.shape != problem.model.matrix_shape(shapes):
-            raise ValueError(f"has a last output of shape {tuple(checkpoint.output.shape)}")
+        state, _ = load_checkpoint(path, experiment.problem, dtype)
+        epoch, reason = state["epoch"], state["stop_reason"]
+        if not first_epoch <= epoch < last_epoch + (reason in FINAL_REASONS):
+            raise ValueError(f"is at epoch {epoch}, outside the run's {first_epoch + 1} to {last_epoch}")
     except (OSError, ValueError) as error:
         say(f"{path}: {error}; this experiment begins again")
         return experiment
-    experiment.start_from(checkpoint)
-    if ended:
-        experiment.stop_reason, experiment.final_output = checkpoint.stop_reason, checkpoint.output
-    between_validations = (checkpoint.epoch + 1) % experiment.parameters["validate_every"] > 0
-    if checkpoint.stop_reason == INTERRUPTED and between_validations and checkpoint.epoch > first_epoch:
-        # A checkpoint of version 1.0.0, which has a record there.
-        experiment.history.drop_last(checkpoint.epoch)
+    experiment.start_from(state)
+    if reason == INTERRUPTED:
+        experiment.stop_reason = None
+        if (epoch + 1) % experiment.parameters["validate_every"] > 0 and epoch > first_epoch:
+            # A checkpoint of version 1.0.0, which has a record there.
+            experiment.history.drop_last(epoch)
     return experiment

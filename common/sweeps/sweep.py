@@ -5,39 +5,24 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from common.cli import Parameters, Parser, RunFailed, UserError
 from common.files import utc_time
 from common.naming import span
 from common.problems.problem import Problem
 from common.signals import Interrupted, signals_noted
-from common.sweeps.batches import Batch, make_batches, threads_for
-from common.sweeps.experiment import Experiment, Identity, forget_files, identify, prepare, resolve
+from common.sweeps.batches import make_batches, threads_for
+from common.sweeps.experiment import Experiment, forget_files, identify, prepare, resolve
 from common.sweeps.plans import Job
 from common.sweeps.plots import MetricPlots
 from common.sweeps.processes import World, folder_lock, partition, world_from_env
 from common.sweeps.progress import say
 from common.sweeps.results_table import RESULTS_TABLE, write_results_table
 from common.sweeps.resume import resume_experiments
-from common.sweeps.training import MANY, SweepContext, build_engine, build_trainer, train_batch
-from common.training.history import DIVERGED
+from common.sweeps.training import MANY, Sweep, build_engine, build_trainer, train_batch
 from common.training.threads import num_threads
-
-
-@dataclass
-class Sweep:
-    """A list of experiments, of which this process runs some."""
-
-    experiments: dict[int, Experiment]  # those that this process runs, by index
-    batches: Sequence[Batch]  # of these
-    parameters: Sequence[Parameters]  # of all
-    identities: Sequence[Identity]
-    num_repeats: int  # further experiments that are equal to one of these
 
 
 def run_jobs(kind: type[Problem], jobs: Sequence[Job], resume: bool = False) -> None:
@@ -54,13 +39,12 @@ def run_jobs(kind: type[Problem], jobs: Sequence[Job], resume: bool = False) -> 
         if job.heading and not world.rank:
             say(job.heading)
         try:
-            _run(sweeps.pop(0), world, resume)
+            _run(sweeps.pop(0), resume)
         except (RunFailed, UserError) as error:
-            if isinstance(error, UserError) and job is jobs[0]:
-                raise
             failures.append(error)
             if len(jobs) > 1:
-                say(f"{'not run: ' if isinstance(error, UserError) else ''}{error}")
+                say(str(error))
+            continue
         if not world.rank:
             when = " once all processes have ended" if world.size > 1 else ""
             say(f"to plot it{when}:\n  {job.plot_command}")
@@ -75,8 +59,7 @@ def run_sweep(kind: type[Problem], experiments: Sequence[Parameters], resume: bo
     Raises UserError before anything is written, Interrupted if a signal came, after everything was saved, and RunFailed
     if something failed, after everything else was done.
     """
-    world = world_from_env()
-    _run(_prepare(kind, experiments, world), world, resume)
+    _run(_prepare(kind, experiments, world_from_env()), resume)
 
 
 def train(kind: type[Problem], parser: Parser, experiments: Iterable[Mapping[str, Any]]) -> list[Experiment]:
@@ -94,102 +77,85 @@ def train(kind: type[Problem], parser: Parser, experiments: Iterable[Mapping[str
         with num_threads(threads_for(batch[0])):
             trainer = build_trainer(batch, build_engine(batch, device, kernel))
             while trainer.running:
-                for experiment, _, _, output in trainer.advance():
-                    experiment.final_output = torch.from_numpy(output)
+                trainer.advance()
     return states
 
 
 def _prepare(kind: type[Problem], experiments: Sequence[Parameters], world: World) -> Sweep:
     """Checks all experiments, and makes those of this process. Of equal experiments, the first one is run."""
     forget_files()
-    kept, equal, prepared, number = [], Counter(), {}, 0
+    listed, resolved, equal, own, number = [], [], Counter(), {}, 0
     try:
         for number, parameters in enumerate(experiments, start=1):
             values = resolve(kind, parameters)
             identity = identify(parameters, values, equal)
             if identity.record["occurrence"] == 1 or parameters["random_seed"] < 0:
-                kept.append((number, parameters, values, identity))
-        for index in partition([identity.group for *_, identity in kept], world):
-            number, _, values, identity = kept[index]
-            prepared[index] = prepare(kind, values, identity, index + 1)
+                listed.append((parameters, identity))
+                resolved.append((number, values))
+        for index in partition([identity.group for _, identity in listed], world):
+            number, values = resolved[index]
+            own[index] = prepare(kind, values, listed[index][1], index + 1)
     except UserError as error:
         raise error if len(experiments) == 1 else UserError(f"experiment {number} of the list: {error}") from None
-    _, parameters, _, identities = zip(*kept, strict=True)
-    batches = make_batches(prepared.values(), world)
-    return Sweep(prepared, batches, parameters, identities, len(experiments) - len(kept))
+    return Sweep(listed, own, make_batches(own.values(), world), world, len(experiments) - len(listed))
 
 
-def _run(sweep: Sweep, world: World, resume: bool) -> None:
+def _run(sweep: Sweep, resume: bool) -> None:
     """Runs this process's part of a sweep. Raises as `run_sweep` does."""
-    experiments, batches = list(sweep.experiments.values()), sweep.batches
-    total, own = len(sweep.parameters), len(experiments)
-    directories = {experiment.output_dir for experiment in experiments}
+    total, own, world = len(sweep.listed), len(sweep.experiments), sweep.world
+    observed = [experiment.problem.num_observations for experiment in sweep.experiments.values()]
+    directories = {experiment.output_dir for experiment in sweep.experiments.values()}
     with signals_noted() as stop, ExitStack() as stack:
         for directory in directories:
             stack.enter_context(folder_lock(directory, world, resume))
-        record = {"id": world.launch, "start_time": utc_time(), "experiments": total}
-        records = dict.fromkeys(directories, record)
-        summary = f"{total} experiment{'s' if total != 1 else ''}{_observations(experiments)}"
+        sweep.stop = stop
+        sweep.records = {
+            each: {"id": world.launch, "start_time": utc_time(), "experiments": total} for each in directories
+        }
+        summary = f"{total} experiment{'s' if total != 1 else ''}"
         if sweep.num_repeats:
             summary += f" ({sweep.num_repeats} duplicates in the list are skipped)"
+        if any(used < available for used, available in observed):
+            summary += ", {} of {} observations".format(*map(span, zip(*observed, strict=True)))
         if world.size > 1:
             summary += f", {own} of them for process {world.rank} of {world.size}"
         if resume:
-            experiments = resume_experiments(sweep.experiments, sweep.identities, sweep.parameters, records)
-            batches = make_batches(experiments, world)
-            continued = sum(experiment.previous is not None and experiment.epoch >= 0 for experiment in experiments)
-            summary += f": {own - len(experiments)} finished before, {continued} to continue"
-            summary += f", {len(experiments) - continued} to start"
+            resume_experiments(sweep)
+            sweep.batches = make_batches(sweep.experiments.values(), world)
+            left = len(sweep.experiments)
+            continued = sum(each.previous is not None and each.epoch >= 0 for each in sweep.experiments.values())
+            summary += f": {own - left} finished before, {continued} to continue, {left - continued} to start"
         say(summary)
-        plots = MetricPlots(sum(experiment.parameters["plot_metrics"] for experiment in experiments))
-        context = SweepContext(total, records, world.rank, stop, plots)
-        _train(batches, context)
-        reasons = Counter(each.stop_reason for each in experiments if each.has_results)
-        if reasons[DIVERGED] and total < MANY:
-            say(f"{reasons[DIVERGED]} of {own} experiment{'s' if own != 1 else ''} diverged")
+        experiments = sweep.experiments.values()
+        sweep.plots = MetricPlots(sum(experiment.parameters["plot_metrics"] for experiment in experiments))
+        try:
+            for batch, device, kernel in sweep.batches:
+                if not stop:
+                    with num_threads(threads_for(batch[0])):
+                        train_batch(batch, device, kernel, sweep)
+        finally:
+            sweep.plots.close()
+            sweep.mark_finished()
         for directory in directories:
             try:
                 write_results_table(directory)
             except (OSError, ValueError) as error:
                 say(f"{directory / RESULTS_TABLE} was not written: {error}")
         if total >= MANY and experiments:
+            reasons = Counter(each.stop_reason for each in experiments if each.has_results)
             counts = ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in sorted(reasons.items()))
-            table = Path(experiments[0].parameters["output_dir"]) / RESULTS_TABLE
             if still := sum(experiment.stands_still for experiment in experiments):
                 counts += f" ({still} with a loss that did not fall in the second half of its epochs)"
+            table = Path(sweep.listed[0][0]["output_dir"]) / RESULTS_TABLE
             say(f"{len(experiments)} experiments: {counts or 'none ended'}; their numbers are in {table}")
+    if not (stop or sweep.failure):
+        return
+    flag = [] if {"-resume", "--resume"} & set(sys.argv) else ["-resume"]
+    command = shlex.join(["python", *sys.argv, *flag])
+    remedy = f"to continue: {command}"
+    if not any(parameters["store_checkpoints"] for parameters, _ in sweep.listed):
+        remedy = f"there are no checkpoints to continue from; to run the rest: {command}"
     if stop:
-        raise Interrupted(stop.number, f"interrupted; {_how_to_resume(sweep)}")
-    if context.failures:
-        num_failed, others = sum(number for number, _ in context.failures), " (and others)"
-        failed = f"{num_failed} of {own} failed: {context.failures[0][1]}{others if num_failed > 1 else ''}"
-        raise RunFailed(f"{failed}; {_how_to_resume(sweep)}")
-
-
-def _train(batches: Sequence[Batch], context: SweepContext) -> None:
-    """Trains batch after batch, until a signal comes."""
-    try:
-        for batch, device, kernel in batches:
-            if not context.stop:
-                with num_threads(threads_for(batch[0])):
-                    train_batch(batch, device, kernel, context)
-    finally:
-        context.plots.close()
-        context.mark_finished()
-
-
-def _observations(experiments: Iterable[Experiment]) -> str:
-    """Returns how many observations of their datasets the experiments use, as text; "" if all of them."""
-    numbers = [experiment.problem.num_observations for experiment in experiments]
-    if all(used == available for used, available in numbers):
-        return ""
-    used, available = zip(*numbers, strict=True)
-    return f", {span(used)} of {span(available)} observations"
-
-
-def _how_to_resume(sweep: Sweep) -> str:
-    resume = [] if {"-resume", "--resume"} & set(sys.argv) else ["-resume"]
-    command = shlex.join(["python", *sys.argv, *resume])
-    if not any(parameters["store_checkpoints"] for parameters in sweep.parameters):
-        return f"there are no checkpoints to continue from; to run the rest: {command}"
-    return f"to continue: {command}"
+        raise Interrupted(stop.number, f"interrupted; {remedy}")
+    num_failed = sum(experiment.stop_reason == "failed" for experiment in experiments)
+    raise RunFailed(f"{num_failed} of {own} failed: {sweep.failure}; {remedy}")

@@ -58,28 +58,24 @@ def _load_or_compile(function: str, name: str, code: str, directory: Path) -> ct
     """Loads the library from `directory`, where it is compiled if missing or damaged: for this processor, or if the
     compiler rejects -march=native, for any of its architecture. Raises OSError if `directory` cannot be written to.
     """
-    compiler = next(
-        filter(None, (shutil.which(each or "") for each in (os.environ.get("CC"), "cc", "gcc", "clang"))), None
-    )
-    if compiler is None:
+    found = list(filter(None, map(shutil.which, (os.environ.get("CC", ""), "cc", "gcc", "clang"))))
+    if not found:
         raise NativeUnavailable("needs a C compiler (cc, gcc or clang), which was not found")
-    compiler = os.path.realpath(compiler)
+    compiler = os.path.realpath(found[0])
     for options in ([*_OPTIONS, "-march=native"], _OPTIONS):
         identity = [code, *options, compiler, str(os.stat(compiler).st_mtime_ns), _processor()]
         stored = directory / f"{name}_{hashlib.sha256(chr(0).join(identity).encode()).hexdigest()[:32]}.so"
         with suppress(NativeUnavailable):
             return _load(stored, function)
         with tempfile.TemporaryDirectory(dir=directory, ignore_cleanup_errors=True) as temporary:
-            source, library, messages = (Path(temporary) / each for each in ("kernel.c", "kernel.so", "messages"))
+            source, library = Path(temporary) / "kernel.c", Path(temporary) / "kernel.so"
             source.write_text(code, encoding="utf-8")
             command = [compiler, *options, str(source), "-o", str(library), "-lm"]
-            with open(messages, "wb") as file:  # a pipe would stay open as long as a server that a compiler has started
-                try:
-                    environment = {**os.environ, "TMPDIR": temporary}
-                    status = subprocess.call(command, stdout=file, stderr=file, timeout=_MOST_SECONDS, env=environment)
-                except (OSError, subprocess.TimeoutExpired) as error:
-                    raise NativeUnavailable(f"was not compiled: {error}") from None
-            message = messages.read_text(errors="replace")
+            try:
+                done = subprocess.run(command, capture_output=True, timeout=_MOST_SECONDS)
+            except (OSError, subprocess.TimeoutExpired) as error:
+                raise NativeUnavailable(f"was not compiled: {error}") from None
+            status, message = done.returncode, (done.stderr + done.stdout).decode(errors="replace")
             if status == 0 and library.exists():
                 loaded = _load(library, function)
                 with open(library, "rb") as file:

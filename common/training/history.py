@@ -94,6 +94,7 @@ class TrainingState:
     zero_loss_validations: int = 0  # in a row, up to the last validation
     moved_since_validation: bool = False  # whether a parameter changed since the last validation
     stop_reason: str | None = None  # one of the constants above once the experiment has ended
+    final_output: Tensor | None = None  # the last end-to-end matrix or tensor (rows, cols), once it has ended
     stands_still: bool = False  # whether all epochs are done, and the loss did not fall in the second half
 
 

@@ -125,15 +125,11 @@ def _struct(*fields: int | np.ndarray) -> np.ndarray:
 
 def in_parallel(function: Callable[[tuple[int, int]], object], batch_size: int, at_once: int = 1) -> list:
     """Calls `function((begin, end))` on all threads, for parts of a batch. Returns the results."""
-    parts = _parts(batch_size, at_once)
-    return list(map(function, parts) if len(parts) == 1 else _threads().map(function, parts))
-
-
-def _parts(batch_size: int, at_once: int) -> list[tuple[int, int]]:
-    """Returns where the threads' parts of a batch begin and end: many parts, because some experiments take longer."""
     blocks = -(-batch_size // at_once)
+    # Many parts, because some experiments take longer.
     num_parts = 1 if NUM_THREADS == 1 else min(blocks, 16 * NUM_THREADS)
-    return list(pairwise(min(part * blocks // num_parts * at_once, batch_size) for part in range(num_parts + 1)))
+    ends = [min(part * blocks // num_parts * at_once, batch_size) for part in range(num_parts + 1)]
+    return list(map(function, pairwise(ends)) if num_parts == 1 else _threads().map(function, pairwise(ends)))
 
 
 @cache

@@ -23,7 +23,6 @@ class Ended(NamedTuple):
     state: TrainingState
     engine: Engine  # which holds the last parameters
     index: int  # of the experiment in the engine's batch
-    output: np.ndarray  # (rows, cols), the last end-to-end matrix or tensor
 
 
 class Trainer:
@@ -90,7 +89,8 @@ class Trainer:
                 engine, positions = begin.select(torch.tensor(indices)), range(len(indices))
                 engine.advance(intervals[: column + 1])
             for index, position in zip(indices, positions, strict=True):
-                ended.append(Ended(self.running[index], engine, position, observed.outputs[index, column].copy()))
+                self.running[index].final_output = torch.from_numpy(observed.outputs[index, column].copy())
+                ended.append(Ended(self.running[index], engine, position))
         kept = [index for index in range(len(self.running)) if index not in end_columns]
         if ended:
             self.running = [self.running[index] for index in kept]

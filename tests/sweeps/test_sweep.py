@@ -104,10 +104,9 @@ def test_first_line_shows_number_of_observations(tmp_path, capsys):
         assert capsys.readouterr().out.splitlines()[0] == f"{shown} of 512 observations"
 
 
-def test_diverged_experiments_are_shown(tmp_path, capsys):
+def test_results_of_diverged_experiments(tmp_path):
     diverging = [{"lr": 1e5, "init_alpha": 1}, {"lr": 100.0, "init_alpha": 1}]
     *_, (parameters, folder) = run_experiments(tmp_path, {}, *diverging)
-    assert capsys.readouterr().out.splitlines()[-1] == "2 of 3 experiments diverged"
     assert parameters["status"]["stop_reason"] == "diverged"
     text = (folder / "final_metrics_values.json").read_text()
     assert not any(word in text for word in ("NaN", "Infinity"))

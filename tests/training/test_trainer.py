@@ -118,7 +118,7 @@ def test_results_do_not_depend_on_validations_per_call(monkeypatch, native):
         while trainer.running:
             if native:
                 trainer.engine.max_steps_per_chunk = steps_per_chunk
-            for state, engine, index, _ in trainer.advance():
+            for state, engine, index in trainer.advance():
                 factors[state] = torch.cat([each.flatten() for each in engine.model.experiment_state(index).values()])
             for state in trainer.running:
                 assert state.epoch == trainer.epoch
