@@ -7,7 +7,7 @@ import torch
 
 from common.cli import UserError
 from common.sweeps.sweep import run_sweep
-from tests.conftest import KINDS, folders_in, make_experiment, parse_parameters, runs_by_number
+from tests.conftest import KINDS, TENSOR, folders_in, make_experiment, parse_parameters, runs_by_number
 from tests.stress.kills import differences, read_outputs
 
 SMALL = {
@@ -107,7 +107,7 @@ def test_flags_that_contradict_each_other(monkeypatch):
     with pytest.raises(UserError, match="-order 4: has no effect without -random_target; leave it out"):
         make_experiment("tc", order=4)
     with pytest.raises(UserError, match=r"-dataset_path .*: contradicts -random_target; give only one of the two"):
-        make_experiment("tc", random_target=True)
+        make_experiment("tc", random_target=True, dataset_path=TENSOR)
     with pytest.raises(UserError, match=r"-target_fro_norm 1e\+300: makes entries that float32 cannot hold"):
         problem("tc", monkeypatch, target_fro_norm=1e300)
     monkeypatch.setitem(SMALL["tc"], "num_samples", 65)
