@@ -56,7 +56,7 @@ def test_commands(page, run_main, tmp_path):
             assert importlib.util.find_spec(words[2]), command
         elif words[0] == "python":
             _, script, *flags = words
-            longer = ["-epochs", 4000] if {"-plan", "leaving_the_curve"} <= {*flags} else []  # until a loss is below 0.1
+            longer = ["-epochs", 4000] if {"-plan", "leaving_the_curve"} <= {*flags} else []  # to a loss of 0.1
             assert_success(run_main(script, *flags, *FEWER.get(script, []), *longer))
         else:
             assert words[:2] == ["pip", "install"], command
