@@ -1,5 +1,5 @@
 import csv
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -149,10 +149,12 @@ def test_edge_of_stability(dataset, others, drawn):
     for names in (("lr", "depth"), ("depth", "lr")):
         figure, _ = draw(runs, names)
         lines = [line.get_data() if names[0] == "lr" else line.get_data()[::-1] for line in figure.axes[0].lines]
-        assert len(lines) == drawn
-        for at_rates, depths in lines:
-            np.testing.assert_allclose(at_rates, [3.5, 3.5, 2.5, 2.5, 1.5, 1.5], atol=0.01)
-            np.testing.assert_allclose(depths, [0, 1, 1, 2, 2, 3])
+        assert len(lines) == 3 * drawn
+        for at_rates, depths in lines[:1]:  # 2 / sharpness
+            np.testing.assert_allclose(at_rates, np.repeat([3.5, 2.5, 1.5], 3), atol=0.01)
+            np.testing.assert_allclose(depths, [0, 1, np.nan, 1, 2, np.nan, 2, 3, np.nan])
+        for (left, _), (right, _) in pairwise(lines):  # period 4, divergence
+            assert (left <= right).all()
 
 
 HISTORY = {"sse_loss_div_2": ([9, 19, 29], [1.0, 1e-2, 1e-4]), "e2e_0_0_value": ([9, 19, 29], [-1.0, -5.0, -9.0])}
