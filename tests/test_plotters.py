@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
@@ -126,6 +127,16 @@ def test_names_are_printed_in_the_order_of_the_legend(plot, folders):
     own = "lr 1e-3 factor init 1e-1; lr 2e-3 factor init 1e-1"
     message = f"-experiments_names a: there are 2 lines; give as many names, in the order of {own}"
     assert_refused(result, DMF, message)
+
+
+def test_backend_of_a_notebook(folders):
+    """A figure is saved without it, and cannot be shown."""
+    command = [sys.executable, str(ROOT / TC), "-experiments_dir", "tc/plan"]
+    for name in ("module://matplotlib_inline.backend_inline", "module://nowhere.backend"):
+        run = partial(subprocess.run, cwd=folders, env={**os.environ, "MPLBACKEND": name}, capture_output=True)
+        assert run([*command, "-save_plot_to", "x.png"]).stderr == b""
+        result = run(command)
+        assert (result.returncode, b"-save_plot_to: is needed" in result.stderr) == (2, True)
 
 
 def test_figure_is_saved_if_standard_output_is_closed(folders):

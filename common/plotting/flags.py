@@ -1,7 +1,9 @@
 """Flags that both plotters share, and what the scripts do with them. Importing this does not import matplotlib."""
 
 import io
+import os
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from common.cli import Parameters, Parser, UserError, flag_error, print_line
@@ -64,6 +66,11 @@ def save_or_show(draw: Callable[[Parameters], tuple], parameters: Parameters) ->
     tight), as the flags of `add_figure_flags` say, and opens a window if there is a screen. Raises UserError, also if
     the figure can neither be saved nor shown.
     """
+    # A notebook names a backend of its own, which a script may not have. It is not needed to save a figure.
+    backend = os.environ.get("MPLBACKEND", "")
+    is_missing = backend.startswith("module://") and not find_spec(backend[9:].partition(".")[0])
+    if is_missing or (backend and parameters["save_plot_to"]):
+        os.environ["MPLBACKEND"] = "agg"
     from common.plotting.figures import has_screen
 
     save_plot_to, title = parameters["save_plot_to"], parameters["plot_title"] or ""
