@@ -24,8 +24,8 @@ COLUMNS = {"median": ("lower_quartile", "median", "upper_quartile"), "mean": ("l
 _BANDS = {"median": "quartiles", "mean": "95% confidence interval"}
 
 MARKERS = "ov^Ds1^h"
-# The colours of Okabe & Ito (2008), which colour-blind readers can distinguish.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
+# The colours of Okabe & Ito (2008), which colour-blind readers can distinguish, and grey.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442", "#999999")
 # Labels of the metrics whose label is not their name.
 _LABELS = {"": "|unobserved entry|", "fro_e2e_norm": "Frobenius norm", "nuc_e2e_norm": "nuclear norm"}
 _LABELS |= {"e2e_effective_rank": "effective rank", "e2e_rank": "rank", "on_the_curve": "share of runs on the curve"}
