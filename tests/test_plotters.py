@@ -129,11 +129,14 @@ def test_names_are_printed_in_the_order_of_the_legend(plot, folders):
     assert_refused(result, DMF, message)
 
 
-def test_backend_of_a_notebook(folders):
-    """A figure is saved without it, and cannot be shown."""
+def test_backend_of_a_notebook_and_missing_latex(folders):
+    """A figure is saved without them. It cannot be shown."""
+    (folders / "matplotlibrc").write_text("text.usetex: true\n")
     command = [sys.executable, str(ROOT / TC), "-experiments_dir", "tc/plan"]
     for name in ("module://matplotlib_inline.backend_inline", "module://nowhere.backend"):
-        run = partial(subprocess.run, cwd=folders, env={**os.environ, "MPLBACKEND": name}, capture_output=True)
+        run = partial(
+            subprocess.run, cwd=folders, env={**os.environ, "PATH": "", "MPLBACKEND": name}, capture_output=True
+        )
         assert run([*command, "-save_plot_to", "x.png"]).stderr == b""
         result = run(command)
         assert (result.returncode, b"-save_plot_to: is needed" in result.stderr) == (2, True)

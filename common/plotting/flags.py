@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -71,8 +72,11 @@ def save_or_show(draw: Callable[[Parameters], tuple], parameters: Parameters) ->
     is_missing = backend.startswith("module://") and not find_spec(backend[9:].partition(".")[0])
     if is_missing or (backend and parameters["save_plot_to"]):
         os.environ["MPLBACKEND"] = "agg"
+    from matplotlib import rcParams
+
     from common.plotting.figures import has_screen
 
+    rcParams["text.usetex"] &= shutil.which("latex") is not None
     save_plot_to, title = parameters["save_plot_to"], parameters["plot_title"] or ""
     if not save_plot_to and not has_screen():
         remedy = "is needed, because there is no screen to show the figure on; give a .png, .pdf or .svg file"
