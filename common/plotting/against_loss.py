@@ -38,7 +38,7 @@ _UPPER["e2e_effective_rank"] = theory.effective_rank
 _LOGARITHMIC = re.compile(r"distance_from_rank_1|singular_value_[1-9]\d*")
 # In place of a metric: the share of runs on the theory's curve.
 ON_THE_CURVE = "on_the_curve"
-# Below this, the axis of effective rank − 1 is linear: float32 does not resolve smaller differences from 1.
+# Below this, the axis of effective rank − 1 is linear: in float32, the round-off of the product's entries is as large.
 _SMALLEST_EXCESS = 1e-7
 # So that markers do not overlap, those of the k-th curve are at losses larger by the k-th of these factors.
 _APART = 1.4 ** np.arange(6)
