@@ -229,7 +229,7 @@ PLANS = {
         repetitions=16,
     ),
     "edge_of_stability": Plan(
-        "the loss after 3000 steps of a product of numbers whose target is 10, by learning rate and depth",
+        "the loss after 3000 epochs of a product of numbers whose target is 10, by learning rate and depth",
         combinations(
             {**EDGE, "dataset_path": f"{DATA}_1x1_w_10.pt", "num_samples": 1, "init_alpha": 1.0, "epochs": 3000},
             {"depth": [2, 3, 4], "lr": log_spaced(1e-2, 2e-1, 53)},
