@@ -158,6 +158,8 @@ def require_source(parameters: Parameters) -> None:
     )
     if parameters["x"] == "epoch":
         refuse_with("-x epoch", parameters, ("show_bound", "min_loss"))
+        if "on_the_curve" in parameters["y"]:
+            raise flag_error("y", "on_the_curve", "is drawn against the loss; leave out -x epoch")
     elif len(parameters["y"]) > 1:
         raise flag_error("y", parameters["y"], "give one metric, or -x epoch")
 

@@ -16,8 +16,8 @@ _REAL |= {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 
 
 def load_array(path: str) -> Any:
-    """Returns the array in a .npy file, a .npz file of one array or a .csv file, whose first line may be a header and
-    whose empty cells are NaN; or what a .pt file holds.
+    """Returns the array in a .npy file, a .npz file of one array or a .csv file, whose first line may be a header
+    of words and whose empty cells are NaN; or what a .pt file holds.
 
     Raises OSError, and ValueError if the file is something else.
     """
@@ -46,12 +46,14 @@ def load_array(path: str) -> Any:
 
 
 def _load_csv(path: str) -> list[list[float]]:
-    lines = [line.split(",") for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = [line.split(",") for line in Path(path).read_text(encoding="utf-8-sig").rstrip().splitlines()]
     rows = [[_number(cell.strip(' "')) for cell in line] for line in lines] or [[]]
     is_header = None in rows[0] and all(number is None or math.isnan(number) for number in rows[0])
     for line, row in list(zip(lines, rows, strict=False))[is_header:]:
         if None in row:
-            raise ValueError(f"holds {line[row.index(None)]!r:.40}, expected a number, or nothing where it is unknown")
+            raise ValueError(
+                f"holds {line[row.index(None)]!r:.40}, expected a number, or nothing if unknown; leave row names out"
+            )
         if len(row) != len(rows[-1]):
             raise ValueError(f"has rows of {len(row)} and {len(rows[-1])} cells; give each the same number")
     return rows[is_header:]

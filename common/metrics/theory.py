@@ -44,15 +44,17 @@ def _size_and_excess(loss: np.ndarray, a: float, b: float, z: float) -> tuple[np
 
 
 def oscillation_rates(depth: int) -> np.ndarray:
-    """Returns the learning rates (3,) from which gradient descent on ½ (x_1 ⋯ x_L − 1)² with L = `depth` ≥ 2 equal
-    numbers oscillates, has a period of 4 steps, and diverges from some starts, within 0.2%. For a target σ, divide by
-    |σ|^(2 − 2/L).
+    """Returns the learning rates (3,) from which gradient descent on ½ (x_1 ⋯ x_L − 1)² with L = `depth` equal
+    numbers oscillates, has a period of 4 steps, and diverges from some starts, within 0.2%; NaN if there is
+    none up to 7 / L. For a target σ, divide by |σ|^(2 − 2/L).
 
     The numbers stay equal: each is x ← x − lr x^(L − 1) (x^L − 1), a map of one number, whose cycles are found by
     iteration for many learning rates at once. The first rate is 2 / L, where 2 / lr is the sharpness at the minimum
     (Ghosh et al. 2025, arXiv:2502.20531).
     """
-    rates = np.linspace(2 / depth, 6 / depth, 2001)
+    if depth == 1:
+        return np.array([2.0, np.nan, 2.0])
+    rates = np.linspace(2 / depth, 7 / depth, 2001)
     x, before = np.full_like(rates, 0.5), np.array([])
     with np.errstate(over="ignore", invalid="ignore"):
         for step in range(5002):
@@ -60,4 +62,5 @@ def oscillation_rates(depth: int) -> np.ndarray:
             power = np.prod([x] * (depth - 1), axis=0)
             x = x - rates * power * (power * x - 1)
     is_two_cycle = np.abs(x - before) < 1e-3
-    return np.array([2 / depth, rates[~is_two_cycle][0], rates[~np.isfinite(x)][0]])
+    first = [np.append(rates[mask], np.nan)[0] for mask in (~is_two_cycle, ~np.isfinite(x))]
+    return np.array([2 / depth, *first])

@@ -78,6 +78,7 @@ def draw_map(found: Sequence[Found], flags: Mapping[str, Any]) -> tuple[Figure, 
         norm = (LogNorm if is_log else Normalize)(min(known), max(known))
     figure, panels = new_figure(len(tables), (3.0, 2.9), (1.2, 0.7), sharex=True, sharey=True)
     notes, lost = [], "diverged" if at_loss is None else "diverged or did not reach the loss"
+    lost += " or have no bound at their loss" if metric == RATIO_TO_BOUND and at_loss is None else ""
     for axes, (panel, of_panel), table in zip(panels, members, tables, strict=True):
         columns = [[np.nan if row[name] is None else row[name] for row in table] for name in ("value", "finished")]
         value, finished = np.array(columns, dtype=np.float64).reshape(2, len(y), len(x))

@@ -20,7 +20,7 @@ from common.files import write_atomically
 
 _MOST_LINES = 10
 # Metrics that decrease by orders of magnitude.
-LOGARITHMIC = re.compile(r"mse_loss|sse_loss_div_2|reconstruction_error")
+LOGARITHMIC = re.compile(r"mse_loss|sse_loss_div_2|reconstruction_error|held_out_error")
 # Metrics that are whole numbers.
 WHOLE = re.compile(r"e2e_rank|model_tensor_rank")
 

@@ -230,7 +230,8 @@ def _finish(ended: Sequence[Experiment], sweep: Sweep) -> None:
             folder.write(results.name, json_bytes(results.numbers))
         reason = _REASONS.get(experiment.stop_reason, experiment.stop_reason.replace("_", " "))
         if experiment.stands_still:
-            reason += ", but the loss did not fall in the second half; give another -lr or more -epochs"
+            reason += ", but the loss did not fall in the second half; unless it has converged, give another -lr"
+            reason += " or more -epochs"
         sweep.report_end(experiment, reason, metrics | results.extra_metrics)
         finished = experiment, metrics
         if experiment.parameters["plot_metrics"]:

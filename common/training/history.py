@@ -95,7 +95,7 @@ class TrainingState:
     moved_since_validation: bool = False  # whether a parameter changed since the last validation
     stop_reason: str | None = None  # one of the constants above once the experiment has ended
     final_output: Tensor | None = None  # the last end-to-end matrix or tensor (rows, cols), once it has ended
-    stands_still: bool = False  # whether all epochs are done, and the loss did not fall in the second half
+    stands_still: bool = False  # whether all epochs are done in one go, and the loss did not fall in the second half
 
 
 def evaluator_state(metrics: Mapping[str, Series], dtype: torch.dtype) -> dict[str, dict]:

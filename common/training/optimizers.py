@@ -160,8 +160,11 @@ class Muon(Optimizer):
     def update(self, model: BatchedFactorization) -> None:
         self.state["momentum_buffer"].mul_(self.per_parameter("momentum")).add_(model.gradients)
         for buffer, gradient in zip(self._views["momentum_buffer"], model.factor_gradients, strict=True):
-            # The SVD of what is not finite fails; the steps of a run that diverges are NaN.
-            left, values, right = torch.linalg.svd(buffer.where(buffer.isfinite(), 0), full_matrices=False)
+            # The SVD of what is not finite fails; the steps of a run that diverges are NaN. In a batch, the bits of an
+            # SVD would depend on its place.
+            finite = buffer.where(buffer.isfinite(), 0).unbind()
+            parts = [torch.linalg.svd(each.clone(), full_matrices=False) for each in finite]
+            left, values, right = map(torch.stack, zip(*parts, strict=True))
             is_used = values > values[:, :1] * values.shape[1] * torch.finfo(values.dtype).eps
             torch.add((left * is_used[:, None]) @ right, buffer * 0, out=gradient)
         model.gradients.mul_(self.per_parameter("lr"))

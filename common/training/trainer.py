@@ -58,8 +58,10 @@ class Trainer:
         self._measure, self._measures_at_once = measure, measures_at_once
         self._last_epochs = np.array([state.last_epoch for state in states])
         self._tolerances = np.array([state.zero_loss_tol for state in states])
-        # The loss of each experiment at half of the epochs that it has left, and that epoch.
-        self._half_losses, self._halves = np.full(len(states), np.inf), (self.epoch + self._last_epochs) // 2
+        # The loss of each experiment that begins here at half of its epochs, and that epoch.
+        self._half_losses, self._halves = np.full(len(states), np.inf), self._last_epochs // 2
+        if self.epoch >= 0:
+            self._halves = np.full(len(states), -1)
 
     def advance(self) -> list[Ended]:
         """Trains to a later validation, to the last epoch of an experiment, or for the time that one call may take, and

@@ -41,6 +41,15 @@ def test_steps(shape, num_samples, decay):
         torch.testing.assert_close(seen, expected.detach(), rtol=1e-9, atol=1e-9)
 
 
+def test_bits_do_not_depend_on_the_batch():
+    flags = {**FLAGS, "dataset_path": ROOT / "data/dmf/completion_5x5_w_1_1_0.pt", "num_samples": 24, "hidden_dim": 7}
+    flags |= {"epochs": 60, "dtype": "float32"}
+    together = train([make_experiment(**flags, random_seed=seed) for seed in range(5)])
+    for seed, factors in enumerate(together):
+        (alone,) = train([make_experiment(**flags, random_seed=seed)])
+        assert all(map(torch.equal, factors, alone))
+
+
 def test_diverging_runs_do_not_end_the_batch():
     runs = [make_experiment(**FLAGS, epochs=50, random_seed=0), make_experiment(**{**FLAGS, "lr": 1e200}, epochs=50)]
     train(runs)
