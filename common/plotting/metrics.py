@@ -77,12 +77,13 @@ def _axes() -> Any:
     return axes
 
 
-def draw_metrics(lines: Lines, directory: Path, stalled: int | None = None) -> None:
+def draw_metrics(lines: Lines, directory: Path, stalled: int | None = None, owner: int | None = None) -> None:
     """Writes each figure of `lines` as a png file to `directory`, which is made if missing, whatever backend
     and style the user has chosen.
 
     The axis of a loss is logarithmic if all values are positive. Of many lines, the legend shows the first and the
-    last. A vertical line marks the epoch `stalled`, from which no parameter changed.
+    last. A vertical line marks the epoch `stalled`, from which no parameter changed. Stops if the process `owner`, this
+    one or its parent, has died: a resumed run may be drawing the same figures.
     """
     # When it is imported, matplotlib refuses a backend that it does not know.
     os.environ["MPLBACKEND"] = "agg"
@@ -120,6 +121,8 @@ def draw_metrics(lines: Lines, directory: Path, stalled: int | None = None) -> N
             axes.legend(named, [line.get_label() for line in named], loc="best", fontsize="small")
             picture = io.BytesIO()
             axes.figure.savefig(picture, format="png", pil_kwargs={"compress_level": 1})
+            if owner not in (None, os.getpid(), os.getppid()):
+                return
             write_atomically(directory / f"{name}.png", picture.getvalue())
 
 

@@ -1,5 +1,6 @@
 """Plots of the metrics, drawn in processes of their own while training goes on."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -44,9 +45,10 @@ class MetricPlots:
         # A run ends as stalled when no parameter changed since the previous validation.
         is_stalled = experiment.stop_reason == STALLED
         stalled = experiment.epoch - experiment.parameters["validate_every"] if is_stalled else None
-        while len(self.waiting) >= _MOST_WAITING:
+        # An earlier drawing of the experiment would overwrite this one.
+        while len(self.waiting) >= _MOST_WAITING or any(each is experiment for each, *_ in self.waiting.values()):
             self.collect(1.0)
-        drawing = lines, (experiment.folder.path / "plots").resolve(), stalled
+        drawing = lines, (experiment.folder.path / "plots").resolve(), stalled, os.getpid()
         self.waiting[self._threads.submit(self._draw_elsewhere, drawing)] = experiment, drawing, then
 
     def _draw_elsewhere(self, drawing: tuple) -> float:

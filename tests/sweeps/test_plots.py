@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 
+import numpy as np
 import pytest
 
+from common.plotting.metrics import draw_metrics
 from common.sweeps import plots as plots_module
 from common.sweeps.folder import new_folder
 from common.sweeps.plots import MetricPlots
@@ -68,3 +70,23 @@ def test_plots_are_drawn_here_if_no_process_draws_them(experiments, processes, m
     plots.draw(experiments[1], lambda _: None)
     plots.close()
     assert num_plots(experiments[:2]) == [9, 9]
+
+
+def test_later_plots_of_a_run_stay(experiments):
+    """A drawing of an earlier state, in another process, must not end after the last one."""
+    plots, drawn = MetricPlots(3), []
+    plots.draw(experiments[0], lambda _: drawn.append("earlier"))
+    plots.draw(experiments[0], lambda _: drawn.append("last"))
+    assert drawn == ["earlier"]
+    plots.close()
+    assert drawn == ["earlier", "last"]
+
+
+def test_nothing_is_drawn_for_a_dead_process(tmp_path):
+    """Its run may have been resumed."""
+    lines = {"loss": {"loss": (np.arange(3), np.ones(3))}}
+    draw_metrics(lines, tmp_path, owner=2**22 + 1)
+    assert not any(tmp_path.iterdir())
+    for owner in (os.getpid(), os.getppid()):
+        draw_metrics(lines, tmp_path, owner=owner)
+        (tmp_path / "loss.png").unlink()
