@@ -52,6 +52,23 @@ class MatrixSensing:
         is_basis = (flat.count_nonzero(dim=1) == 1).all() and (flat.amax(dim=1) == 1).all()
         return entries if is_basis and len(entries.unique()) == len(entries) else None
 
+    def facts(self) -> dict[str, Any]:
+        """Returns what plots need: the "shape"; the "unobserved_entry", if it is the only one; and, of a 1×1 or 2×2
+        matrix of which all entries but one at most are observed, the "observations". If there is an unobserved entry,
+        they are a, b and z of metrics/theory.py: in its row, in its column, and opposite.
+        """
+        (rows, cols), entries = self.shape, self.observed_entries
+        facts = {"shape": [rows, cols], "unobserved_entry": None, "observations": None}
+        if entries is not None and len(entries) >= rows * cols - 1:
+            observed = dict(zip(entries.tolist(), self.observations.tolist(), strict=True))
+            unobserved = sorted(set(range(rows * cols)) - set(observed))
+            if len(unobserved) == 1:
+                facts["unobserved_entry"] = list(divmod(unobserved[0], cols))
+            if rows == cols <= 2:
+                order = sorted(observed, key=lambda entry: entry ^ min(unobserved, default=0))
+                facts["observations"] = [observed[entry] for entry in order]
+        return facts
+
     def state_dict(self) -> dict[str, Tensor]:
         """The content of a dataset file with sensing matrices."""
         return {"A": self.sensing_matrices, "y": self.observations, "target_matrix": self.target_matrix}

@@ -228,16 +228,8 @@ def observed_problem(run: RecordedRun) -> tuple[list[int], list[int] | None, lis
 
     Runs that were recorded before run_params.json had them need their dataset. Raises OSError and ValueError.
     """
-    if run.parameters.get("shape"):
-        return tuple(run.parameters.get(name) for name in ("shape", "unobserved_entry", "observations"))
-    dataset = load_matrix_sensing(run.parameters.get("dataset_path") or "").first(
-        run.parameters.get("num_samples") or 1
-    )
-    (rows, cols), entries = dataset.shape, dataset.observed_entries
-    if rows != cols or rows > 2 or entries is None or len(entries) < rows * cols - 1:
-        return [rows, cols], None, None
-    observed = dict(zip(entries.tolist(), dataset.observations.tolist(), strict=True))
-    unobserved = min(set(range(rows * cols)) - observed.keys(), default=0)
-    # In the row and in the column of the unobserved entry, and opposite.
-    values = [observed[entry] for entry in sorted(observed, key=lambda entry: entry ^ unobserved)]
-    return [rows, cols], list(divmod(unobserved, cols)), values
+    facts = run.parameters
+    if not facts.get("shape"):
+        dataset = load_matrix_sensing(run.parameters.get("dataset_path") or "")
+        facts = dataset.first(run.parameters.get("num_samples") or 1).facts()
+    return tuple(facts.get(name) for name in ("shape", "unobserved_entry", "observations"))

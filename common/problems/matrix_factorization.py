@@ -61,19 +61,9 @@ class MatrixFactorization:
             if row >= rows or col >= cols:
                 remedy = f"the matrix is {rows}x{cols}; give a row below {rows}, a column below {cols}"
                 raise flag_error("tracked_e2e_value_of", [row, col], remedy)
-        # What plots need.
-        self.recorded: dict[str, Any] = {"shape": [rows, cols], "unobserved_entry": None, "observations": None}
-        if self.observes_entries and len(self.dataset.observations) >= rows * cols - 1:
-            entries, values = self.dataset.observed_entries.tolist(), self.dataset.observations.tolist()
-            observed = dict(zip(entries, values, strict=True))
-            unobserved = sorted(set(range(rows * cols)) - set(observed))
-            if len(unobserved) == 1:  # tracked, too
-                self.recorded["unobserved_entry"] = list(divmod(unobserved[0], cols))
-                self._tracked = list(dict.fromkeys([*self._tracked, divmod(unobserved[0], cols)]))
-            if rows == cols <= 2:
-                # a, b and z of metrics/theory.py: in the row and the column of the unobserved entry, and opposite.
-                order = sorted(observed, key=lambda entry: entry ^ min(unobserved, default=0))
-                self.recorded["observations"] = [observed[entry] for entry in order]
+        self.recorded: dict[str, Any] = self.dataset.facts()
+        if unobserved := self.recorded["unobserved_entry"]:  # tracked, too
+            self._tracked = list(dict.fromkeys([*self._tracked, tuple(unobserved)]))
         # What is measured of the product besides norms and ranks, by the names in metrics_2x2.
         self._others = [f"e2e_{row}_{col}_value" for row, col in self._tracked]
         self._others += ["singular_value_0"] * parameters["track_singular_values"]
