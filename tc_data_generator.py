@@ -1,6 +1,6 @@
 """Generates a dataset for tensor completion: a target tensor, and the order in which its entries are observed."""
 
-from common.cli import Parser, flag_errors, print_line, run_script
+from common.cli import Parser, print_line, run_script
 from common.datasets.flags import (
     add_generator_flags,
     add_random_tensor_flags,
@@ -32,8 +32,7 @@ def main() -> None:
         make_own_dataset(parameters, seed, completion_content, as_tensor_completion)
         return
     generator = torch.Generator().manual_seed(seed)
-    with flag_errors("target_fro_norm", norm):
-        target = random_tensor((dim,) * order, cp_rank, norm, generator)
+    target = random_tensor((dim,) * order, cp_rank, norm, generator)
     content = completion_content(target, torch.randperm(target.numel(), generator=generator), cp_rank)
     content["random_seed"] = seed
     path = save_dataset(content, parameters, f"tensor_rank_{cp_rank}_fro_{int(norm)}_order_{order}_dim_{dim}")

@@ -5,7 +5,6 @@ It imports no large package, so that `-h` and errors appear at once.
 
 import argparse
 import difflib
-import io
 import os
 import re
 import sys
@@ -225,20 +224,14 @@ def print_line(line: str) -> None:
     files are still written.
     """
     try:
-        print("\n".join(map(printable, line.split("\n"))), flush=True)
+        print(line, flush=True)
     except OSError:
         # What is printed from now on is dropped, too. Otherwise Python would report it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def printable(text: str) -> str:
-    """Returns the text with escapes for non-printable characters, which names may have and terminals may obey."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
-
-
 def run_script(main: Callable[[], None]) -> None:
     """Runs a script's main function. An error is reported by one line on standard error and the exit status."""
-    sys.stderr = sys.stderr or io.StringIO()  # None if the shell has closed it
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # None, or replaced
             stream.reconfigure(errors="replace")
@@ -255,5 +248,5 @@ def run_script(main: Callable[[], None]) -> None:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(frame.filename).name}:{frame.lineno}"
         status, message = 1, f"failed: {type(error).__name__}: {error} ({place})"
-    print(f"{Path(sys.argv[0]).name}: {printable(' '.join(message.split()))}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)

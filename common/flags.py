@@ -62,8 +62,7 @@ def real(minimum: float = -math.inf, above: bool = False, below: float = math.in
 def part_of_name(value: str) -> str:
     """Checks a string that becomes part of the name of a file or folder."""
     plain = value.isprintable() and value and not {"/", "\\"} & set(value) and not value.startswith(".")
-    problem = "must be part of a file name: 1 to 150 bytes, printable, no slashes, no leading dot"
-    require(plain and len(os.fsencode(value)) <= 150, value, problem)
+    require(plain, value, "must be part of a file name: printable, no slashes, no leading dot")
     return value
 
 
@@ -102,8 +101,6 @@ def writable_dir(value: str) -> str:
 
 def _require_writable(directory: str, value: str) -> None:
     nearest = Path(directory).absolute()
-    longest = max(len(os.fsencode(part)) for part in nearest.parts)
-    require(longest <= 255, value, f"a part of this path has {longest} bytes; give at most 255")
     while not os.path.lexists(nearest):
         nearest = nearest.parent
     problem = f"{nearest} is not a folder; give the path of one, or of one that can be made"
@@ -118,8 +115,6 @@ def output_file(*endings: str) -> Callable[[str], str]:
     def output_file(value: str) -> str:
         require(Path(value).suffix.lower() in endings, value, f"must end in {' or '.join(endings)}")
         require(not os.path.isdir(value), value, "is a folder; give the path of a file")
-        # The name of the temporary file is longer.
-        require(len(os.fsencode(Path(value).name)) <= 240, value, "give a name of at most 240 bytes")
         _require_writable(os.path.dirname(value), value)
         return value
 

@@ -54,9 +54,3 @@ def is_float_tensor(value: Any) -> bool:
     """Returns whether `value` is a dense tensor of real floating-point numbers on the CPU."""
     is_dense = isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == "cpu"
     return is_dense and value.is_floating_point()
-
-
-def has_norm(tensor: Tensor) -> bool:
-    """Returns whether float64 can hold the square of a tensor's Frobenius norm, and without loss of precision."""
-    square = tensor.double().square().sum()
-    return bool(square.isfinite() and (square >= torch.finfo(torch.float64).tiny or not tensor.any()))

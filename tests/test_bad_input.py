@@ -29,8 +29,7 @@ OF_FLAGS = {
         (f"{DATA} -num_samples 0", "-num_samples 0: must be an integer of at least 1"),
         (f"{DATA} -random_seed -2", "-random_seed -2: must be an integer of at least -1"),
         (f"{DATA} -random_seed {2**32}", f"-random_seed {2**32}: must be an integer of at least -1 and at most"),
-        (f"{DATA} -experiment_name a\x1b[31m", "[31m: must be part of a file name: 1 to 150 bytes, printable"),
-        (f"{DATA} -experiment_name {'é' * 80}", "1 to 150 bytes"),
+        (f"{DATA} -experiment_name a\x1b[31m", ": must be part of a file name: printable"),
         (f"{DATA} -output_dir {'x' * 256}/y", "/y: a part of this path has 256 bytes; give at most 255"),
         (f"{DATA} -output_dir {GOOD}/x", f"-output_dir {GOOD}/x: {GOOD} is not a folder"),
         ("", f"-dataset_path {DEFAULT}: no such file; run from the repository's root, {ROOT}, or give the path"),
@@ -70,8 +69,6 @@ OF_FLAGS = {
         (f"-observed_file {GOOD}", f"-observed_file {GOOD}: has no effect without -target_file; leave it out"),
         (f"-target_file {GOOD} -rank 5", "-rank 5: has no effect with -target_file; leave it out"),
         ("-task_type completion -num_samples 2501", "-num_samples 2501: a 50x50 target has 2500 entries"),
-        ("-num_rows 2 -num_cols 2 -rank 1 -sensing_std 1e39", "-sensing_std 1e+39: makes numbers that float32"),
-        ("-num_rows 1 -num_cols 2 -target_entries 0 1e39", "-target_entries 0.0 1e+39: makes numbers"),
     ],
     PLOTTER: [
         (f"-experiments_checkpoint_paths {GOOD}", "required: -experiments_names"),
@@ -86,7 +83,6 @@ OF_FLAGS = {
         ("-experiments_dir . -map lr depth -above 1 -below 2", "-below 2.0: contradicts -above; give only one"),
         ("-experiments_dir . -map lr depth -y e2e_rank", "-y e2e_rank: has no effect with -map; leave it out"),
         (f"{CURVE} -save_plot_to x.jpg", "-save_plot_to x.jpg: must end in .png or .pdf or .svg"),
-        (f"{CURVE} -save_plot_to {'x' * 250}.png", "x.png: give a name of at most 240 bytes"),
         (f"{CURVE} -y a b", "-y a b: give one metric, or -x epoch"),
         (f"{CURVE} -x epoch -show_bound", "-show_bound: has no effect with -x epoch; leave it out"),
         (f"{CURVE} -at_loss 1e-3", "-at_loss 0.001: is for maps; give -map PARAM PARAM as well, or leave it out"),
@@ -135,7 +131,6 @@ OF_FILES_AND_COMBINATIONS = {
         ("-dataset_path bad/nan.pt", "'y' holds NaN or infinity"),
         ("-dataset_path bad/rectangle.pt -enforce_pos_det", "-enforce_pos_det: the product is 2x3"),
         ("-dataset_path bad/sparse.pt", "bad/sparse.pt: "),
-        ("-dataset_path bad/large.pt", "'target_matrix' is too large or too small"),
     ],
     LIST: [(f"{DATA} -num_samples 4", "has only 3 samples")],
     GENERATOR: [
@@ -154,7 +149,6 @@ OF_FILES_AND_COMBINATIONS = {
         (f"-dataset_path {GOOD}", "'target_tensor'"),
         ("-dataset_path bad/tensor_order.pt", "'train_indices_order'"),
         ("-dataset_path bad/tensor_zero.pt", "nothing but zeros"),
-        ("-dataset_path bad/tensor_large.pt", "'target_tensor' is too large or too small"),
         ("-dataset_path bad/tensor_booleans.pt", "'train_indices_order'"),
     ],
     TC_GENERATOR: [("-file_name text.pt -output_dir bad", "-file_name text.pt: bad/text.pt exists")],
@@ -190,7 +184,6 @@ def bad_files(tmp_path):
         "shape": {**good, "A": torch.zeros(3, 2, 3)},
         "nan": {**good, "y": torch.tensor([1, np.nan, 0])},
         "rectangle": {"A": torch.ones(3, 2, 3), "y": torch.ones(3), "target_matrix": torch.ones(2, 3)},
-        "large": {**good, "target_matrix": torch.full((2, 2), 1e200, dtype=torch.float64)},
         "sparse": {**good, "A": good["A"].to_sparse()},
         "untracked": {"train_evaluator": {"sse_loss_div_2": tracker}, "val_evaluator": {}},
         "curve": {"train_evaluator": {"sse_loss_div_2": tracker}, "val_evaluator": {"e2e_0_0_value": tracker}},
@@ -200,7 +193,6 @@ def bad_files(tmp_path):
         "tensor_order": {"target_tensor": torch.ones(2, 2, 2), "train_indices_order": [0, *order[:-1]]},
         "tensor_booleans": {"target_tensor": torch.ones(2, 2, 2), "train_indices_order": [False, True, *order[2:]]},
         "tensor_zero": {"target_tensor": torch.zeros(2, 2, 2), "train_indices_order": order},
-        "tensor_large": {"target_tensor": 1e200 * torch.ones(2, 2, 2).double(), "train_indices_order": order},
     }
     for name, content in contents.items():
         torch.save(content, folder / f"{name}.pt")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.cli import Parser, UserError, flag_errors, print_line, printable
+from common.cli import Parser, UserError, flag_errors
 from common.flags import integer, optional, part_of_name, real
 from common.signals import signals_noted
 
@@ -133,12 +133,6 @@ def test_flag_errors_adds_flag_to_message(tmp_path):
     expected = r"^-name .*x: cannot be read: No such file or directory; give a readable file$"
     with pytest.raises(UserError, match=expected), flag_errors("name", missing):
         missing.read_text()
-
-
-def test_escapes_of_a_terminal_are_shown(capsys):
-    assert printable("naïve\x1b[31m\r\u202e\udcff") == "naïve\\x1b[31m\\r\\u202e\\udcff"
-    print_line("a\x07\nb")
-    assert capsys.readouterr().out == "a\\x07\nb\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

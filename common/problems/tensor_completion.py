@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.cli import flag_error, flag_errors
+from common.cli import flag_error
 from common.datasets.flags import check_random_tensor, first_samples, load_samples
 from common.datasets.tensor_completion import load_tensor_completion, random_completion
 from common.metrics.cp_rank import estimate_cp_rank, unfolding_rank_bound
@@ -50,8 +50,7 @@ class TensorFactorization:
         if parameters["random_target"]:
             check_random_tensor(parameters)
             cp_rank, norm, dim, order = (parameters[name] for name in self.target_flags)
-            with flag_errors("target_fro_norm", norm):
-                available = random_completion((dim,) * order, cp_rank, norm, parameters["random_seed"])
+            available = random_completion((dim,) * order, cp_rank, norm, parameters["random_seed"])
             self.dataset = first_samples(available, parameters["num_samples"])
         else:
             self.dataset = load_samples(load_tensor_completion, parameters["dataset_path"], parameters["num_samples"])
@@ -64,9 +63,6 @@ class TensorFactorization:
         self.num_observations = parameters["num_samples"], len(available.observed_entries)
         self.error_masks = error_masks(self.dataset, self.dataset.target_tensor)
         split, rank = first_group_size(dims), parameters["num_components"] or full_rank(dims)
-        if rank > prod(dims):
-            remedy = f"a tensor of {prod(dims)} entries needs no more components than entries; give at most that"
-            raise flag_error("num_components", rank, remedy)
         num_norms = parameters["track_component_norms"]
         if num_norms > rank:
             remedy = f"the factorization has {rank} components; give at most that"
