@@ -1,15 +1,14 @@
 """Runs the deep matrix factorization experiments listed in this script; edit the list to run others.
 
-Without flags it runs EXPERIMENTS; with -plan it runs a plan: the experiments of a figure of the paper, or others.
-Experiments of the same depth and shape are trained in one batch. A flag given on the command line applies to all
-experiments.
+Without flags it runs EXPERIMENTS; with -plan it runs a plan: the experiments of a figure of the paper, or others. A
+flag given on the command line applies to all experiments.
 """
 
 from pathlib import Path
 
-from common.cli import Parameters, Parser, run_script
+from common.cli import Parameters, run_script
 from common.naming import scientific
-from common.sweeps.plans import Plan, combinations, planned_jobs, plans_parser
+from common.sweeps.plans import Plan, combinations, log_spaced, planned_jobs, plans_parser
 from dmf_experiment_runner import add_flags
 
 # Each dictionary is one experiment. Its keys are the flags of dmf_experiment_runner.py (see its -h); flags that are
@@ -44,10 +43,8 @@ EXPERIMENTS = [
 
 # Runs of each experiment. Repetition k of an experiment with seed N has the seed N + k.
 REPETITIONS = 1
-
 DEFAULT = Plan("Figure 1, middle: one run", EXPERIMENTS, repetitions=REPETITIONS)
 
-# Parameters that the plans share.
 SAVED = {"random_seed": 0, "save_results": True}
 COMMON = {**SAVED, "file_log": True, "store_checkpoints": True, "enforce_pos_det": True}
 FIGURE = {**COMMON, "plot_metrics": True, "save_every_num_val": 100, "track_singular_values": True}
@@ -87,11 +84,6 @@ def figure_1(runs: list[dict], seeds: list[int], plot: str = "-show_bound") -> P
     return Plan(f"Figure 1, depth {runs[0]['depth']}", experiments, plot)
 
 
-def log_spaced(begin: float, end: float, number: int) -> list[float]:
-    """Returns log-spaced numbers from `begin` to `end`, rounded to two digits."""
-    return [float(f"{begin * (end / begin) ** (k / (number - 1)):.2g}") for k in range(number)]
-
-
 def phase_diagram(depth: int, repetitions: int) -> Plan:
     """Returns a plan of learning rates and initializations, whose product has entries of std 1e-7 to 1e-2."""
     inits = [(init / 2 ** ((depth - 1) / 2)) ** (1 / depth) for init in log_spaced(1e-7, 1e-2, 11)]
@@ -104,14 +96,13 @@ def phase_diagram(depth: int, repetitions: int) -> Plan:
 
 # The runs of the plan leaving_the_curve. The learning rates of gradient descent and momentum are so small that runs do
 # not oscillate: on the curve, the sharpness is |unobserved entry|^(4/3), which is 1357 at loss 1e-5.
-ALL_ENTRIES = {"tracked_e2e_value_of": EXPERIMENTS[0]["tracked_e2e_value_of"]}
-LEAVING = {**COMMON, **ALL_ENTRIES, "depth": 3, "dtype": "float64", "stop_on_zero_loss_tol": 1e-5}
+LEAVING = {**COMMON, "depth": 3, "dtype": "float64", "stop_on_zero_loss_tol": 1e-5}
+LEAVING |= {"tracked_e2e_value_of": [[0, 0], [0, 1], [1, 0], [1, 1]]}
 GD = {"optimizer": "gd", "lr": 1e-3, "epochs": 4e8, "validate_every": 5000}
 MOMENTUM = {"optimizer": "momentum", "lr": 6e-4, "epochs": 1e8, "validate_every": 1000}
 ADAM = {"optimizer": "adam", "lr": 3e-4, "epochs": 120_000, "validate_every": 50}
 MUON = {"optimizer": "muon", "lr": 1e-3, "epochs": 3000, "validate_every": 10}
 
-# Parameters of plans against epochs, and of others.
 MODES = {**SAVED, "store_checkpoints": True, "track_singular_values": True, "validate_every": 20}
 MODES |= {"stop_on_zero_loss_tol": 0}
 SPECTRUM = {"dataset_path": "data/dmf/singular_values_32x32.pt", "num_samples": 1024, "validate_every": 5}
@@ -121,7 +112,6 @@ DIAGONAL = {**SAVED, "dtype": "float64", "use_balanced_init": True, "lr": 1e-2, 
 DIAGONAL |= {"stop_on_zero_loss_tol": 1e-8}
 EDGE = {**SAVED, "dtype": "float64", "weight_init_type": "identity", "stop_on_zero_loss_tol": 0}
 INITS = {"init_alpha": [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1]}
-# Parameters of the plan depth_and_init.
 RECOVERY = {"random_target": True, "num_rows": 100, "num_cols": 100, "rank": 5, "num_samples": 2000}
 RECOVERY |= {"epochs": 40_000, "validate_every": 50, "stop_on_zero_loss_tol": 2e-3, "use_balanced_init": True}
 
@@ -244,23 +234,20 @@ PLANS = {
 }
 
 parser = plans_parser(__doc__, PLANS, add_flags)
-experiment_parser = Parser()
-add_flags(experiment_parser)
 
 
 def name(parameters: Parameters) -> str:
     """Returns the default name of an experiment."""
-    balanced = "_b" if parameters["use_balanced_init"] else ""
     lr, alpha = scientific(parameters["lr"]), scientific(parameters["init_alpha"])
     dataset = Path(parameters["dataset_path"]).stem
     if parameters["random_target"]:
         dataset = f"random_{parameters['num_rows']}x{parameters['num_cols']}_rank_{parameters['rank']}"
-    return f"{dataset}_depth_{parameters['depth']}_lr_{lr}_init_{alpha}{balanced}"
+    return f"{dataset}_depth_{parameters['depth']}_lr_{lr}_init_{alpha}{'_b' * parameters['use_balanced_init']}"
 
 
 def main() -> None:
     command, plans = parser.parse(), {"": DEFAULT, **PLANS}
-    jobs = planned_jobs(command, experiment_parser, plans, "outputs/dmf", "dmf_results_plotter.py", name)
+    jobs = planned_jobs(command, add_flags, plans, "outputs/dmf", "dmf_results_plotter.py", name)
 
     # Imported after the parameters are checked, because importing torch is slow.
     from common.problems.matrix_factorization import MatrixFactorization

@@ -7,7 +7,7 @@ to all experiments.
 
 from pathlib import Path
 
-from common.cli import Parameters, Parser, run_script
+from common.cli import Parameters, run_script
 from common.naming import scientific
 from common.sweeps.plans import Plan, combinations, planned_jobs, plans_parser
 from tc_experiment_runner import add_flags
@@ -39,7 +39,6 @@ OPTIONS = {
 
 # Runs of each experiment. Repetition k of an experiment with seed N has the seed N + k.
 REPETITIONS = 5
-
 DEFAULT = Plan("rank 1, order 3", combinations(BASE, OPTIONS), repetitions=REPETITIONS)
 
 # The numbers of observations in the paper's figures of order 4.
@@ -127,8 +126,6 @@ PLANS = {
 }
 
 parser = plans_parser(__doc__, PLANS, add_flags)
-experiment_parser = Parser()
-add_flags(experiment_parser)
 
 
 def name(parameters: Parameters) -> str:
@@ -142,7 +139,7 @@ def name(parameters: Parameters) -> str:
 
 def main() -> None:
     command, plans = parser.parse(), {"": DEFAULT, **PLANS}
-    jobs = planned_jobs(command, experiment_parser, plans, "outputs/tc", "tc_results_plotter.py", name)
+    jobs = planned_jobs(command, add_flags, plans, "outputs/tc", "tc_results_plotter.py", name)
 
     # Imported after the parameters are checked, because importing torch is slow.
     from common.problems.tensor_completion import TensorFactorization

@@ -216,7 +216,7 @@ def test_default_tensor_completion_experiments():
     namespace = runpy.run_path(str(ROOT / "tc_multiple_experiments_runner.py"))
     command = namespace["parser"].parse(["-dataset_path", str(ROOT / "README.md")])
     lists = {"": namespace["DEFAULT"]}, "outputs/tc", "tc_results_plotter.py", namespace["name"]
-    (job,) = planned_jobs(command, namespace["experiment_parser"], *lists)
+    (job,) = planned_jobs(command, namespace["add_flags"], *lists)
     listed = job.experiments
     assert len(listed) == 100
     assert {each["random_seed"] for each in listed} == {0, 1, 2, 3, 4}

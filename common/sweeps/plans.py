@@ -43,6 +43,11 @@ def combinations(base: Mapping[str, Any], options: Mapping[str, Sequence[Any]]) 
     return [{**base, **dict(zip(options, each, strict=True))} for each in product(*values)]
 
 
+def log_spaced(begin: float, end: float, number: int) -> list[float]:
+    """Returns log-spaced numbers from `begin` to `end`, rounded to two digits."""
+    return [float(f"{begin * (end / begin) ** (k / (number - 1)):.2g}") for k in range(number)]
+
+
 def plans_parser(description: str, plans: Mapping[str, Plan], add_experiment_flags: Callable[[Parser], None]) -> Parser:
     """Returns the parser of a script that runs plans. It has the flags of an experiment, for all experiments."""
     lines = {**{name: getattr(plan, "about", "") for name, plan in plans.items()}, _ALL: "every plan, one by one"}
@@ -69,7 +74,7 @@ def plans_parser(description: str, plans: Mapping[str, Plan], add_experiment_fla
 
 def planned_jobs(
     command: Parameters,
-    parser: Parser,
+    add_experiment_flags: Callable[[Parser], None],
     plans: Mapping[str, Plan],
     directory: str,
     plotter: str,
@@ -77,9 +82,11 @@ def planned_jobs(
 ) -> list[Job]:
     """Returns the jobs that the command line of `plans_parser` asks for: the plan called "" if it names none.
 
-    `parser` checks the experiments, `name` names those without a name, and `plotter` is the script that plots them. The
-    output folder is `-output_dir`, else `directory`/plan; for the plan "", that of each experiment. Raises UserError.
+    `name` names experiments without a name, and `plotter` is the script that plots them. The output folder is
+    `-output_dir`, else `directory`/plan; for the plan "", that of each experiment. Raises UserError.
     """
+    parser = Parser()
+    add_experiment_flags(parser)
     overriding = {flag: command[flag] for flag in command.given - {"plan", "repetitions", "resume"}}
     jobs, all_plans = [], command["plan"] == _ALL
     for plan_name in filter(None, plans) if all_plans else [command["plan"]]:

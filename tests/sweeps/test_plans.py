@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from common.cli import Parser, UserError
+from common.cli import UserError
 from common.sweeps.plans import Plan, combinations, planned_jobs, plans_parser
 from dmf_experiment_runner import add_flags
 from tests.conftest import MATRIX, ROOT
@@ -14,10 +14,8 @@ PLANS = {"few": Plan("two", [BASE, {**BASE, "random_seed": 7}]), "more": Plan("t
 
 def jobs(default=DEFAULT, plans=PLANS, **given):
     parser = plans_parser("", plans, add_flags)
-    experiment_parser = Parser()
-    add_flags(experiment_parser)
     command, plans = parser.parse(parser.words(given)), {"": default, **plans}
-    return planned_jobs(command, experiment_parser, plans, "outputs/x", "dmf_results_plotter.py", lambda _: "made")
+    return planned_jobs(command, add_flags, plans, "outputs/x", "dmf_results_plotter.py", lambda _: "made")
 
 
 def seeds(job):
