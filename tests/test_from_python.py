@@ -46,3 +46,5 @@ def test_runs_equal_those_of_a_sweep(tmp_path, monkeypatch):
 def test_mistakes_are_exceptions():
     with pytest.raises(UserError, match="-lr -1: must be a finite number greater than 0"):
         dmf_experiment_runner.train([{"lr": -1}])
+    with pytest.raises(UserError, match="train: takes a list of experiments"):
+        dmf_experiment_runner.train({"lr": 0.1})

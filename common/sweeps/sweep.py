@@ -66,6 +66,8 @@ def train(kind: type[Problem], parser: Parser, experiments: Iterable[Mapping[str
     """Trains experiments, dictionaries of the flags that `parser` declares, and writes nothing. Returns them in their
     order, with `history`, `epoch`, `stop_reason` and `final_output`, the end-to-end matrix or tensor. Raises UserError.
     """
+    if isinstance(experiments, Mapping):
+        raise UserError("train: takes a list of experiments; put the dictionary into a list")
     forget_files()
     states = []
     for number, flags in enumerate(experiments, start=1):

@@ -90,7 +90,8 @@ class Sweep:
         """
         end, total = f"{reason}, epoch {experiment.epoch:,}: ", len(self.listed)
         experiment.folder.log(end + numbers(metrics))
-        if total < MANY or experiment.stop_reason not in (ZERO_LOSS, EPOCHS):
+        is_expected = experiment.stop_reason in (ZERO_LOSS, EPOCHS) or experiment.zero_loss_validations
+        if total < MANY or not is_expected:
             headline = {name: each for name, each in metrics.items() if experiment.problem.headline.fullmatch(name)}
             say(f"{experiment.number}/{total} {experiment.folder.path}: {end}{numbers(headline)}")
 
