@@ -45,8 +45,8 @@ def _size_and_excess(loss: np.ndarray, a: float, b: float, z: float) -> tuple[np
 
 def oscillation_rates(depth: int) -> np.ndarray:
     """Returns the learning rates (3,) from which gradient descent on ½ (x_1 ⋯ x_L − 1)² with L = `depth` equal
-    numbers oscillates, has a period of 4 steps, and diverges from some starts, within 0.2%; NaN if there is
-    none up to 7 / L. For a target σ, divide by |σ|^(2 − 2/L).
+    numbers that start at ½ oscillates, has a period of 4 steps, and diverges, within 0.2%; NaN if there is none up to
+    7 / L. For a target σ, divide by |σ|^(2 − 2/L).
 
     The numbers stay equal: each is x ← x − lr x^(L − 1) (x^L − 1), a map of one number, whose cycles are found by
     iteration for many learning rates at once. The first rate is 2 / L, where 2 / lr is the sharpness at the minimum

@@ -117,7 +117,7 @@ def draw_map(found: Sequence[Found], flags: Mapping[str, Any]) -> tuple[Figure, 
     caption = "a run in each cell"
     if max(sizes) > 1:
         caption = f"{'shares' if of_share else f'{statistic}s'} of {span([size for size in sizes if size])} runs"
-    if metric == RATIO_TO_BOUND and above == 1:
+    if of_curve := metric == RATIO_TO_BOUND and above == 1:
         label = "share of runs on the curve"
     elif of_share:
         # No line begins with the sign or the number.
@@ -129,7 +129,8 @@ def draw_map(found: Sequence[Found], flags: Mapping[str, Any]) -> tuple[Figure, 
     figure.colorbar(mesh, ax=panels, label=wrapped(label, 42))
     figure.suptitle(flags["plot_title"] or "")
     if number := sum(row["finished"] - row["valid"] for row in rows):
-        what = f"counted as not {'below' if above is None else 'above'}" if of_share else "left out"
+        limit = "on the curve" if of_curve else "below" if above is None else "above"
+        what = f"counted as not {limit}" if of_share else "left out"
         caption += f"; {number} {lost}: {what}"
     unfinished = len(found) - sum(sizes)
     caption += f"; without {unfinished} that are not finished" if unfinished else ""
@@ -221,7 +222,7 @@ def _theory_lines(
         # A segment for each depth.
         ends = np.arange(len(b))[:, None] + [0, 1, np.nan]
         lines = [(np.repeat(_places(each, a), 3), ends.ravel()) for each in rates.T]
-        label = "2 / sharpness at the minimum; dashed: period 4; dotted: divergence"
+        label = "2 / sharpness at the minimum (solid), period 4 (dashed), divergence (dotted)"
     else:
         return [], ""
     return lines if is_first else [line[::-1] for line in lines], label
