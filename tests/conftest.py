@@ -75,6 +75,11 @@ def train(experiments, native=False):
     return [factors[experiment] for experiment in experiments]
 
 
+def make_generator(seed):
+    """Returns a generator of random numbers."""
+    return torch.Generator().manual_seed(seed)
+
+
 def measure(problem, losses, outputs):
     """Returns train and validation metrics (n,) by name, of losses (n,) and matrices or tensors (n, rows, cols)."""
     (train, validation), values = problem.measure([problem], losses[None], outputs[None])

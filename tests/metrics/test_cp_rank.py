@@ -10,12 +10,9 @@ from tensorly.decomposition import parafac
 
 from common.datasets.tensor_completion import random_tensor
 from common.metrics.cp_rank import estimate_cp_rank, unfolding_rank_bound
+from tests.conftest import make_generator
 
 TOL = 1e-6
-
-
-def make_generator(seed):
-    return torch.Generator().manual_seed(seed)
 
 
 def estimate_rank(tensor, tol=TOL, seed=0):

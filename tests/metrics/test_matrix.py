@@ -18,12 +18,16 @@ from common.metrics.matrix import (
     schatten_quasi_norm,
     singular_values,
 )
-from tests.conftest import make_experiment, train
+from tests.conftest import make_experiment, make_generator, train
+
+
+def gaussian(*shape, seed=0):
+    return torch.randn(shape, generator=make_generator(seed), dtype=torch.float64)
 
 
 @given(rows=st.integers(1, 6), cols=st.integers(1, 6), seed=st.integers(0, 1000))
 def test_norms_match_definitions(rows, cols, seed):
-    matrices = torch.randn(4, 5, rows, cols, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    matrices = gaussian(4, 5, rows, cols, seed=seed)
     values = singular_values(matrices)
     torch.testing.assert_close(frobenius_norm(values), matrices.square().sum((-1, -2)).sqrt())
     torch.testing.assert_close(nuclear_norm(values), torch.linalg.matrix_norm(matrices, "nuc"))
@@ -64,10 +68,6 @@ def test_non_finite_matrix_does_not_affect_rest_of_batch(size):
     torch.testing.assert_close(effective_rank(values)[[0, 3]], torch.full((2,), size, dtype=torch.float64))
 
 
-def gaussian(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def test_schatten_quasi_norm():
     values = singular_values(gaussian(5, 3, 4))
     torch.testing.assert_close(schatten_quasi_norm(values, 1), nuclear_norm(values))
@@ -80,16 +80,9 @@ def test_schatten_quasi_norm():
 @pytest.mark.parametrize("shape", [(6,), (3, 2), (2, 3, 4)])
 def test_reconstruction_error(shape):
     tensors, target = gaussian(5, *shape), gaussian(*shape, seed=1)
+    tensors[0] = torch.nan
     expected = [((tensor - target).norm() / target.norm()).item() for tensor in tensors]
-    assert reconstruction_error(tensors, target).tolist() == pytest.approx(expected)
-
-
-def test_reconstruction_error_of_special_values():
-    tensors = torch.tensor([[1e300, 0.0], [0.0, 5e-324], [1.0, 1.0], [torch.inf, 0.0], [torch.nan, 0.0]]).double()
-    tensors[0, 0], target = 1e300, torch.ones(2, dtype=torch.float64)
-    error = reconstruction_error(tensors, target)
-    torch.testing.assert_close(error[:3], torch.tensor([1e300 / 2**0.5, 1.0, 0.0], dtype=torch.float64))
-    assert error[3:].isnan().all()
+    assert reconstruction_error(tensors, target).tolist() == pytest.approx(expected, nan_ok=True)
 
 
 def test_reconstruction_error_does_not_depend_on_batch():

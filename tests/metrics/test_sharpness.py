@@ -82,13 +82,8 @@ def test_float32_run_at_the_minimum_of_scalar_factorization():
 def test_largest_eigenvalue(size, scale, kind, seed):
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(size, generator=generator, dtype=torch.float64)
-    values = {
-        "normal": values,
-        "negative": -values.abs() - 1,
-        "repeated": values.sign(),
-        "low rank": values * (torch.arange(size) < 3),
-        "zero": values * 0,
-    }[kind] * scale
+    kinds = {"normal": values, "negative": -values.abs() - 1, "repeated": values.sign(), "zero": values * 0}
+    values = {**kinds, "low rank": values * (torch.arange(size) < 3)}[kind] * scale
     rotation = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64)).Q
     matrix = (rotation * values) @ rotation.T
     found = largest_eigenvalue(lambda vector: matrix @ vector, size)

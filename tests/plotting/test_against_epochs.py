@@ -42,7 +42,7 @@ def test_one_metric_has_a_line_for_each_group():
     figure, rows = draw([Group("a", "", [*runs, short]), Group("b", "", runs[:1])], title="title")
     (axes,) = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_yscale()) == ("epoch", "mse loss", "log")
-    assert texts_of(axes.get_legend()) == ["a", "b"]
+    assert (texts_of(axes.get_legend()), figure.get_suptitle()) == (["a", "b"], "title")
     of_a = [row for row in rows if row["name"] == "a"]
     assert [(row["epoch"], row["median"], row["runs"]) for row in of_a] == [(9, 1, 4), (19, 0.1, 3), (29, 2e-3, 3)]
     assert all(row["runs_in_all"] == 4 for row in of_a)
@@ -51,7 +51,6 @@ def test_one_metric_has_a_line_for_each_group():
     assert (solid.get_xdata().tolist(), dashed.get_xdata().tolist()) == ([9], [9, 19, 29])
     text = "median, quartiles over 1 to 4 seeds; dashed: over those that are still in training"
     assert figure.get_supxlabel().replace("\n", " ") == text
-    assert figure.get_suptitle() == "title"
 
 
 def test_several_metrics_have_a_panel_for_each_group():
@@ -60,12 +59,8 @@ def test_several_metrics_have_a_panel_for_each_group():
     assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
     (legend,) = figure.legends
     assert texts_of(legend) == [f"singular value {k}" for k in range(3)]
-    colours = [[line.get_color() for line in axes.lines] for axes in figure.axes]
-    assert len(set(colours[0])) == 3
-    assert colours[0] == colours[1]
     assert [row["mean"] for row in rows if row["name"] == "singular value 2"] == [2, 0.5, 2, 0]
     assert rows[-1]["lower_95"] is None
-    assert figure.axes[0].get_ylabel() == "singular value"
     with pytest.raises(ValueError, match="there are 13 kinds of runs, and a panel is drawn for each"):
         draw([Group(str(number), "", runs) for number in range(13)])
 

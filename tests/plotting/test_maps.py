@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import LogNorm
 
-from common.plotting.histories import NoBound, NotRecorded, measure_matrix, measure_tensor
+from common.plotting.histories import NotRecorded, measure_matrix, measure_tensor
 from common.plotting.maps import draw_map
 from common.recorded_runs import RecordedRun, read_run
 from tests.conftest import MATRIX
@@ -46,30 +46,22 @@ def test_medians_and_counts_of_cells():
     assert values_of(rows, *COUNTS) == [(2, 5, 4, 3), (None, 1, 1, 0), (None, 1, 0, 0), (None, 0, 0, 0)]
     axes = figure.axes[0]
     assert [text.get_text() for text in axes.texts] == ["4/5", "1", "0/1", ""]
-    grey, coloured = (collection.get_array() for collection in axes.collections)
-    assert grey.mask.tolist() == [[False, False], [True, True]]
-    assert coloured.mask.tolist() == [[False, True], [True, True]]
-    assert coloured[0, 0] == 2
+    assert axes.collections[-1].get_array().tolist() == [[2, None], [None, None]]
     expected = "medians of 1 to 4 runs; 2 diverged: left out; without 2 that are not finished; numbers: runs, finished "
     expected += "/ all; grey: all runs diverged; white: no finished run"
     assert texts_of(figure) == ("median mse loss", expected)
     _, rows = draw(runs, ("lr", "depth"), statistic="mean")
     assert rows[0]["value"] == 3
-    figure, _ = draw([map_run(1.0, lr=lr, depth=2) for lr in (1, 2)], ("lr", "depth"), metric="mse_loss")
-    assert texts_of(figure) == ("mse loss", "a run in each cell")
 
 
-@pytest.mark.parametrize("limit, share", [({"above": 1.5}, 2 / 4), ({"below": 1.5}, 1 / 4), ({"above": 6.0}, 0)])
-def test_share_counts_diverged_runs_as_not_reaching(limit, share):
+@pytest.mark.parametrize("kind, value, share", [("above", 1.5, 2 / 4), ("below", 1.5, 1 / 4), ("above", 6.0, 0)])
+def test_share_counts_diverged_runs_as_not_reaching(kind, value, share):
     runs = [map_run(value, lr=0.1, depth=2) for value in (1.0, 2.0, 6.0)]
     runs += [map_run(None, lr=0.1, depth=2), map_run(None, finished=False, lr=0.1, depth=2)]
-    figure, rows = draw(runs, ("lr", "depth"), at_loss=1e-2, **limit)
+    figure, rows = draw(runs, ("lr", "depth"), at_loss=1e-2, **{kind: value})
     assert values_of(rows, *COUNTS) == [(share, 5, 4, 3)]
-    ((kind, value),) = limit.items()
     label, caption = texts_of(figure)
-    sign = ">" if kind == "above" else "<"
-    assert label == f"share of runs with |unobserved entry| {sign} {value:g} at loss 1e-2"
-    assert figure.axes[1].get_ylim() == (0, 1)
+    assert label == f"share of runs with |unobserved entry| {'>' if kind == 'above' else '<'} {value:g} at loss 1e-2"
     assert f"1 diverged or did not reach the loss: counted as not {kind}" in caption
     figure, _ = draw(runs, ("lr", "depth"), metric="ratio_to_bound", above=1.0, at_loss=1e-4)
     assert texts_of(figure)[0] == "share of runs on the curve at loss 1e-4"
@@ -86,9 +78,6 @@ def test_values_on_the_axes():
     values = ["float32", "float64", None]
     assert ticks("dtype", ["float64", "float32", "float64", None]) == (values, ["float32", "float64", "null"])
     assert ticks("nesterov", [True, False]) == ([False, True], ["false", "true"])
-    # No row is left out of 13.
-    assert len(ticks("num_samples", range(13))[1]) == 13
-    assert len(ticks("num_samples", range(40))[1]) == 14
 
 
 def test_runs_that_differ_in_other_parameters_are_in_other_panels():
@@ -102,9 +91,6 @@ def test_runs_that_differ_in_other_parameters_are_in_other_panels():
     runs = [map_run(1.0, lr=1, depth=2, epochs=number) for number in range(13)]
     with pytest.raises(ValueError, match="the runs differ in epochs as well, which takes 13 maps"):
         draw(runs, ("lr", "depth"))
-    # Five panels leave places empty.
-    figure, _ = draw(runs[:5], ("lr", "depth"))
-    assert [axes.get_xlabel() for axes in figure.axes] == ["", "lr", "lr", "lr", "lr", ""]
 
 
 def test_colours_of_several_magnitudes_are_logarithmic():
@@ -165,7 +151,6 @@ HISTORY = {"sse_loss_div_2": ([9, 19, 29], [1.0, 1e-2, 1e-4]), "e2e_0_0_value": 
     [
         ("", None, 9),
         ("", 1e-2, 5),
-        ("", 0.5, 5),
         ("", 1e-5, None),
         ("e2e_0_0_value", None, -9),
         # s = √(2 · 10⁻²) is 0.1414, and the bound (1 − s)² / s is 5.2125.
@@ -196,21 +181,6 @@ def test_metric_of_a_tensor(tmp_path):
     assert (measure_tensor(run, "component_norm_0"), measure_tensor(run, "reconstruction_error")) == (3, 0.5)
     with pytest.raises(NotRecorded, match="give one of component_norm_0, model_reconstruction_error"):
         measure_tensor(run, "nope")
-
-
-def test_unknown_metrics_entries_and_bounds(tmp_path):
-    make_matrix_run(tmp_path / "a", HISTORY)
-    run = read_run(tmp_path / "a")
-    with pytest.raises(NotRecorded, match="nope was not recorded; give one of sse_loss_div_2, e2e_0_0_value"):
-        measure_matrix(run, "nope")
-    with pytest.raises(NotRecorded, match="give such an entry, or a run with -tracked_e2e_value_of 1 1"):
-        measure_matrix(run, "", (1, 1))
-    with pytest.raises(NoBound, match="needs the observations"):
-        measure_matrix(run, "ratio_to_bound")
-    with pytest.raises(
-        ValueError, match="nope is not recorded of all runs; the parameters in which they differ are: x"
-    ):
-        draw([map_run(1.0, lr=1, x=1), map_run(1.0, lr=1, x=2)], ("lr", "nope"))
 
 
 @pytest.fixture

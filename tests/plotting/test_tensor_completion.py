@@ -92,32 +92,23 @@ def test_medians_and_quartiles(tmp_path):
     assert " ".join(line.split()) == "200 tf, init 1e-3 3.000e-06 [2.000e-06, 4.000e-06] 3 [2, 4] 5"
 
 
-def test_figure_matches_paper(tmp_path):
+def test_figure_of_errors_and_ranks(tmp_path):
     make_repetitions(tmp_path)
     figure = draw(tmp_path, "title")
     errors, ranks = figure.axes
-    assert figure.get_size_inches() == pytest.approx((5.63, 3.15))
-    assert [axes.get_xlabel() for axes in figure.axes] == ["# of observations"] * 2
     assert (errors.get_ylabel(), ranks.get_ylabel()) == ("reconstruction error", "rank")
     assert (errors.get_yscale(), ranks.get_yscale(), ranks.get_ylim()[0]) == ("log", "linear", 0)
     names = ["linear", "tf, init 1e-2", "tf, init 1e-3"]
     assert texts_of(ranks.get_legend()) == [*names, "ground truth"]
-    assert errors.get_legend() is None
     for axes in figure.axes:
-        drawn = [container for container in axes.containers if container.get_label() in names]
-        assert [container.lines[0].get_marker() for container in drawn] == ["o", "v", "^"]
-        assert [container.lines[0].get_linestyle() for container in drawn] == ["--", "-", "-."]
-        assert all(bar.get_alpha() == 0.6 for container in drawn for bar in container.lines[2])
-        assert [container.lines[0].get_color() for container in drawn] == ["#1f77b4", "#ff7f0e", "#2ca02c"]
-        # The error bars of methods do not overlap.
-        linear, *others = [container.lines[0].get_xdata() for container in drawn]
+        assert axes.get_xlabel() == "# of observations"
+        linear, *others = [each.lines[0].get_xdata() for each in axes.containers if each.get_label() in names]
         assert linear.tolist() == [100, 200]
+        # The error bars of methods do not overlap.
         assert (others[0] < others[1]).all()
         assert all(abs(x - linear).max() < 2 for x in others)
-        assert all(tick == round(tick) for tick in axes.get_xticks())
-    assert all(tick == round(tick) for tick in ranks.get_yticks())
     (truth,) = (line for line in ranks.lines if line.get_label() == "ground truth")
-    assert (truth.get_color(), set(truth.get_ydata())) == ("red", {1})
+    assert set(truth.get_ydata()) == {1}
     assert (figure.get_suptitle(), figure.get_supxlabel()) == ("title", "median, quartiles over 5 seeds")
 
 
@@ -128,19 +119,6 @@ def test_linear_counts_once_for_each_dataset(tmp_path):
         make_tensor_run(tmp_path, str(number), parameters, ranks=(1, rank, 1))
     rows = [row for row in summarize(read_results(str(tmp_path))[0]) if row["method"] == "linear"]
     assert [(row["repetitions"], row["rank_median"]) for row in rows] == [(2, 9.5)]
-
-
-def test_long_legend_is_inside_figure(tmp_path):
-    for k in range(6):
-        parameters = {**RUN, "num_samples": 50 + 50 * (k % 2), "lr": 0.01 + k, "epochs": 1000 + k}
-        make_tensor_run(tmp_path, str(k), parameters)
-    figure = draw(tmp_path)
-    figure.draw_without_rendering()
-    box, axes = figure.axes[1].get_legend().get_window_extent(), figure.axes[1]
-    assert figure.bbox.x1 >= box.x1
-    assert figure.bbox.y0 <= box.y0
-    assert box.y1 <= axes.xaxis.get_tightbbox().y0
-    assert texts_of(axes.get_legend())[1] == "tf, init 1e-3,\nepochs 1000, lr 0.01"
 
 
 def test_figure_without_ranks_has_one_panel_and_default_title_describes_the_target(tmp_path):

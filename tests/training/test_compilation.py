@@ -1,6 +1,4 @@
-import multiprocessing
 import os
-import pwd
 import stat
 import tempfile
 
@@ -14,10 +12,10 @@ CONSTANTS = {"REAL": "float", "INTEGER": "int32_t", "ROWS": 2, "COLS": 2, "HIDDE
 CONSTANTS |= {"ADAPTIVE": 0, "MOMENTUM": 0, "WEIGHT_DECAY": 0}
 
 
-def answer(depth=3, function="advance"):
+def answer(depth=3):
     """Returns what a function of the kernel returns. No kernel is loaded yet, as in a new process."""
     compiled_kernel.cache_clear()
-    return compiled_kernel(function, SOURCE, **{**CONSTANTS, "DEPTH": depth}).experiments_at_once()
+    return compiled_kernel("advance", SOURCE, **{**CONSTANTS, "DEPTH": depth}).experiments_at_once()
 
 
 @pytest.fixture
@@ -74,22 +72,12 @@ def test_nothing_is_loaded_from_folder_of_others(cache, change, capsys):
     assert capsys.readouterr().err == f"compiled kernels are not stored in the cache (others can write to {cache})\n"
 
 
-@pytest.mark.parametrize("problem, reason", [("file", "Not a directory"), ("no home", "Could not determine home dir")])
-def test_kernels_are_compiled_without_cache(cache, monkeypatch, capsys, problem, reason):
-    """One line says so, however many kernels there are."""
-    if problem == "file":
-        cache.parent.write_text("a file, not a folder")
-    else:
-        monkeypatch.delenv("XDG_CACHE_HOME")
-        monkeypatch.delenv("HOME", raising=False)
-        monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # there is no such user
+def test_kernels_are_compiled_without_cache(cache, monkeypatch, capsys):
+    """One line says so, however many kernels there are. They need a temporary folder at least."""
+    cache.parent.write_text("a file, not a folder")
     assert min(answer(depth=3), answer(depth=4)) > 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"compiled kernels are not stored in the cache ({reason}")
-
-
-def test_kernel_is_unavailable_if_nothing_can_be_written(cache, monkeypatch):
-    cache.parent.write_text("a file, not a folder")
+    assert line.startswith("compiled kernels are not stored in the cache (Not a directory")
     monkeypatch.setattr(tempfile, "tempdir", str(cache / "missing"))
     with pytest.raises(NativeUnavailable, match=r"^was not compiled \(Not a directory\)$"):
         answer()
@@ -99,7 +87,6 @@ def test_kernel_is_unavailable_if_nothing_can_be_written(cache, monkeypatch):
     "script, reason",
     [
         ("echo 'kernel.c:1: error: no' >&2; exit 1", "error: no"),
-        ("exit 0", "exit status 0"),
         ('while [ "$1" != -o ]; do shift; done; echo no > "$2"', "cannot be loaded"),
         ("kill -INT $$", "exit status -2"),
     ],
@@ -112,11 +99,6 @@ def test_compiler_failure_is_reported(cache, set_compiler, script, reason):
     assert list(cache.iterdir()) == []
 
 
-def test_library_without_the_function_is_refused(cache):
-    with pytest.raises(NativeUnavailable, match="missing_function"):
-        answer(function="missing_function")
-
-
 def test_march_native_is_dropped_only_if_rejected(cache, set_compiler):
     set_compiler('case "$*" in *-march=native*) echo "error: bad value for -march" >&2; exit 1;; esac\nexec cc "$@"\n')
     assert answer() > 0
@@ -125,10 +107,3 @@ def test_march_native_is_dropped_only_if_rejected(cache, set_compiler):
     set_compiler('exec cc "$@"\n')
     assert answer() > 0
     assert len(set(cache.iterdir()) - {general}) == 1
-
-
-def test_concurrent_compilation(cache):
-    with multiprocessing.get_context("spawn").Pool(3) as pool:
-        answers = pool.map(answer, [5] * 3, chunksize=1)
-    assert len(set(answers)) == 1
-    assert len(list(cache.iterdir())) == 1

@@ -1,5 +1,7 @@
 """Runs the code for GPUs without one, with tensors in CPU memory that report a GPU and refuse what one would refuse."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor
@@ -70,10 +72,7 @@ def run(kind, directory, experiments, gpu=None, **flags):
     """Runs experiments, on the GPU if there is one; returns their folders."""
     flags = {"engine": "torch", "store_checkpoints": True, "output_dir": directory, "disable_gpu": not gpu, **flags}
     parameters = [parse_parameters(kind, **{**flags, **each}) for each in experiments]
-    if gpu:
-        with gpu:
-            run_sweep(KINDS[kind][0], parameters)
-    else:
+    with gpu or nullcontext():
         run_sweep(KINDS[kind][0], parameters)
     return folders_in(directory)
 

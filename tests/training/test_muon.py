@@ -15,15 +15,8 @@ FLAGS = {"optimizer": "muon", "dtype": "float64", "lr": 1e-2, "init_alpha": 0.3,
 @pytest.mark.parametrize("shape, num_samples", [("2x2", 3), ("5x5", 24)])
 def test_steps(shape, num_samples, decay):
     dataset = ROOT / f"data/dmf/completion_{shape}_w_1_1_0.pt"
-    flags = {
-        **FLAGS,
-        "dataset_path": dataset,
-        "num_samples": num_samples,
-        "weight_decay": decay,
-        "momentum": 0.8,
-        "epochs": 60,
-    }
-    experiment = make_experiment(**flags)
+    flags = {"dataset_path": dataset, "num_samples": num_samples, "weight_decay": decay, "momentum": 0.8}
+    experiment = make_experiment(**FLAGS, **flags, epochs=60)
     content = torch.load(dataset, weights_only=True)
     matrices, observations = content["A"].double().flatten(1), content["y"].double()
     factors = [factor.clone().requires_grad_() for factor in experiment.factors]
@@ -63,14 +56,10 @@ def test_no_step_without_a_gradient():
 
 def test_checkpoints_are_continued_but_not_those_of_momentum(tmp_path):
     def run(**flags):
-        flags = {
-            **FLAGS,
-            "store_checkpoints": True,
-            "output_dir": tmp_path / str(len(list(tmp_path.iterdir()))),
-            **flags,
-        }
+        directory = tmp_path / str(len(list(tmp_path.iterdir())))
+        flags = {**FLAGS, "store_checkpoints": True, "output_dir": directory, **flags}
         run_sweep(KINDS["dmf"][0], [parse_parameters(**flags)])
-        return next(flags["output_dir"].glob("*/checkpoints/*.pt"))
+        return next(directory.glob("*/checkpoints/*.pt"))
 
     whole, half = run(epochs=60), run(epochs=30)
     rest = run(epochs=30, trainer_checkpoint=half)

@@ -1,7 +1,5 @@
 """Tests of the native engine: agreement with the torch engine, and bitwise reproducibility."""
 
-import threading
-
 import numpy as np
 import pytest
 import torch
@@ -13,29 +11,33 @@ from common.training.native_engine import NativeEngine, native_kernel
 from common.training.objectives import entry_objective
 from common.training.optimizers import Adam, GradientDescent, GroupRMSprop, Momentum
 from common.training.torch_engine import TorchEngine
-from tests.conftest import make_experiment, make_trainer, train
+from tests.conftest import make_experiment, make_generator, make_trainer
 
 
-def make_generator(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def matrix_engines(shape, depth, batch_size, seed, dtype, width=0, optimizer=GradientDescent, decay=0.0):
-    """Returns a torch and a native engine on the same random matrix completion problems, with weight decays up to
-    `decay`.
-    """
+def random_problem(shape, depth, seed, batch_size=3, dtype=torch.float64, width=0, alpha=0.4):
+    """Returns random factors, targets and observed entries of each experiment in a batch of matrix completion."""
     generator = make_generator(seed)
     shapes = factor_shapes(*shape, depth, width)
-    factors = [0.4 * torch.randn(batch_size, *each, generator=generator, dtype=dtype) for each in shapes]
+    factors = [alpha * torch.randn(batch_size, *each, generator=generator, dtype=dtype) for each in shapes]
     targets = torch.randn(batch_size, *shape, generator=generator, dtype=dtype)
     numel = shape[0] * shape[1]
     numbers = torch.randint(1, numel + 1, (batch_size,), generator=generator).tolist()
-    entries = [torch.randperm(numel, generator=generator)[:number] for number in numbers]
-    kernel = native_kernel(DeepMatrixFactorization, shapes, dtype, optimizer, numel, decay > 0)
+    return factors, targets, [torch.randperm(numel, generator=generator)[:number] for number in numbers]
+
+
+def completion_objective(entries, targets):
+    """Returns the matrix completion objective: half the sum of squared residuals."""
+    return entry_objective(entries, targets, [1.0] * len(entries))
+
+
+def matrix_engines(shape, depth, batch_size, seed, dtype, width=0, optimizer=GradientDescent, decay=0.0):
+    """Returns a torch and a native engine on the same random problems, with weight decays up to `decay`."""
+    factors, targets, entries = random_problem(shape, depth, seed, batch_size, dtype, width)
+    shapes = factor_shapes(*shape, depth, width)
+    kernel = native_kernel(DeepMatrixFactorization, shapes, dtype, optimizer, shape[0] * shape[1], decay > 0)
 
     def engine(kind, *more):
-        model = DeepMatrixFactorization(factors)
-        objective = entry_objective(entries, targets, [1.0] * batch_size)
+        model, objective = DeepMatrixFactorization(factors), completion_objective(entries, targets)
         return kind(model, objective, optimizer(settings(batch_size, 1e-2, decay), model), *more)
 
     return engine(TorchEngine), engine(NativeEngine, kernel)
@@ -116,7 +118,7 @@ TENSOR_CASES = [
 
 @pytest.mark.parametrize("shape, depth, width, dtype, optimizer, decay", MATRIX_CASES)
 def test_matrix_factorization(shape, depth, width, dtype, optimizer, decay):
-    """Steps are those of the torch engine, and do not depend on the batch."""
+    """Steps are those of the torch engine, and those of both do not depend on the batch."""
 
     def engines(batch_size, seed):
         return matrix_engines(shape, depth, batch_size, seed, dtype, width, optimizer, decay)
@@ -124,18 +126,20 @@ def test_matrix_factorization(shape, depth, width, dtype, optimizer, decay):
     for batch_size, seed in ((1, 1), (3, 2), (21, 3)):
         # Deep products amplify rounding errors near saddle points.
         assert_engines_match(*engines(batch_size, seed), [1, 49, 250, 500], 3e-3 if dtype == F32 else 1e-10)
+    assert_independent_of_batch(lambda: engines(37, 5)[0])
     assert_independent_of_batch(lambda: engines(37, 5)[1])
 
 
 @pytest.mark.parametrize("dims, kernel_for, dtype, optimizer, decay", TENSOR_CASES)
 def test_tensor_factorization(dims, kernel_for, dtype, optimizer, decay):
-    """Steps are those of the torch engine, and do not depend on the batch."""
+    """Steps are those of the torch engine, and those of both do not depend on the batch."""
 
     def engines(batch_size, seed):
         return tensor_engines(dims, batch_size, seed, dtype, optimizer, kernel_for, decay)
 
     for batch_size, seed in ((1, 1), (5, 29)):
         assert_engines_match(*engines(batch_size, seed), [1, 49, 150], 1e-3 if dtype == F32 else 1e-8)
+    assert_independent_of_batch(lambda: engines(6, 5)[0])
     assert_independent_of_batch(lambda: engines(6, 5)[1])
 
 
@@ -186,15 +190,3 @@ class SignDescent(GradientDescent):
 def test_no_kernel(model, shapes, optimizer, num_observed, message):
     with pytest.raises(NativeUnavailable, match=message):
         native_kernel(model, shapes, F32, optimizer, num_observed)
-
-
-def test_deep_factorization_with_small_stack():
-    experiments = [make_experiment(depth=3333, epochs=5, random_seed=seed) for seed in range(2)]
-    threading.stack_size(2**21)
-    try:
-        thread = threading.Thread(target=train, args=(experiments, True))
-        thread.start()
-        thread.join()
-    finally:
-        threading.stack_size(0)
-    assert [experiment.stop_reason for experiment in experiments] == ["epochs"] * 2

@@ -3,10 +3,7 @@ import pytest
 import torch
 
 from common.training.torch_engine import Observations, TorchEngine
-from tests.conftest import ROOT, make_experiment, make_trainer, recorded_metrics, train
-
-PERTURBED = str(ROOT / "data/dmf/completion_2x2_perturbed_w_-2_05_01.pt")
-FAST = {"init_alpha": 0.3, "lr": 1e-2, "enforce_pos_det": True}
+from tests.conftest import make_experiment, make_trainer, recorded_metrics, train
 
 OF_FACTORS = {"dmf": {"track_balancedness": True, "track_sharpness": True}, "tc": {"track_sharpness": True}}
 OF_FACTORS["tc"]["track_component_norms"] = 3
@@ -33,7 +30,8 @@ def test_train_metrics_before_step_and_validation_metrics_after(native):
 
 
 def test_zero_loss_stops_after_11_consecutive_validations(native):
-    experiment = make_experiment(epochs=10**6, stop_on_zero_loss_tol=1e-2, **FAST)
+    given = {"stop_on_zero_loss_tol": 1e-2, "init_alpha": 0.3, "lr": 1e-2, "enforce_pos_det": True}
+    experiment = make_experiment(epochs=10**6, **given)
     train([experiment], native=native)
     losses = experiment.history.train["sse_loss_div_2"].values
     assert experiment.stop_reason == "zero_loss"
@@ -136,19 +134,6 @@ def test_results_do_not_depend_on_validations_per_call(monkeypatch, native):
                 assert recorded_metrics(experiment)[name].epochs.tolist() == series.epochs.tolist()
                 assert recorded_metrics(experiment)[name].values.tobytes() == series.values.tobytes()
         np.testing.assert_array_equal(factors, expected_factors)
-
-
-def test_targets_may_differ_within_a_batch(native):
-    given = {"epochs": 100, "validate_every": 20, "init_alpha": 0.3}
-    together, alone = (
-        [make_experiment(dataset_path=path, **given) for path in (PERTURBED, PERTURBED.replace("_01.pt", "_05.pt"))]
-        for _ in range(2)
-    )
-    train(together, native=native)
-    for experiment, other in zip(together, alone, strict=True):
-        train([other], native=native)
-        for name, series in recorded_metrics(other).items():
-            assert recorded_metrics(experiment)[name].values.tobytes() == series.values.tobytes()
 
 
 @pytest.mark.parametrize("tracked", [{}, OF_FACTORS["dmf"]])
