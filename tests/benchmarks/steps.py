@@ -4,16 +4,13 @@ All implementations are timed in the same run because times vary on shared machi
 the median of several repetitions, which alternate between the implementations.
 """
 
-import ctypes
 import operator
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,7 +27,6 @@ except ImportError:
 REPETITIONS, SECONDS = 5, 0.15
 # No experiment stops during the benchmark or reaches denormal numbers, which are slow.
 NO_STOPPING = {"lr": 1e-6, "epochs": 10**12, "stop_on_zero_loss_tol": 0.0}
-THREADS = ThreadPoolExecutor(NUM_THREADS)
 
 
 def matrix_product(factors):
@@ -103,28 +99,6 @@ def blas_products(left, right, product, left_gradient, right_gradient, number, n
         torch.mm(product.T, left, out=right_gradient)
 
 
-def floor_function(name, *types, depth=2):
-    """Returns a function of floor.c."""
-    with tempfile.TemporaryDirectory() as directory:
-        source, library = Path(__file__).with_name("floor.c"), f"{directory}/floor.so"
-        options = ["-O3", "-march=native", "-shared", "-fPIC", f"-DDEPTH={depth}"]
-        subprocess.run(["cc", *options, source, "-o", library], check=True)
-        function = getattr(ctypes.CDLL(library), name)
-    function.argtypes = types
-    return function
-
-
-def floor_steps(function, blocks, num_steps):
-    """Runs the steps of floor.c on all threads, for blocks of sixteen experiments."""
-    addresses = [block.data_ptr() for block in blocks]
-    list((THREADS.map if len(blocks) > 1 else map)(lambda address: function(address, num_steps), addresses))
-
-
-def peak_steps(function, multiply_adds, num_steps):
-    """Takes the multiply-adds of steps at the measured peak of all threads."""
-    list(THREADS.map(function, [int(num_steps * multiply_adds / NUM_THREADS)] * NUM_THREADS))
-
-
 def seconds_per_step(run_steps, num_steps):
     begin = time.perf_counter()
     taken = run_steps(num_steps) or num_steps
@@ -169,19 +143,16 @@ def print_times(name, experiments, min_steps, predictions, **others):
     for kind in ("plain loop", "JAX", "BLAS"):
         found = [each for key, each in times.items() if key.startswith(kind)]
         cells.append(f"{min(found) / times['ours']:.3g}" if found else "")
-    print(f"| {' | '.join(map(str, cells))} | {times['ours'] / times['floor']:.2f} |", flush=True)
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def print_times_of_matrices(depth, number):
     flags = {"tracked_e2e_value_of": [[0, 0], [0, 1], [1, 0], [1, 1]], "track_singular_values": True, **NO_STOPPING}
     flags |= {"depth": depth, "init_alpha": {2: 8.41e-4, 3: 7.94e-3, 4: 7.71e-2}[depth]}  # as in the paper
     experiments = [make_experiment(random_seed=seed, **flags) for seed in range(number)]
-    blocks = 0.1 * torch.randn(-(-number // 16), 4 * depth + 9, 16)  # PyTorch aligns them to 64 bytes
-    blocks[:, 4 * depth :] = torch.tensor([0, 1, 1, 0, 0, 1, 1, 1, flags["lr"]])[:, None]
-    floor = partial(floor_steps, floor_function("steps", ctypes.c_void_p, ctypes.c_int64, depth=depth), blocks)
     # Metrics are computed for many validations at a time.
     min_steps = 4096 * experiments[0].parameters["validate_every"]
-    print_times(f"2×2, depth {depth}", experiments, min_steps, {"all": matrix_product}, floor=floor)
+    print_times(f"2×2, depth {depth}", experiments, min_steps, {"all": matrix_product})
 
 
 def print_times_of_tensors(order, dim, number, num_samples):
@@ -192,10 +163,8 @@ def print_times_of_tensors(order, dim, number, num_samples):
     split, rank = first_group_size([dim] * order), experiments[0].factors[0].shape[1]
     left, right = torch.randn(dim**split, rank), torch.randn(dim ** (order - split), rank)
     buffers = torch.empty(len(left), len(right)), torch.empty_like(left), torch.empty_like(right)
-    others = {"BLAS": partial(blas_products, left, right, *buffers, number)}
-    multiply_adds = floor_function("multiply_adds", ctypes.c_int64)
-    others["floor"] = partial(peak_steps, multiply_adds, 3 * rank * num_samples * number)
-    print_times(f"{'×'.join([str(dim)] * order)}, {num_samples} observed", experiments, 1, predictions, **others)
+    blas = partial(blas_products, left, right, *buffers, number)
+    print_times(f"{'×'.join([str(dim)] * order)}, {num_samples} observed", experiments, 1, predictions, BLAS=blas)
 
 
 def print_time_of_script(script):
@@ -213,8 +182,8 @@ def print_time_of_script(script):
 
 
 def main():
-    columns = "problem | experiments | µs per step | speedup over plain loop | over JAX | over BLAS | time / floor"
-    print(f"| {columns} |\n|{' --- |' * 7}")
+    columns = "problem | experiments | µs per step | speedup over plain loop | over JAX | over BLAS"
+    print(f"| {columns} |\n|{' --- |' * 6}")
     for depth in (2, 3, 4):
         for number in (1, 12, 64, 1024):
             print_times_of_matrices(depth, number)
