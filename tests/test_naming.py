@@ -1,6 +1,4 @@
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from common.naming import scientific
 
@@ -11,8 +9,3 @@ from common.naming import scientific
 )
 def test_scientific(number, written):
     assert scientific(number) == written
-
-
-@given(number=st.floats(allow_nan=False, allow_infinity=False))
-def test_scientific_round_trip(number):
-    assert float(scientific(number)) == number

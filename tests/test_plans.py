@@ -86,11 +86,7 @@ def test_tensor_completion_plans(name, run_main, tmp_path):
     assert output.startswith(f"{len(plan.experiments)} finished experiments, 0 folders skipped\n")
     samples = {str(each["num_samples"]) for each in plan.experiments}
     assert {row["num_samples"] for row in rows} == samples
-    assert list(dict.fromkeys(row["method"] for row in rows)) == [
-        "linear",
-        "tf, init 1e-2",
-        "tf, init 1e-3",
-    ]
+    assert list(dict.fromkeys(row["method"] for row in rows)) == ["linear", "tf, init 1e-2", "tf, init 1e-3"]
     assert set(recorded(tmp_path / "outputs/tc" / name, "random_seed")) == {7}
     rank, order = re.fullmatch(r"rank_(\d)_order_(\d)", name).groups()
     dataset = f"data/tc/tensor_rank_{rank}_fro_1_order_{order}_dim_8.pt"

@@ -22,16 +22,12 @@ from common.flags import integer
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = {
-    "many seeds": [
-        *("dmf_multiple_experiments_runner.py", "-plan", "many_seeds", "-repetitions", "1", "-epochs", "300000")
-    ],
-    "dmf": ["dmf_multiple_experiments_runner.py", "-plan", "figure_1_depth_3", "-save_every_num_val", "5"],
-    "tc": ["tc_multiple_experiments_runner.py", "-repetitions", "1"],
-    "tc with momentum": [
-        *("tc_multiple_experiments_runner.py", "-repetitions", "1", "-optimizer", "momentum", "-epochs", "4000"),
-        *("-weight_decay", "1e-4", "-init_std", "0.1", "-track_component_norms", "3"),
-    ],
-    "mixed": ["-m", "tests.stress.mixed_sweep"],
+    "many seeds": "dmf_multiple_experiments_runner.py -plan many_seeds -repetitions 1 -epochs 300000",
+    "dmf": "dmf_multiple_experiments_runner.py -plan figure_1_depth_3 -save_every_num_val 5",
+    "tc": "tc_multiple_experiments_runner.py -repetitions 1",
+    "tc with momentum": "tc_multiple_experiments_runner.py -repetitions 1 -optimizer momentum -epochs 4000 "
+    "-weight_decay 1e-4 -init_std 0.1 -track_component_norms 3",
+    "mixed": "-m tests.stress.mixed_sweep",
 }
 parser = Parser(__doc__)
 parser.add_argument("-kills", type=integer(1), default=200, help="total number of kills")
@@ -104,13 +100,13 @@ def run_kill_test(name: str, kills: int, seed: int, directory: Path) -> int:
     compared after each. Raises RuntimeError if any output differs.
     """
     rng, begin = random.Random(seed), time.monotonic()
-    run([*SWEEPS[name], "-output_dir", str(directory / "uninterrupted")])
+    run([*SWEEPS[name].split(), "-output_dir", str(directory / "uninterrupted")])
     seconds = time.monotonic() - begin
     expected, done, runs = read_outputs(directory / "uninterrupted"), 0, 0
     while done < kills:
         runs += 1
         output_dir = directory / f"killed_{runs}"
-        command, resume = [*SWEEPS[name], "-output_dir", str(output_dir)], []
+        command, resume = [*SWEEPS[name].split(), "-output_dir", str(output_dir)], []
         while not run([*command, *resume], rng.uniform(0, seconds) if done < kills else None):
             done, resume = done + 1, ["-resume"]
         if found := differences(expected, read_outputs(output_dir)):

@@ -6,20 +6,9 @@ import dmf_multiple_experiments_runner as runner
 from common.cli import run_script
 from common.sweeps.plans import Plan, combinations
 
-BASE = {
-    "random_seed": 0,
-    "enforce_pos_det": True,
-    "epochs": 6000,
-    "validate_every": 50,
-    "save_every_num_val": 5,
-    "lr": 5e-3,
-    "init_alpha": 0.05,
-    "store_checkpoints": True,
-    "save_results": True,
-    "plot_metrics": True,
-    "file_log": True,
-    "track_singular_values": True,
-}
+BASE = {"random_seed": 0, "enforce_pos_det": True, "epochs": 6000, "validate_every": 50, "lr": 5e-3, "init_alpha": 0.05}
+BASE |= {"save_every_num_val": 5, "store_checkpoints": True, "save_results": True, "plot_metrics": True}
+BASE |= {"file_log": True, "track_singular_values": True}
 DTYPES = {"dtype": ["float32", "float64"]}
 STATEFUL = {"optimizer": ["momentum", "adam"], "weight_decay": [0.0, 0.1]}
 TWO, FIVE = "data/dmf/completion_2x2_w_1_1_0.pt", "data/dmf/completion_5x5_w_1_1_0.pt"

@@ -149,30 +149,14 @@ def parameters_of(content):
     return content["optimizer"]["param_groups"][0]
 
 
-def state_of(content):
-    return content["optimizer"]["state"]
-
-
 @pytest.mark.parametrize(
     "optimizer, changed, message",
     [
         ("gd", lambda content: content["model"].pop("layers.2"), "has 2 factors of shapes .*, not 3"),
-        (
-            "gd",
-            lambda content: content["model"].update({"layers.0": torch.zeros(3, 2)}),
-            r"shapes .*\(3, 2\).*, not 3 of",
-        ),
         ("gd", lambda content: content.pop("val_evaluator"), "lacks 'val_evaluator'"),
         ("gd", lambda content: content.update(model={}), "is not a checkpoint"),
-        ("gd", lambda content: content.update(epoch="x"), "is not a checkpoint"),
-        ("gd", lambda content: content["val_evaluator"].update({5: content["val_evaluator"]["e2e_rank"]}), "called 5"),
-        ("gd", lambda content: parameters_of(content).update(momentum=0.9), "not written by GradientDescent"),
-        ("gd", lambda content: state_of(content).update({0: {"momentum_buffer": torch.zeros(2, 2)}}), "not written by"),
         ("momentum", lambda content: parameters_of(content).update(nesterov=True), "not written by Momentum"),
-        ("momentum", lambda content: parameters_of(content).update(momentum=-1.0), "not written by"),
-        ("momentum", lambda content: state_of(content).pop(2), "not written by"),
-        ("momentum", lambda content: state_of(content)[1].update(momentum_buffer=torch.zeros(3, 2)), "not written by"),
-        ("adam", lambda content: state_of(content)[0].update(step=torch.tensor(49.0)), "not written by Adam"),
+        ("momentum", lambda content: content["optimizer"]["state"].pop(2), "not written by"),
         ("adam", lambda content: parameters_of(content).update(betas=(0.9, 0.99)), "not written by"),
     ],
 )

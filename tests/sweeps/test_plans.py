@@ -91,8 +91,6 @@ def test_command_line_flags_override_list():
         ([BASE, {**BASE, "intit_alpha": 1}], "experiment 2 of the list: -intit_alpha 1: .*did you mean -init_alpha"),
         ([{**BASE, "resume": True}], "experiment 1 of the list: -resume True: unknown flag"),
         ([BASE, "depth"], "the list is .*: must be a Plan of a list of dictionaries"),
-        ([], "the list is .*: must be a Plan of a list of dictionaries"),
-        (3, "the list is .*: must be a Plan of a list of dictionaries"),
     ],
 )
 def test_invalid_experiment_list_is_refused(experiments, message):

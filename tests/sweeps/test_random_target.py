@@ -1,13 +1,14 @@
 """Tests of -random_target: the target and the order of its entries come from the run's seed."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from common.cli import UserError
 from common.sweeps.sweep import run_sweep
-from tests.conftest import KINDS, TENSOR, folders_in, make_experiment, parse_parameters, runs_by_number
+from tests.conftest import KINDS, TENSOR, make_experiment, parse_parameters, runs_by_number
 from tests.stress.kills import differences, read_outputs
 
 SMALL = {
@@ -18,18 +19,16 @@ SMALL = {
 
 def parameters(kind, **given):
     """Returns the parameters of a small run without -dataset_path."""
-    found = parse_parameters(kind, random_target=True, **SMALL[kind], **given)
-    return type(found)(found.values, found.given - {"dataset_path"}, found.parser)
+    return parse_parameters(kind, **{"random_target": True, **SMALL[kind], **given})
 
 
-def problem(kind, monkeypatch, **given):
-    monkeypatch.setattr("tests.conftest.parse_parameters", parameters)
-    return make_experiment(kind, **given).problem
+def problem(kind, **given):
+    return make_experiment(kind, **{"random_target": True, **SMALL[kind], **given}).problem
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_target_is_drawn_from_the_seed(kind, monkeypatch):
-    one, same, other = (problem(kind, monkeypatch, random_seed=seed).dataset for seed in (3, 3, 4))
+def test_target_is_drawn_from_the_seed(kind):
+    one, same, other = (problem(kind, random_seed=seed).dataset for seed in (3, 3, 4))
     target = "target_matrix" if kind == "dmf" else "target_tensor"
     entries = "stored_entries" if kind == "dmf" else "observed_entries"
     for name in (target, entries):
@@ -42,11 +41,11 @@ def test_target_is_drawn_from_the_seed(kind, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_target_is_independent_of_the_initialization(kind, monkeypatch):
+def test_target_is_independent_of_the_initialization(kind):
     """With the same numbers, the first factors of a run would be multiples of the target's factors."""
     correlations = []
     for seed in range(200):
-        found = problem(kind, monkeypatch, random_seed=seed)
+        found = problem(kind, random_seed=seed)
         target = found.dataset.target_matrix if kind == "dmf" else found.dataset.target_tensor
         count = min(target.numel(), found.initial_factors()[0].numel())
         pair = torch.stack([target.flatten()[:count], found.initial_factors()[0].flatten()[:count]])
@@ -56,7 +55,8 @@ def test_target_is_independent_of_the_initialization(kind, monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_runs_are_resumed_and_continued(kind, tmp_path):
-    common = {"store_checkpoints": True, "save_results": True} if kind == "dmf" else {"store_checkpoints": True}
+    common = {"store_checkpoints": True, **({"save_results": True} if kind == "dmf" else {})}
+    file = "final_e2e_matrix.pt" if kind == "dmf" else "model_tensor.pt"
     whole = [parameters(kind, **common, random_seed=seed, epochs=600, output_dir=tmp_path / "a") for seed in (1, 2)]
     run_sweep(KINDS[kind][0], whole)
     half = [parameters(kind, **common, random_seed=seed, epochs=300, output_dir=tmp_path / "b") for seed in (1, 2)]
@@ -67,21 +67,13 @@ def test_runs_are_resumed_and_continued(kind, tmp_path):
         assert recorded["provenance"]["identity"]["inputs"] == {}
         # The seed of the run that is continued holds.
         (path,) = (folder / "checkpoints").iterdir()
-        given = {**common, "random_seed": -1, "epochs": 300, "trainer_checkpoint": path, "output_dir": tmp_path / "c"}
+        output_dir = tmp_path / f"c_{number}"
+        given = {**common, "random_seed": -1, "epochs": 300, "trainer_checkpoint": path, "output_dir": output_dir}
         continued = parameters(kind, **given)
-        continued = type(continued)(continued.values, continued.given - {"random_seed"}, continued.parser)
-        run_sweep(KINDS[kind][0], [continued])
-    finals = [
-        {
-            json.loads((each / "run_params.json").read_text())["random_seed"]: each
-            for each in folders_in(tmp_path / name)
-        }
-        for name in ("a", "c")
-    ]
-    file = "final_e2e_matrix.pt" if kind == "dmf" else "model_tensor.pt"
-    for seed in (1, 2):
-        left, right = (torch.load(each[seed] / file, weights_only=True) for each in finals)
-        assert torch.equal(left, right)
+        run_sweep(KINDS[kind][0], [replace(continued, given=continued.given - {"random_seed"})])
+        ((_, one),), ((again, two),) = runs_by_number(tmp_path / "a")[number], runs_by_number(output_dir)[1]
+        assert again["random_seed"] == number
+        assert torch.equal(*(torch.load(each / file, weights_only=True) for each in (one, two)))
     # A run whose mark is missing is resumed, a finished one is not.
     before = read_outputs(tmp_path / "a")
     ((recorded, folder),) = runs_by_number(tmp_path / "a")[2]
@@ -91,23 +83,22 @@ def test_runs_are_resumed_and_continued(kind, tmp_path):
     assert differences(before, read_outputs(tmp_path / "a")) == []
 
 
-def test_continuing_needs_the_seed_of_the_target(tmp_path, monkeypatch):
+def test_continuing_needs_the_seed_of_the_target(tmp_path):
     """Without it, the run would go on with another target."""
     run_sweep(KINDS["tc"][0], [parameters("tc", epochs=10, random_seed=3, store_checkpoints=True, output_dir=tmp_path)])
     (path,) = tmp_path.glob("*/checkpoints/*.pt")
     with pytest.raises(UserError, match="-random_seed -1: the run that is continued has 3; leave it out"):
-        problem("tc", monkeypatch, random_seed=-1, trainer_checkpoint=path)
+        problem("tc", random_seed=-1, trainer_checkpoint=path)
     alone = path.rename(tmp_path / "alone.pt")
     with pytest.raises(UserError, match="the seed of the run that is continued is unknown; give -random_seed"):
-        problem("tc", monkeypatch, random_seed=-1, trainer_checkpoint=alone)
-    assert problem("tc", monkeypatch, random_seed=3, trainer_checkpoint=alone).parameters["random_seed"] == 3
+        problem("tc", random_seed=-1, trainer_checkpoint=alone)
+    assert problem("tc", random_seed=3, trainer_checkpoint=alone).parameters["random_seed"] == 3
 
 
-def test_flags_that_contradict_each_other(monkeypatch):
+def test_flags_that_contradict_each_other():
     with pytest.raises(UserError, match="-order 4: has no effect without -random_target; leave it out"):
         make_experiment("tc", order=4)
     with pytest.raises(UserError, match=r"-dataset_path .*: contradicts -random_target; give only one of the two"):
         make_experiment("tc", random_target=True, dataset_path=TENSOR)
-    monkeypatch.setitem(SMALL["tc"], "num_samples", 65)
     with pytest.raises(UserError, match="-num_samples 65: the dataset has only 64 entries"):
-        problem("tc", monkeypatch)
+        problem("tc", num_samples=65)

@@ -1,6 +1,4 @@
 import json
-import re
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,9 +7,8 @@ import torch
 from common.cli import UserError
 from common.datasets.matrix_sensing import gaussian_sensing, random_target
 from common.problems.matrix_factorization import MatrixFactorization
-from common.sweeps import progress
 from common.sweeps import sweep as sweep_module
-from common.sweeps.folder import ExperimentFolder, new_folder
+from common.sweeps.folder import ExperimentFolder
 from common.sweeps.plots import MetricPlots
 from common.sweeps.sweep import run_sweep
 from tests.conftest import KINDS, MATRIX, ROOT, folders_in, parse_parameters, runs_by_number
@@ -19,13 +16,10 @@ from tests.conftest import KINDS, MATRIX, ROOT, folders_in, parse_parameters, ru
 BASE = {"epochs": 100, "save_results": True}
 
 
-def run_experiments(tmp_path, *experiments, **more):
+def run_experiments(tmp_path, *experiments):
     """Runs the experiments and returns (run parameters, folder) of each, in order."""
-    run_sweep(
-        MatrixFactorization,
-        [parse_parameters(**BASE | {"output_dir": tmp_path} | each) for each in experiments],
-        **more,
-    )
+    parameters = [parse_parameters(**BASE | {"output_dir": tmp_path} | each) for each in experiments]
+    run_sweep(MatrixFactorization, parameters)
     return [runs_by_number(tmp_path)[number + 1][0] for number in range(len(experiments))]
 
 
@@ -44,31 +38,22 @@ def test_sweep_of_different_depths_and_dtypes(tmp_path):
 
 
 @pytest.fixture
-def planned_batches(monkeypatch):
-    """Replaces training; returns a list that collects (number of experiments, device) of each batch."""
-    batches = []
-    monkeypatch.setattr(
-        sweep_module, "train_batch", lambda batch, device, *_: batches.append((len(batch), str(device)))
-    )
-    return batches
+def planned_devices(monkeypatch):
+    """Replaces training; returns a list that collects the device of each batch."""
+    devices = []
+    monkeypatch.setattr(sweep_module, "train_batch", lambda batch, device, *_: devices.append(str(device)))
+    return devices
 
 
-def test_batch_size_does_not_depend_on_epochs(tmp_path, planned_batches):
-    """Memory is not reserved for the maximal history, since few runs use all of their epochs."""
-    endless = [{"epochs": 10**12, "random_seed": seed, "store_checkpoints": True} for seed in range(4)]
-    run_sweep(MatrixFactorization, [parse_parameters(**{"output_dir": tmp_path} | each) for each in endless])
-    assert planned_batches == [(4, "cpu")]
-
-
-def test_device_selection(tmp_path, planned_batches, monkeypatch):
+def test_device_selection(tmp_path, planned_devices, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     order_4 = {"dataset_path": ROOT / "data/tc/tensor_rank_1_fro_1_order_4_dim_8.pt", "output_dir": tmp_path}
 
     def devices(*experiments, kind="tc"):
-        planned_batches.clear()
+        planned_devices.clear()
         run_sweep(KINDS[kind][0], [parse_parameters(kind, **order_4 | each) for each in experiments])
-        return [device for _, device in planned_batches]
+        return list(planned_devices)
 
     def seeds(number, **given):
         return [{**given, "random_seed": seed} for seed in range(number)]
@@ -94,42 +79,6 @@ def test_equal_experiments_are_run_once(tmp_path, capsys):
     assert len(folders_in(tmp_path)) == 4
     first_line = capsys.readouterr().out.splitlines()[0]
     assert first_line == "4 experiments (2 duplicates in the list are skipped)"
-
-
-def test_first_line_shows_number_of_observations(tmp_path, capsys):
-    for numbers, shown in [([200], "1 experiment, 200"), ([50, 511, 300], "3 experiments, 50 to 511")]:
-        run_sweep(
-            KINDS["tc"][0], [parse_parameters("tc", output_dir=tmp_path, epochs=1, num_samples=n) for n in numbers]
-        )
-        assert capsys.readouterr().out.splitlines()[0] == f"{shown} of 512 observations"
-
-
-def test_results_of_diverged_experiments(tmp_path):
-    diverging = [{"lr": 1e5, "init_alpha": 1}, {"lr": 100.0, "init_alpha": 1}]
-    *_, (parameters, folder) = run_experiments(tmp_path, {}, *diverging)
-    assert parameters["status"]["stop_reason"] == "diverged"
-    text = (folder / "final_metrics_values.json").read_text()
-    assert not any(word in text for word in ("NaN", "Infinity"))
-    assert json.loads(text)["mse_loss"] is None
-
-
-def test_many_experiments_are_counted(tmp_path, capsys):
-    run_experiments(tmp_path, *({"random_seed": seed} for seed in range(49)), {"lr": 1e5, "init_alpha": 1})
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "50 experiments"
-    assert re.match(r"50/50 \S+: diverged, epoch", lines[1])
-    (last,) = lines[2:]
-    assert last.startswith("50 experiments: 1 diverged, 49 epochs")
-    assert last.endswith(f"; their numbers are in {tmp_path}/results.csv")
-
-
-def test_folder_names_are_unique(tmp_path):
-    parameters = {"output_dir": str(tmp_path), "experiment_name": "same"}
-    with ThreadPoolExecutor(8) as pool:
-        paths = [folder.path for folder in pool.map(lambda _: new_folder(parameters, {}), range(8))]
-    assert sorted(set(paths)) == sorted(tmp_path.iterdir())
-    assert len(set(paths)) == 8
-    assert all((path / "run_params.json").exists() for path in paths)
 
 
 def test_random_seed_is_recorded_and_reproduces_run(tmp_path):
@@ -159,21 +108,6 @@ def test_checkpoints_and_plots_during_training(tmp_path, monkeypatch, frequent_o
     run_experiments(tmp_path, {**outputs, "engine": "torch"})
     assert saved == [99, 199, 299, 399, 459]
     assert drawn == [2, 4, 6, 8, 10]
-
-
-def test_outputs_in_mid_run_are_paced(monkeypatch):
-    """Simulates a second of training before each possible output of 3 seconds."""
-    clock = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    pace, written = progress.Pace(), 0
-    assert not pace.is_due()
-    for _ in range(10_000):
-        clock[0] += 1
-        if pace.is_due():
-            clock[0] += 3
-            pace.took(3)
-            written += 1
-    assert 0.04 * clock[0] < 3 * written <= 0.05 * clock[0]
 
 
 def test_matrix_sensing_recovers_low_rank_target(tmp_path):
