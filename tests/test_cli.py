@@ -1,4 +1,6 @@
 import signal
+import subprocess
+import sys
 from argparse import SUPPRESS
 
 import pytest
@@ -6,6 +8,7 @@ import pytest
 from common.cli import Parser, UserError, flag_errors
 from common.flags import integer, optional, part_of_name, real
 from common.signals import signals_noted
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +118,13 @@ def test_unreadable_file_is_named_with_its_flag(tmp_path):
     expected = r"^-name .*x: cannot be read: No such file or directory; give a readable file$"
     with pytest.raises(UserError, match=expected), flag_errors("name", missing):
         missing.read_text()
+
+
+def test_second_signal_ends_the_process():
+    code = "import signal, common.signals as signals; signals._REPEATED_SIGNAL_SECONDS = -1\n"
+    code += "with signals.signals_noted(): signal.raise_signal(2); print('noted', flush=True); signal.raise_signal(15)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("noted\n", -signal.SIGTERM)
 
 
 def test_nohup_is_respected():
