@@ -20,7 +20,7 @@ add("-use_symmetric_target", action="store_true", help="a symmetric random targe
 text = "the paper's target: (0,1), (1,0) and (i,i) for i ≥ 2 are 1, else 0; overrides -rank"
 add("-use_custom_target", action="store_true", help=text)
 text = "the entries of the target, row by row; overrides -rank"
-add("-target_entries", type=real(), nargs="+", default=[], help=text)
+add("-target_entries", type=real(-1e15, below=1e15), nargs="+", default=[], help=text)
 text = "observe all entries except (0,0) or -unobserved_entry, in order; overrides -task_type and -num_samples"
 add("-use_custom_sensing_matrices", action="store_true", help=text)
 text = "with -use_custom_sensing_matrices: leave out entry (I, J) instead of (0, 0); repeatable"
@@ -31,7 +31,7 @@ add("-task_type", choices=["sensing", "completion"], default="sensing", help=tex
 text = "store the observed entries instead of sensing matrices: a much smaller file, for this project only"
 add("-store_entries", action="store_true", help=text)
 text = "standard deviation of the entries of Gaussian sensing matrices"
-add("-sensing_std", type=real(0, above=True), default=1.0, help=text)
+add("-sensing_std", type=real(1e-15, below=1e15), default=1.0, help=text)
 
 
 def check(parameters: Parameters) -> None:

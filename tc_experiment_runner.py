@@ -35,7 +35,7 @@ def add_flags(parser: Parser) -> None:
     add("-tensor_rank_tol", type=real(0, above=True), default=1e-6, help=text)
 
     text = "components of the factorization; 0: full rank, the product of all dimensions but the largest"
-    add("-num_components", type=integer(0), default=0, help=text)
+    add("-num_components", type=integer(0, 10**6), default=0, help=text)
 
     text = "standard deviation of the initial factors"
     parser.start.add_argument("-init_std", type=real(0), default=1e-3, help=text)

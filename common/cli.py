@@ -5,6 +5,7 @@ It imports no large package, so that `-h` and errors appear at once.
 
 import argparse
 import difflib
+import io
 import os
 import re
 import sys
@@ -232,6 +233,7 @@ def print_line(line: str) -> None:
 
 def run_script(main: Callable[[], None]) -> None:
     """Runs a script's main function. An error is reported by one line on standard error and the exit status."""
+    sys.stderr = sys.stderr or io.StringIO()  # None if the shell has closed it
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # None, or replaced
             stream.reconfigure(errors="replace")

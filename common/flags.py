@@ -62,7 +62,8 @@ def real(minimum: float = -math.inf, above: bool = False, below: float = math.in
 def part_of_name(value: str) -> str:
     """Checks a string that becomes part of the name of a file or folder."""
     plain = value.isprintable() and value and not {"/", "\\"} & set(value) and not value.startswith(".")
-    require(plain, value, "must be part of a file name: printable, no slashes, no leading dot")
+    problem = "must be part of a file name: 1 to 150 bytes, printable, no slashes, no leading dot"
+    require(plain and len(os.fsencode(value)) <= 150, value, problem)
     return value
 
 
@@ -115,6 +116,8 @@ def output_file(*endings: str) -> Callable[[str], str]:
     def output_file(value: str) -> str:
         require(Path(value).suffix.lower() in endings, value, f"must end in {' or '.join(endings)}")
         require(not os.path.isdir(value), value, "is a folder; give the path of a file")
+        # The name of the temporary file is longer.
+        require(len(os.fsencode(Path(value).name)) <= 240, value, "give a name of at most 240 bytes")
         _require_writable(os.path.dirname(value), value)
         return value
 

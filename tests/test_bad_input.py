@@ -21,6 +21,7 @@ REFUSED = {
         (f"{DATA} -random_seed {2**32}", f"-random_seed {2**32}: must be an integer of at least -1 and at most"),
         (f"{DATA} -optimizer momentum -momentum 1", "-momentum 1: must be a finite number of at least 0 and less th"),
         (f"{DATA} -experiment_name a/b", "-experiment_name a/b: must be part of a file name"),
+        (f"{DATA} -experiment_name {'é' * 80}", "1 to 150 bytes"),
         (f"{DATA} -output_dir {MATRIX}/x", f"-output_dir {MATRIX}/x: {MATRIX} is not a folder"),
         ("", f"-dataset_path {DEFAULT}: no such file; run from the repository's root, {ROOT}, or give the path"),
         ("-dataset_path=", "-dataset_path '': no such file; give the path of an existing one"),
@@ -88,10 +89,15 @@ REFUSED = {
         (DATA, "'target_tensor'"),
         ("-dataset_path bad/tensor_order.pt", "'train_indices_order'"),
         ("-dataset_path bad/tensor_zero.pt", "nothing but zeros"),
+        ("-dataset_path bad/tensor_large.pt", "the norm of 'target_tensor' is outside 1e-150 to 1e150; scale it"),
     ],
     TC_LIST: [(f"{TC_DATA} -lr 0", "-lr 0: must be a finite number greater than 0")],
     TC_GENERATOR: [
         ("-target_tensor_cp_rank 0", "-target_tensor_cp_rank 0: must be at least 1, or -1"),
+        (
+            "-target_fro_norm 1e42",
+            "-target_fro_norm 1e42: must be a finite number of at least 1e-15 and less than 1e+15",
+        ),
         ("-mode_dim_size 100 -order 5", "-mode_dim_size 100: of order 5 makes 1.0e+10 entries"),
     ],
     TC_PLOTTER: [
@@ -125,6 +131,10 @@ def bad_files(tmp_path):
         "curve": {"train_evaluator": {"sse_loss_div_2": tracker}, "val_evaluator": {"e2e_0_0_value": tracker}},
         "tensor_order": {"target_tensor": torch.ones(2, 2, 2), "train_indices_order": [0, *range(7)]},
         "tensor_zero": {"target_tensor": torch.zeros(2, 2, 2), "train_indices_order": list(range(8))},
+        "tensor_large": {
+            "target_tensor": torch.full((2, 2, 2), 1e200, dtype=torch.float64),
+            "train_indices_order": [0],
+        },
     }
     for name, content in contents.items():
         torch.save(content, tmp_path / f"bad/{name}.pt")

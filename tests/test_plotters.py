@@ -136,6 +136,17 @@ def test_backend_of_a_notebook_and_missing_latex(folders):
     assert (result.returncode, b"-save_plot_to: is needed" in result.stderr) == (2, True)
 
 
+def test_figure_is_saved_if_standard_output_is_closed(folders):
+    """As in `python tc_results_plotter.py … | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(ROOT / TC), "-experiments_dir", "tc/plan", "-save_plot_to", "x.png"]
+    result = subprocess.run(command, cwd=folders, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert (folders / "x.png").read_bytes().startswith(PNG)
+
+
 def test_flags_that_name_what_was_not_recorded(plot, folders):
     def refused(script, directory, flags, message):
         assert_refused(plot(script, directory, *flags.split()), script, message)

@@ -118,4 +118,6 @@ def target_and_known(content: Mapping[str, Any], name: str) -> tuple[Tensor, Ten
     target = target if known is None else target.where(known, 0)
     if not target.isfinite().all():
         raise ValueError(f"{name!r} holds infinity, or NaN where it is known")
+    if target.any() and not 1e-150 < target.double().norm() < 1e150:
+        raise ValueError(f"the norm of {name!r} is outside 1e-150 to 1e150; scale it")
     return target, known

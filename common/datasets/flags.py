@@ -43,7 +43,7 @@ def add_random_tensor_flags(add: Callable[..., Any]) -> None:
     """Adds the flags of a random tensor with the method `add` of a parser or a group."""
     text = "CP rank of the random target; -1: no constraint, Gaussian entries"
     add("-target_tensor_cp_rank", type=cp_rank, default=1, help=text)
-    add("-target_fro_norm", type=real(0, above=True), default=1.0, help="Frobenius norm of the target")
+    add("-target_fro_norm", type=real(1e-15, below=1e15), default=1.0, help="Frobenius norm of the target")
     add("-mode_dim_size", type=integer(1), default=10, help="dimension of each mode")
     add("-order", type=integer(2, 25), default=3, help="number of modes")
 

@@ -40,6 +40,14 @@ def test_figure_of_single_runs():
     assert (axes.get_xscale(), axes.get_yscale(), bar.get_xlabel()) == ("log", "linear", "epochs")
     assert axes.get_xlim() == pytest.approx((0.9, 1e-4))
     assert texts_of(axes.get_legend()) == ["a", "b"]
+    assert tuple(figure.get_size_inches()) == (3.1, 3.4)
+    assert axes.get_ylim()[0] == 0
+    assert axes.collections[0].cmap(1.0) == (0, 0, 0, 1)
+    # A marker in each decade, below 1.3e-1, 1.3e-2, …; those of the second curve are shifted.
+    markers = {line.get_marker(): line.get_xdata() for line in axes.lines if line.get_marker() != "None"}
+    assert {marker: len(losses) for marker, losses in markers.items()} == {"o": 4, "v": 3}
+    np.testing.assert_allclose(markers["o"], [1.3e-1, 1.3e-2, 1.3e-3, 1.3e-4], rtol=0.01)
+    np.testing.assert_allclose(markers["v"], [1.82e-1, 1.82e-2, 1.82e-3], rtol=0.01)
     # The curves end after the first loss below 1e-4 and share one color scale.
     lines = axes.collections
     ends = [line.get_segments()[-1][-1][0] for line in lines]

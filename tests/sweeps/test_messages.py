@@ -25,14 +25,19 @@ def test_loss_that_does_not_fall(tmp_path, capsys, validate_every):
     assert (STILL in oscillating) == (validate_every < 3000)
 
 
-def test_many_experiments_are_counted(tmp_path, capsys):
+@pytest.mark.parametrize("tol", [0, 1e-25])
+def test_many_experiments_are_counted(tmp_path, capsys, tol):
     flags, rates = {**PRODUCT, "validate_every": 50, "output_dir": tmp_path}, [0.05 + 0.0015 * k for k in range(50)]
+    flags["stop_on_zero_loss_tol"] = tol
     run_sweep(KINDS["dmf"][0], [parse_parameters(**flags, lr=lr) for lr in (*rates, 1e5)])
     first, *shown, last = capsys.readouterr().out.splitlines()
     assert first == "51 experiments"
-    # Of those that used all of their epochs, none is shown.
+    # Of those that used all of their epochs or stalled below the tolerance, none is shown.
+    assert len(shown) > 1 if tol == 0 else len(shown) == 1
     assert all(re.match(r"\d+/51 \S+: (diverged|stalled)", line) for line in shown)
     assert sum(": diverged, epoch" in line for line in shown) == 1
     still = r" \(16 with a loss that did not fall in the second half of its epochs\)"
-    assert re.match(rf"51 experiments: 1 diverged, \d+ epochs(, \d+ stalled)?{still}; their numbers are in ", last)
+    assert re.match(
+        rf"51 experiments: 1 diverged, \d+ epochs, \d+ stalled(, \d+ zero loss)?{still}; their numbers are in ", last
+    )
     assert last.endswith(f" {tmp_path}/results.csv")

@@ -7,8 +7,9 @@ import torch
 from common.cli import UserError
 from common.datasets.matrix_sensing import gaussian_sensing, random_target
 from common.problems.matrix_factorization import MatrixFactorization
+from common.sweeps import progress
 from common.sweeps import sweep as sweep_module
-from common.sweeps.folder import ExperimentFolder
+from common.sweeps.folder import ExperimentFolder, new_folder
 from common.sweeps.plots import MetricPlots
 from common.sweeps.sweep import run_sweep
 from tests.conftest import KINDS, MATRIX, ROOT, folders_in, parse_parameters, runs_by_number
@@ -108,6 +109,27 @@ def test_checkpoints_and_plots_during_training(tmp_path, monkeypatch, frequent_o
     run_experiments(tmp_path, {**outputs, "engine": "torch"})
     assert saved == [99, 199, 299, 399, 459]
     assert drawn == [2, 4, 6, 8, 10]
+
+
+def test_outputs_in_mid_run_take_a_twentieth_of_the_time(monkeypatch):
+    """Simulates a second of training before each possible output of 3 seconds."""
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    pace, written = progress.Pace(), 0
+    for _ in range(10_000):
+        clock[0] += 1
+        if pace.is_due():
+            clock[0] += 3
+            pace.took(3)
+            written += 1
+    assert 0.04 * clock[0] < 3 * written <= 0.05 * clock[0]
+
+
+def test_folders_of_one_name_are_numbered(tmp_path, monkeypatch):
+    monkeypatch.setattr("common.sweeps.folder.utc_time", lambda: "2100_01_01-00_00_00")
+    (tmp_path / "a_2100_01_01-00_00_00").mkdir()  # by another process
+    folder = new_folder({"output_dir": str(tmp_path), "experiment_name": "a"}, {})
+    assert folder.path.name == "a_2100_01_01-00_00_00_2"
 
 
 def test_matrix_sensing_recovers_low_rank_target(tmp_path):
