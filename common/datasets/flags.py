@@ -142,5 +142,5 @@ def make_own_dataset(
         check(content)
     shape = "x".join(map(str, target.shape))
     made = save_dataset(content, parameters, f"{'matrix' if target.dim() == 2 else 'tensor'}_{shape}")
-    found = f"{known.sum()} of {target.numel()} entries are known, {len(entries)} may be observed"
+    found = f"{known.sum()} of {target.numel()} entries are known; observe up to -num_samples {len(entries)}"
     print_line(f"{made}: {shape} target; {found}; random_seed {seed}")
