@@ -32,7 +32,7 @@ text = "plot against the loss, or against the epoch: with several metrics, a pan
 add("-x", choices=["loss", "epoch"], default="loss", help=text)
 text = "plot the theoretical bound, while it holds for at least half of the runs of a line"
 add("-show_bound", action="store_true", help=text)
-add("-min_loss", type=real(0, above=True), default=1e-4, help="where the curves and the loss axis end")
+add("-min_loss", type=real(0, above=True), default=1e-4, help="where curves and loss axis end; see -y")
 add_figure_flags(parser)
 more = ", or ratio_to_bound: |unobserved entry| divided by its theoretical lower bound at the loss of the run"
 add_map_flags(parser, None, f"{more} (default: |unobserved entry|)")

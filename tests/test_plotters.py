@@ -58,7 +58,7 @@ def test_experiments_of_the_other_kind_are_refused(plot, folders):
     assert_refused(plot(DMF, "tc/plan/run_0"), DMF, f"-experiments_dir tc/plan/run_0: {OF_TENSORS}")
     assert_refused(plot(TC, "dmf/plan/run_0"), TC, f"-experiments_dir dmf/plan/run_0: {OF_MATRICES}")
     make_matrix_run(folders / "dmf/run", status={"finished": False})
-    assert_refused(plot(DMF, "dmf/run"), DMF, "-experiments_dir dmf/run: not finished")
+    assert_refused(plot(DMF, "dmf/run"), DMF, "-experiments_dir dmf/run: not finished; -resume continues it")
 
 
 def test_folder_of_folders_of_experiments(plot, folders):
@@ -89,11 +89,14 @@ def test_skipped_folders_are_counted_by_reason(plot, folders):
     lines = assert_success(plot(DMF, "dmf/plan")).stdout.splitlines()
     assert lines[0] == "2 experiments, 5 skipped"
     assert lines[1].startswith("  2 folders: is not a torch.save file, is damaged, or holds more than plain data")
-    assert lines[2:4] == ["  2 folders: not finished", "  1 folder: no matrix factorization experiment"]
+    assert lines[2:4] == [
+        "  2 folders: not finished; -resume continues it",
+        "  1 folder: no matrix factorization experiment",
+    ]
     listed = assert_success(plot(DMF, "dmf/plan", "-list_skipped")).stdout.splitlines()
     assert listed[0] == lines[0]
     assert listed[1].startswith("  damaged_0: 2020_epoch_9.pt: is not a torch.save file")
-    assert listed[4:6] == [f"  unfinished_{number}: not finished" for number in range(2)]
+    assert listed[4:6] == [f"  unfinished_{number}: not finished; -resume continues it" for number in range(2)]
 
     make_tensor_run(folders / "tc/plan", "rank", {**TENSOR, "num_samples": 60}, ranks=(-1, 9, 1))
     lines = assert_success(plot(TC, "tc/plan")).stdout.splitlines()
@@ -157,7 +160,8 @@ def test_flags_that_name_what_was_not_recorded(plot, folders):
     differing = "is not recorded of all runs; the parameters in which they differ are: lr"
     refused(DMF, "dmf/plan", "-map lr nope", f"-map lr nope: nope {differing}")
     refused(DMF, "dmf/plan", "-map lr depth -metric ratio_to_bound", f"-metric ratio_to_bound: {NO_OBSERVATIONS}")
-    entry = "only e2e_0_0_value was recorded; give such an entry, or a run with -tracked_e2e_value_of 2 2"
+    entry = "only e2e_0_0_value was recorded; plot another metric with -y, or give such an entry or a run with "
+    entry += "-tracked_e2e_value_of 2 2"
     refused(DMF, "dmf/plan", "-unobserved_entry 2 2", f"-unobserved_entry 2 2: 2020_epoch_9.pt: {entry}")
 
 

@@ -84,7 +84,8 @@ def draw_against_loss(groups: Sequence[Group], flags: Mapping[str, Any]) -> tupl
         for index, (group, style) in enumerate(zip(members, figures.line_styles(len(members)), strict=True)):
             if of_shares:
                 points = share_rows(group.values, min_loss)
-                style["label"] = f"{group.name} ({number_of(len(group.values), 'run')})"
+                too_few = "" if points else ", not all below loss 0.1"
+                style["label"] = f"{group.name} ({number_of(len(group.values), 'run')}{too_few})"
                 losses, shares = ([row[name] for row in points] for name in ("loss", "share"))
                 handles[axes] += axes.plot(losses, shares, in_layout=bool(points), **style)
             elif of_seeds:
@@ -116,8 +117,10 @@ def draw_against_loss(groups: Sequence[Group], flags: Mapping[str, Any]) -> tupl
     elif of_excess:
         first.set_yscale("symlog", linthresh=_SMALLEST_EXCESS, linscale=0.5)
         first.set_ylim(-0.3 * _SMALLEST_EXCESS, 1.6 * first.get_ylim()[1])
-    elif metric == "e2e_rank":
-        first.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    else:
+        first.ticklabel_format(axis="y", useOffset=False)
+        if metric == "e2e_rank":
+            first.yaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(names) > 1:
         figure.suptitle(title)
     elif title:

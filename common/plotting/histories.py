@@ -82,7 +82,8 @@ def read_history(
         if of_entry not in metrics:
             entries = [name for name in recorded if re.fullmatch(r"e2e_\d+_\d+_value", name)]
             known = f"only {', '.join(entries)} {'was' if len(entries) == 1 else 'were'}" if entries else "no entry was"
-            remedy = f"give {'such an entry, or ' * bool(entries)}a run with -tracked_e2e_value_of {row} {col}"
+            remedy = f"plot another metric with -y, or give {'such an entry or ' * bool(entries)}a run with "
+            remedy += f"-tracked_e2e_value_of {row} {col}"
             raise NotRecorded(f"{known} recorded; {remedy}")
         epochs, values = metrics.pop(of_entry)
         metrics[""] = Series(epochs, np.abs(values))

@@ -109,6 +109,7 @@ def draw_metrics(lines: Lines, directory: Path, stalled: int | None = None, owne
             if not is_log:
                 whole = {"integer": True, "min_n_ticks": 1} if WHOLE.fullmatch(name) else {}
                 axes.yaxis.set_major_locator(MaxNLocator(5, **whole))
+                axes.ticklabel_format(axis="y", scilimits=(-3, 4))  # longer labels would touch the axis label
             axes.relim()
             axes.autoscale_view()
             if not len(values):

@@ -59,7 +59,7 @@ def is_finished(run: RecordedRun) -> bool:
 def checkpoint_of(run: RecordedRun) -> Path:
     """Returns the newest checkpoint of a run that ended. Raises ValueError if the run is to be skipped."""
     if run.status and not run.status.get("finished"):
-        raise ValueError("not finished")
+        raise ValueError("not finished; -resume continues it")
     if run.status.get("stop_reason") == "diverged":
         raise ValueError("diverged")
     if checkpoint := newest_checkpoint(run.path):

@@ -54,7 +54,7 @@ def _read_result(run: RecordedRun) -> dict[str, Any]:
     try:
         metrics = load_json(run.path / TENSOR_METRICS)
     except FileNotFoundError:
-        raise ValueError("not finished") from None
+        raise ValueError("not finished; -resume continues it") from None
     if run.status.get("stop_reason") == "diverged":
         raise ValueError("diverged")
     if run.values.get("num_samples") is None:

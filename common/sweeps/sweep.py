@@ -22,6 +22,7 @@ from common.sweeps.progress import say
 from common.sweeps.results_table import RESULTS_TABLE, write_results_table
 from common.sweeps.resume import resume_experiments
 from common.sweeps.training import MANY, Sweep, build_engine, build_trainer, train_batch
+from common.training.history import EPOCHS, ZERO_LOSS
 from common.training.threads import num_threads
 
 
@@ -145,9 +146,10 @@ def _run(sweep: Sweep, resume: bool) -> None:
                 say(f"{directory / RESULTS_TABLE} was not written: {error}")
         if total >= MANY and experiments:
             reasons = Counter(each.stop_reason for each in experiments if each.has_results)
-            counts = ", ".join(f"{number} {reason.replace('_', ' ')}" for reason, number in sorted(reasons.items()))
+            words = {EPOCHS: "with all epochs done", ZERO_LOSS: "with zero loss"}
+            counts = ", ".join(f"{number} {words.get(each, each)}" for each, number in sorted(reasons.items()))
             if still := sum(experiment.stands_still for experiment in experiments):
-                counts += f" ({still} with a loss that did not fall in the second half of its epochs)"
+                counts += f"; {still} with a loss that did not fall in the second half of the epochs"
             table = Path(sweep.listed[0][0]["output_dir"]) / RESULTS_TABLE
             say(f"{len(experiments)} experiments: {counts or 'none ended'}; their numbers are in {table}")
     if not (stop or sweep.failure):

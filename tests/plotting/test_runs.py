@@ -56,7 +56,7 @@ def test_unusable_runs_are_skipped_with_reason(tmp_path):
     assert [(line.name, len(line.values)) for line in lines] == [(name, 1) for name in names]
     reasons = dict(line.split(": ", 1) for line in skipped)
     assert reasons.keys() == {*written, "never_finite"} - {"good", "original"}
-    assert (reasons["unfinished"], reasons["diverged"]) == ("not finished", "diverged")
+    assert (reasons["unfinished"], reasons["diverged"]) == ("not finished; -resume continues it", "diverged")
     assert reasons["foreign"] == "no matrix factorization experiment"
     assert "2020_epoch_9.pt: is not a torch.save file" in reasons["damaged"]
     assert reasons["never_finite"] == "2020_epoch_9.pt: diverged"

@@ -47,7 +47,7 @@ def test_unusable_folders_are_skipped_with_reason(tmp_path):
         "damaged": "is not JSON",
         "no_dictionary": "does not hold a dictionary",
         "bad_target": "is not a torch.save file",
-        "unfinished": "not finished",
+        "unfinished": "not finished; -resume continues it",
         "foreign": "no tensor completion experiment",
     }
     lines = dict(line.split(": ", 1) for line in skipped)
