@@ -245,7 +245,7 @@ def run_script(main: Callable[[], None]) -> None:
     except Interrupted as interruption:
         status, message = 128 + interruption.args[0], interruption.args[1]
     except KeyboardInterrupt:
-        status, message = 130, "interrupted; what was written so far is kept"
+        status, message = 130, "interrupted"
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(frame.filename).name}:{frame.lineno}"
