@@ -22,6 +22,8 @@ from common.training.optimizers import Optimizer
 
 # Raised for files with other content.
 _ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RuntimeError)
+# Keys of a group of torch.optim that do not change the steps.
+_WITHOUT_EFFECT = {"params", "initial_lr", "adjusted_lr", "foreach", "fused", "capturable", "differentiable"}
 # Several experiments may continue from one file.
 read_checkpoint = lru_cache(maxsize=4)(load_dictionary)
 
@@ -97,6 +99,9 @@ def _parse_optimizer(
     hyperparameters = {name: float(group.get(name, 0.0)) for name in optimizer.hyperparameters}
     _require(hyperparameters["lr"] > 0 and all(0 <= value < math.inf for value in hyperparameters.values()))
     _require(all(group[name] == value for name, value in optimizer.constants.items()))
+    # Options that change the steps, such as Nesterov momentum or `maximize`.
+    others = {name for name, value in group.items() if value} - hyperparameters.keys() - optimizer.constants.keys()
+    _require(others <= _WITHOUT_EFFECT)
     if not (optimizer.factor_state or optimizer.scalar_state):
         # torch.optim.SGD of PyTorch 1.8 to 2.3 writes {"momentum_buffer": None} for each parameter.
         _require(all(value is None for of_parameter in state.values() for value in of_parameter.values()))
