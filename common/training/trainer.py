@@ -59,9 +59,8 @@ class Trainer:
         self._last_epochs = np.array([state.last_epoch for state in states])
         self._tolerances = np.array([state.zero_loss_tol for state in states])
         # The loss of each experiment that begins here at half of its epochs, and that epoch.
-        self._half_losses, self._halves = np.full(len(states), np.inf), self._last_epochs // 2
-        if self.epoch >= 0:
-            self._halves = np.full(len(states), -1)
+        self._half_losses = np.full(len(states), np.inf)
+        self._halves = np.where(self.epoch < 0, self._last_epochs // 2, -1)
 
     def advance(self) -> list[Ended]:
         """Trains to a later validation, to the last epoch of an experiment, or for the time that one call may take, and
